@@ -1,0 +1,30 @@
+# The virtual environment is .venv; PYTHON chooses the interpreter that makes it.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+WORKDIR ?= runs/quickstart
+
+.PHONY: install quickstart test test-slow lint clean
+
+install: $(VENV)/installed
+
+# Editable, so the package runs from this checkout; again only when the dependencies change.
+$(VENV)/installed: setup.py pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[train,dev]"
+	touch $@
+
+quickstart: install
+	$(BIN)/evolving-rl train --config=configs/alfworld_quickstart.py --workdir=$(WORKDIR)
+
+test: install
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m "not slow"
+
+test-slow: install
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

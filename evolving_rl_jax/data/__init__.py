@@ -1,0 +1,1 @@
+"""Tasks and data sets: what is played, in which split and in which order."""

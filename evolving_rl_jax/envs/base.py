@@ -1,0 +1,49 @@
+"""What every environment offers: reset to a task, act in it, close."""
+
+from __future__ import annotations
+
+import abc
+
+from evolving_rl_jax import types
+
+__all__ = ["EnvError", "Environment", "one_line"]
+
+
+class EnvError(RuntimeError):
+    """An environment cannot load or play a task; the agent is not at fault.  One line."""
+
+
+def one_line(error: BaseException) -> str:
+    """An exception as one line of text, with its type unless it is an ``EnvError``."""
+    text = str(error) if isinstance(error, EnvError) else f"{type(error).__name__}: {error}"
+    return " ".join(text.split())
+
+
+class Environment(abc.ABC):
+    """One episode at a time of one task at a time.
+
+    Implementations are deterministic: the same task and the same actions give the same texts, which
+    lets a crashed episode be replayed from its action history.
+    """
+
+    @abc.abstractmethod
+    def reset(self, task: types.Task) -> types.Observation:
+        """Starts an episode of ``task``.
+
+        Raises:
+          EnvError: the task's data is missing, malformed or not playable.
+        """
+
+    @abc.abstractmethod
+    def step(self, action: str) -> types.StepResult:
+        """Executes one action text, valid or not.  The caller enforces the step limit.
+
+        Raises:
+          EnvError: the environment itself failed.
+        """
+
+    def prepare(self, task: types.Task) -> None:  # noqa: B027
+        """Does ahead of time what makes the first ``reset`` to ``task`` slow; optional."""
+
+    def close(self) -> None:  # noqa: B027
+        """Releases what the episode holds; ``reset`` may be called again afterwards."""

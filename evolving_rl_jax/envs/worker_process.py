@@ -1,0 +1,149 @@
+"""The process that plays environments for ``workers.EnvPool``; it must never import jax."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import os
+import signal
+import time
+from typing import Any, NamedTuple
+
+from evolving_rl_jax import envs, types
+from evolving_rl_jax.envs.base import one_line
+
+__all__ = ["Player", "Request", "failure", "main"]
+
+_SEND_EVERY_S = 0.005  # results are sent together, but none waits much longer than this
+
+
+class Request(NamedTuple):
+    """One request of the pool.
+
+    Attributes:
+      number: unique over the pool's life; the answer carries it.
+      episode: which episode, -1 for ``prepare``.
+      position: how many actions the episode has had before this request.
+      action: what to do; None means the first observation.
+      task: given when the worker does not hold the episode (yet, or any more).
+      history: the actions to repeat before, when ``task`` is given.
+    """
+
+    number: int
+    episode: int
+    position: int = 0
+    action: str | None = None
+    task: types.Task | None = None
+    history: tuple[str, ...] = ()
+
+
+def failure(request: Request, status: str, reason: str) -> types.Observation | types.StepResult:
+    """The answer to a request that the environment could not serve."""
+    if request.action is None:
+        return types.Observation(reason, (), status)
+    return types.StepResult(reason, (), 0.0, True, False, status)
+
+
+@dataclasses.dataclass
+class _Episode:
+    env: envs.Environment
+    applied: int = 0
+    last: Any = None
+
+
+class Player:
+    """Serves requests, one environment an episode; also used inside the pool's own process."""
+
+    def __init__(self, env: str, options: dict[str, Any]):
+        self._make = lambda: envs.make(env, **options)
+        self._episodes: dict[int, _Episode] = {}
+        self._idle: list[envs.Environment] = []
+
+    def answer(self, request: Request) -> types.Observation | types.StepResult:
+        """Serves one request; whatever goes wrong becomes a status."""
+        try:
+            if request.episode < 0:
+                return self._prepare(request.task)
+            return self._play(request)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # malformed games raise anything, SystemExit included
+            self.close(request.episode, reuse=False)
+            return failure(request, types.ENV_ERROR, one_line(error))
+
+    def close(self, episode: int, reuse: bool = True) -> None:
+        """Forgets an episode; its environment serves a later one."""
+        held = self._episodes.pop(episode, None)
+        if held is not None:
+            held.env.close()
+            if reuse:
+                self._idle.append(held.env)
+
+    def _prepare(self, task: types.Task) -> types.Observation:
+        env = self._idle.pop() if self._idle else self._make()
+        env.prepare(task)
+        self._idle.append(env)
+        return types.Observation("", ())
+
+    def _play(self, request: Request) -> types.Observation | types.StepResult:
+        if request.task is not None:
+            self._start(request)
+        held = self._episodes[request.episode]
+        if request.action is None:
+            return held.last
+        if held.applied == request.position:
+            held.last = held.env.step(request.action)
+            held.applied += 1
+        elif held.applied != request.position + 1:
+            raise envs.EnvError(f"step {request.position} came after {held.applied} steps")
+        return held.last
+
+    def _start(self, request: Request) -> None:
+        self.close(request.episode)
+        env = self._idle.pop() if self._idle else self._make()
+        held = self._episodes[request.episode] = _Episode(env)
+        held.last = env.reset(request.task)
+        for action in request.history:
+            held.last = env.step(action)
+            held.applied += 1
+
+
+def main(connection: Any, current: Any, env: str, options: dict[str, Any]) -> None:
+    """Runs a worker until the pool closes the connection.
+
+    Args:
+      connection: receives ``(closed episodes, requests)`` and sends lists of ``(number, answer)``,
+        then None when all requests of the message are answered.
+      current: shared integer that always names the request being served, so that the pool knows
+        which one a crash or hang belongs to.
+      env: environment name.
+      options: its options.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    code = 1
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 20)  # many small objects that live long
+    try:
+        player = Player(env, options)
+        while True:
+            _serve(connection, current, player, *connection.recv())
+    except (EOFError, OSError):  # the pool is gone or has finished
+        code = 0
+    finally:
+        os._exit(code)  # the C library must not be unloaded
+
+
+def _serve(connection: Any, current: Any, player: Player, closed: list, requests: list) -> None:
+    for episode in closed:
+        player.close(episode)
+    answers: list[tuple[int, Any]] = []
+    sent = time.monotonic()
+    for request in requests:
+        current.value = request.number
+        answers.append((request.number, player.answer(request)))
+        now = time.monotonic()
+        if now - sent > _SEND_EVERY_S:
+            connection.send(answers)
+            answers, sent = [], now
+    current.value = -1
+    connection.send([*answers, None])

@@ -1,0 +1,164 @@
+"""Log-probabilities and entropies straight from hidden states, a chunk of tokens at a time.
+
+The logits of a whole batch, [B, T, V], are the largest array of a training step: 40 GB for 64 k
+tokens of a 152 k vocabulary.  Here they exist for one chunk only, forward and backward.
+
+Axis letters: B rows, T tokens a row, D model width, V vocabulary, C chunks, P tokens of a chunk.
+"""
+
+from __future__ import annotations
+
+import numbers
+
+import jax
+import jax.numpy as jnp
+
+from evolving_rl_jax.losses._checks import check_integer, check_rank, check_shape
+
+
+def token_logprobs(
+    hidden: jax.Array,
+    unembedding: jax.Array,
+    targets: jax.Array,
+    *,
+    temperature: float = 1.0,
+    chunk_size: int = 512,
+) -> tuple[jax.Array, jax.Array]:
+    """Log-probability of each target and entropy of each distribution, never holding [B, T, V].
+
+    ``z = hidden @ unembedding^T / temperature``; ``logprob = z[target] - logsumexp(z)``;
+    ``entropy = logsumexp(z) - sum(softmax(z) * z)`` over the whole vocabulary.
+
+    At most ``B * chunk_size * V`` logits exist at a time, in the backward pass too, which computes
+    each chunk's logits again.  Reductions over V are sums and maxima, so V may be sharded over a
+    mesh axis.  Products run in the wider dtype of the two inputs and are accumulated in float32;
+    cast ``unembedding`` to the dtype of ``hidden`` for a bfloat16 product.
+
+    Args:
+      hidden: [B, T, D], final hidden states; the state at t predicts ``targets[:, t]``.
+      unembedding: [V, D].
+      targets: [B, T] integers in [0, V).  Elsewhere (padding) the result is finite and meaningless.
+      temperature: divides the logits, > 0; a constant for gradients.
+      chunk_size: most tokens of a row in a chunk; T need not be a multiple of it.
+
+    Returns:
+      ``(logprobs, entropy)``, both float32 [B, T], nats.
+
+    Raises:
+      ValueError: a wrong shape or dtype, a chunk size below 1, a temperature that is not positive.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> hidden, unembedding = jnp.zeros((1, 3, 2)), jnp.ones((4, 2))
+      >>> logprobs, entropy = token_logprobs(hidden, unembedding, jnp.array([[0, 1, 2]]))
+      >>> logprobs.round(4).tolist() == (-entropy).round(4).tolist()  # uniform over 4 tokens
+      True
+      >>> round(float(entropy[0, 0]), 4)
+      1.3863
+    """
+    check_rank("hidden", hidden, "BTD")
+    rows, length, width = jnp.shape(hidden)
+    check_rank("unembedding", unembedding, "VD")
+    check_shape("unembedding", unembedding, (jnp.shape(unembedding)[0], width), "[V, D]")
+    check_shape("targets", targets, (rows, length), "[B, T]")
+    check_integer("targets", targets)
+    if not isinstance(chunk_size, numbers.Integral) or chunk_size < 1:
+        raise ValueError(f"chunk_size must be an integer >= 1, got {chunk_size!r}")
+    if isinstance(temperature, numbers.Real) and not temperature > 0:
+        raise ValueError(f"temperature must be > 0, got {temperature!r}")
+
+    chunks = max(1, -(-length // chunk_size))
+    scale = 1.0 / jnp.asarray(temperature, jnp.float32)
+    logprobs, entropy = _chunked(
+        _split(jnp.asarray(hidden), chunks),
+        jnp.asarray(unembedding),
+        _split(jnp.asarray(targets), chunks),
+        scale,
+    )
+    return _join(logprobs, rows, length), _join(entropy, rows, length)
+
+
+@jax.custom_vjp
+def _chunked(hidden, unembedding, targets, scale):
+    """hidden [C, P, D], unembedding [V, D], targets [C, P] -> logprobs and entropy [C, P]."""
+    return _forward(hidden, unembedding, targets, scale)[0]
+
+
+def _forward(hidden, unembedding, targets, scale):
+    def chunk(_, inputs):
+        states, target = inputs
+        logits = _logits(states, unembedding, scale)
+        peak = jnp.max(logits, -1, keepdims=True)
+        logits = logits - peak
+        exp = jnp.exp(logits)
+        total = jnp.sum(exp, -1)
+        log_total = jnp.log(total)
+        # A masked sum instead of a gather: it stays local when V is sharded.
+        chosen = jnp.sum(jnp.where(_is_target(target, logits), logits, 0.0), -1)
+        entropy = log_total - jnp.sum(exp * logits, -1) / total
+        return None, (chosen - log_total, entropy, log_total + peak[:, 0])
+
+    _, (logprobs, entropy, log_norm) = jax.lax.scan(chunk, None, (hidden, targets))
+    return (logprobs, entropy), (hidden, unembedding, targets, scale, entropy, log_norm)
+
+
+def _backward(saved, cotangents):
+    hidden, unembedding, targets, scale, entropy, log_norm = saved
+
+    def chunk(grad_unembedding, inputs):
+        states, target, h, norm, grad_logprob, grad_entropy = inputs
+        logp = _logits(states, unembedding, scale) - norm[:, None]
+        # d logprob / dz = onehot - p;  d entropy / dz = -p * (log p + entropy)
+        slope = grad_logprob[:, None] + grad_entropy[:, None] * (logp + h[:, None])
+        grad = jnp.where(_is_target(target, logp), grad_logprob[:, None], 0.0)
+        grad = scale * (grad - jnp.exp(logp) * slope)
+        dtype = jnp.promote_types(states.dtype, unembedding.dtype)
+        grad = grad.astype(dtype)
+        grad_states = _dot(grad, unembedding.astype(dtype), (1, 0)).astype(states.dtype)
+        grad_unembedding += _dot(grad, states.astype(dtype), (0, 0))
+        return grad_unembedding, grad_states
+
+    # Accumulated over chunks in float32 whatever the dtype of the weights.
+    start = jnp.zeros(unembedding.shape, jnp.float32)
+    inputs = (hidden, targets, entropy, log_norm, *cotangents)
+    grad_unembedding, grad_hidden = jax.lax.scan(chunk, start, inputs)
+    return grad_hidden, grad_unembedding.astype(unembedding.dtype), None, jnp.zeros_like(scale)
+
+
+_chunked.defvjp(_forward, _backward)
+
+
+def _logits(states, unembedding, scale):
+    """[P, D] and [V, D] -> float32 [P, V], divided by the temperature."""
+    dtype = jnp.promote_types(states.dtype, unembedding.dtype)
+    return scale * _dot(states.astype(dtype), unembedding.astype(dtype), (1, 1))
+
+
+def _dot(a, b, contract):
+    # Accelerators multiply float32 in fewer bits unless told otherwise.
+    precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
+    dims = (((contract[0],), (contract[1],)), ((), ()))
+    return jax.lax.dot_general(a, b, dims, precision=precision, preferred_element_type=jnp.float32)
+
+
+def _is_target(target, logits):
+    return jax.lax.broadcasted_iota(target.dtype, logits.shape, 1) == target[:, None]
+
+
+def _split(x, chunks):
+    """[B, T, ...] -> [C, B * T / C, ...]: padded to even chunks, which keep all rows together.
+
+    Chunks run along T so that a batch sharded over its rows stays sharded, and are flattened
+    because compilers turn 2-D products into their fastest kernels.
+    """
+    rows, length = x.shape[:2]
+    size = -(-length // chunks)
+    padding = [(0, 0), (0, chunks * size - length)] + [(0, 0)] * (x.ndim - 2)
+    x = jnp.pad(x, padding).reshape(rows, chunks, size, *x.shape[2:])
+    return jnp.moveaxis(x, 1, 0).reshape(chunks, rows * size, *x.shape[3:])
+
+
+def _join(x, rows, length):
+    """The inverse of ``_split`` for [C, P], without the padding."""
+    chunks = x.shape[0]
+    return jnp.moveaxis(x.reshape(chunks, rows, -1), 0, 1).reshape(rows, -1)[:, :length]

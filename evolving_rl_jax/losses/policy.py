@@ -1,0 +1,259 @@
+"""Policy losses: the clipped surrogate, the KL estimators, and the whole Evolving-RL objective.
+
+Axis letters: B rows, T tokens a row, M sequences in a training batch.
+
+Where this differs from the released implementation of the paper (arXiv 2605.10663):
+
+1. ``exp`` of a log-ratio beyond +-20 is held at +-20 with no gradient, so that one stray token
+   cannot turn a batch into inf or nan.
+2. Old and reference log-probabilities and advantages are constants: no gradient flows into them.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from evolving_rl_jax.losses._checks import check_integer, check_rank, check_shape
+
+_MAX_LOG_RATIO = 20.0
+_MAX_LOW_VAR_KL = 10.0
+_KL_KINDS = ("k1", "k2", "k3", "low_var_kl")
+
+
+def clipped_policy_loss(
+    logprobs: jax.Array,
+    old_logprobs: jax.Array,
+    advantages: jax.Array,
+    *,
+    clip_low: float = 0.1,
+    clip_high: float = 0.15,
+) -> tuple[jax.Array, jax.Array]:
+    """PPO's clipped surrogate loss of each token.
+
+    ``max(-r * A, -clip(r, 1 - clip_low, 1 + clip_high) * A)`` with ``r = exp(logprobs - old)``.
+
+    Args:
+      logprobs: any shape, log-probability of each sampled token under the policy being trained.
+      old_logprobs: same shape, the same under the policy that sampled; a constant.
+      advantages: same shape; a constant.
+      clip_low: how far the ratio may fall below 1.
+      clip_high: how far the ratio may rise above 1.
+
+    Returns:
+      ``(loss, clipped)``, float32, same shape: the loss, and 1 where clipping removed the gradient.
+
+    Raises:
+      ValueError: shapes that differ.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> new, old = jnp.log(jnp.array([0.5, 0.6])), jnp.log(jnp.array([0.5, 0.3]))
+      >>> loss, clipped = clipped_policy_loss(new, old, jnp.array([1.0, 2.0]), clip_high=0.25)
+      >>> loss.round(3).tolist(), clipped.tolist()
+      ([-1.0, -2.5], [0.0, 1.0])
+
+    Source: PPO, arXiv 1707.06347, equation 7; separate bounds as in DAPO, arXiv 2503.14476.
+    """
+    shape = jnp.shape(logprobs)
+    check_shape("old_logprobs", old_logprobs, shape, "shaped like logprobs")
+    check_shape("advantages", advantages, shape, "shaped like logprobs")
+    advantages = jax.lax.stop_gradient(jnp.asarray(advantages, jnp.float32))
+    ratio = jnp.exp(_log_ratio(logprobs, old_logprobs))
+    unclipped = -ratio * advantages
+    clipped = -jnp.clip(ratio, 1.0 - clip_low, 1.0 + clip_high) * advantages
+    return jnp.maximum(unclipped, clipped), (clipped > unclipped).astype(jnp.float32)
+
+
+def kl_estimate(
+    logprobs: jax.Array, ref_logprobs: jax.Array, *, kind: str = "low_var_kl"
+) -> jax.Array:
+    """Estimate of KL(policy || reference) from one sampled token, element-wise.
+
+    With ``d = logprobs - ref_logprobs``: ``k1 = d``, ``k2 = d^2 / 2``, ``k3 = exp(-d) - 1 + d``,
+    and ``low_var_kl`` = k3 clamped to +-10 (no gradient where it is clamped).
+
+    Args:
+      logprobs: any shape, log-probability of each sampled token under the policy.
+      ref_logprobs: same shape, the same under the reference policy; a constant.
+      kind: ``"k1"``, ``"k2"``, ``"k3"`` or ``"low_var_kl"``.
+
+    Returns:
+      The estimate in nats, float32, same shape.
+
+    Raises:
+      ValueError: shapes that differ, or an unknown kind.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> kl_estimate(jnp.array([-1.0, -5.0]), jnp.array([-1.0, -1.0])).tolist()
+      [0.0, 10.0]
+      >>> kl_estimate(jnp.array([-1.0]), jnp.array([-1.5]), kind="k2").tolist()
+      [0.125]
+
+    Source: J. Schulman, "Approximating KL divergence", 2020; the penalty of GRPO.
+    """
+    if kind not in _KL_KINDS:
+        raise ValueError(f"kind must be one of {_KL_KINDS}, got {kind!r}")
+    check_shape("ref_logprobs", ref_logprobs, jnp.shape(logprobs), "shaped like logprobs")
+    if kind == "low_var_kl":
+        # Both ends of the log-ratio's range already lie in the clamped region, where exp must not
+        # overflow: inf times the clamp's zero gradient would be nan.
+        d = _log_ratio(logprobs, ref_logprobs)
+        return jnp.clip(jnp.expm1(-d) + d, -_MAX_LOW_VAR_KL, _MAX_LOW_VAR_KL)
+    d = _difference(logprobs, ref_logprobs)
+    if kind == "k1":
+        return d
+    return 0.5 * d**2 if kind == "k2" else jnp.expm1(-d) + d
+
+
+def token_weights(mask: jax.Array, sequence_ids: jax.Array, num_sequences: int) -> jax.Array:
+    """Weights that make a sum over tokens the sum over sequences of their token means.
+
+    Only the integer token counts are summed by index, so the result does not depend on the order
+    in which a device adds.
+
+    Args:
+      mask: [B, T], 1 = trained token.
+      sequence_ids: [B, T] integers in [0, num_sequences); anything else is padding.
+      num_sequences: M.
+
+    Returns:
+      float32 [B, T]: 1 / (trained tokens of the sequence) on trained tokens, else 0.
+
+    Raises:
+      ValueError: a wrong shape or a non-integer ``sequence_ids``.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> ids = jnp.array([[0, 0, 1, -1]])
+      >>> token_weights(jnp.array([[1, 1, 1, 1]]), ids, 2).tolist()
+      [[0.5, 0.5, 1.0, 0.0]]
+    """
+    return _token_weights(mask, sequence_ids, num_sequences)[0]
+
+
+def evolving_rl_loss(
+    logprobs: jax.Array,
+    old_logprobs: jax.Array,
+    ref_logprobs: jax.Array,
+    entropy: jax.Array,
+    mask: jax.Array,
+    *,
+    sequence_ids: jax.Array,
+    num_sequences: int,
+    advantages: jax.Array,
+    entropy_coef: jax.Array,
+    kl_coef: jax.Array,
+    clip_low: float = 0.1,
+    clip_high: float = 0.15,
+    kl_kind: str = "low_var_kl",
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The Evolving-RL objective of a batch of packed sequences, as a sum over sequences.
+
+    ``sum over sequences of mean over its tokens of (policy - entropy_coef * H + kl_coef * KL)``.
+    The caller divides once, by the number of sequences of the whole batch over all devices and
+    micro-batches.  A sequence without a trained token adds 0 and still counts in that number.  All
+    tokens of one sequence must be in the same call.  Values on untrained tokens are never read, so
+    padding may hold anything, nan included.
+
+    Args:
+      logprobs: [B, T], log-probability of each token under the policy being trained.
+      old_logprobs: [B, T], the same under the policy that sampled.
+      ref_logprobs: [B, T], the same under the reference policy.
+      entropy: [B, T], entropy of the policy at each token, nats.
+      mask: [B, T], 1 = the policy sampled this token.
+      sequence_ids: [B, T] integers in [0, M), -1 = padding.
+      num_sequences: M, a Python integer.
+      advantages: [M], the advantage of each sequence.
+      entropy_coef: [M], > 0 rewards entropy, < 0 pushes it down.
+      kl_coef: [M], weight of the KL penalty.
+      clip_low: see ``clipped_policy_loss``.
+      clip_high: see ``clipped_policy_loss``.
+      kl_kind: see ``kl_estimate``.
+
+    Returns:
+      ``(loss_sum, metrics)``.  In metrics, ``loss``, ``policy_loss``, ``entropy``, ``kl``,
+      ``clip_fraction``, ``ratio``, ``ratio_deviation`` (|ratio - 1|) and ``approx_kl`` (old - new
+      log-probability) are sums over sequences of token means, to be added up and divided like the
+      loss; ``sequences`` (with a trained token) and ``tokens`` (trained) are counts.
+
+    Raises:
+      ValueError: a wrong shape, a non-integer ``sequence_ids``, an unknown ``kl_kind``.
+
+    Example:
+      Two sequences in one row, then padding.
+
+      >>> import jax.numpy as jnp
+      >>> logprobs = jnp.array([[-1.0, -2.0, -0.5, jnp.nan]])
+      >>> loss_sum, metrics = evolving_rl_loss(
+      ...     logprobs, logprobs, logprobs, jnp.ones((1, 4)), jnp.array([[1, 1, 1, 0]]),
+      ...     sequence_ids=jnp.array([[0, 0, 1, -1]]), num_sequences=2,
+      ...     advantages=jnp.array([1.0, -0.5]), entropy_coef=jnp.zeros(2), kl_coef=jnp.ones(2))
+      >>> float(loss_sum), float(metrics["tokens"]), float(metrics["entropy"])
+      (-0.5, 3.0, 2.0)
+
+    Source: Evolving-RL, arXiv 2605.10663; aggregation per sequence as in GRPO, arXiv 2402.03300.
+    """
+    check_rank("logprobs", logprobs, "BT")
+    tokens = {"old_logprobs": old_logprobs, "ref_logprobs": ref_logprobs, "entropy": entropy}
+    for name, array in {**tokens, "mask": mask}.items():
+        check_shape(name, array, jnp.shape(logprobs), "[B, T]")
+    sequences = {"advantages": advantages, "entropy_coef": entropy_coef, "kl_coef": kl_coef}
+    for name, array in sequences.items():
+        check_shape(name, array, (num_sequences,), "[M]")
+
+    weights, ids, counts = _token_weights(mask, sequence_ids, num_sequences)
+    # Untrained tokens are replaced before any arithmetic: a nan times a zero weight is still nan.
+    new, old, ref, entropy = (
+        jnp.where(weights > 0, jnp.asarray(x, jnp.float32), 0.0)
+        for x in (logprobs, old_logprobs, ref_logprobs, entropy)
+    )
+    advantage, entropy_coef, kl_coef = (
+        jnp.asarray(x, jnp.float32)[ids] for x in (advantages, entropy_coef, kl_coef)
+    )
+    policy, clipped = clipped_policy_loss(
+        new, old, advantage, clip_low=clip_low, clip_high=clip_high
+    )
+    kl = kl_estimate(new, ref, kind=kl_kind)
+    loss_sum = jnp.sum(weights * (policy - entropy_coef * entropy + kl_coef * kl))
+
+    ratio = jnp.exp(_log_ratio(new, old))
+    means = {
+        "policy_loss": policy,
+        "entropy": entropy,
+        "kl": kl,
+        "clip_fraction": clipped,
+        "ratio": ratio,
+        "ratio_deviation": jnp.abs(ratio - 1.0),
+        "approx_kl": old - new,
+    }
+    metrics = {name: jnp.sum(weights * value) for name, value in means.items()}
+    metrics["loss"] = loss_sum
+    metrics["sequences"] = jnp.sum((counts > 0).astype(jnp.float32))
+    metrics["tokens"] = jnp.sum(counts)
+    return loss_sum, jax.lax.stop_gradient(metrics)
+
+
+def _token_weights(mask, sequence_ids, num_sequences):
+    """Weights [B, T], ids made safe to index with [B, T], trained tokens of each sequence [M]."""
+    check_rank("mask", mask, "BT")
+    check_shape("sequence_ids", sequence_ids, jnp.shape(mask), "[B, T]")
+    check_integer("sequence_ids", sequence_ids)
+    ids = jnp.asarray(sequence_ids)
+    trained = (jnp.asarray(mask) > 0) & (ids >= 0) & (ids < num_sequences)
+    ids = jnp.where(trained, ids, 0)
+    ones = trained.astype(jnp.float32)
+    counts = jax.ops.segment_sum(ones.ravel(), ids.ravel(), num_sequences)
+    return ones / jnp.maximum(counts, 1.0)[ids], ids, counts
+
+
+def _difference(logprobs, constant):
+    """``logprobs - constant`` in float32, without a gradient into the constant."""
+    constant = jax.lax.stop_gradient(jnp.asarray(constant, jnp.float32))
+    return jnp.asarray(logprobs, jnp.float32) - constant
+
+
+def _log_ratio(logprobs, constant):
+    """The same difference, held where its exponential stays finite."""
+    return jnp.clip(_difference(logprobs, constant), -_MAX_LOG_RATIO, _MAX_LOG_RATIO)

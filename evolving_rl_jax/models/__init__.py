@@ -1,0 +1,23 @@
+"""Decoder-only transformers (Qwen2/2.5, Qwen3, Llama 3.x), their tokenizers, HF import and
+export."""
+
+from evolving_rl_jax.models.config import ModelConfig, RopeScaling, config_from_hf
+from evolving_rl_jax.models.hf import load_hf, save_hf
+from evolving_rl_jax.models.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from evolving_rl_jax.models.transformer import apply, init, init_cache, logits, unembedding
+
+__all__ = [
+    "ModelConfig",
+    "RopeScaling",
+    "Tokenizer",
+    "apply",
+    "config_from_hf",
+    "init",
+    "init_cache",
+    "load_hf",
+    "load_tokenizer",
+    "logits",
+    "save_hf",
+    "train_tokenizer",
+    "unembedding",
+]

@@ -1,0 +1,275 @@
+"""Hugging Face model folders in and out: safetensors straight into shards, and back byte for byte.
+
+A checkpoint keeps one ``[out, in]`` matrix per layer and projection; here kernels are ``[in, out]``
+and stacked over layers.  Neither direction changes a number, so a folder that is read and written
+has the same tensors.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from evolving_rl_jax.models import safetensors
+from evolving_rl_jax.models.config import ModelConfig, config_from_hf, config_to_hf
+from evolving_rl_jax.models.tokenizer import load_tokenizer
+from evolving_rl_jax.models.transformer import init
+
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "generation_config.json",
+)
+_INDEX = "model.safetensors.index.json"
+# Path in the parameter tree -> name in the checkpoint; {} is the layer, "kernel" paths are
+# transposed.
+_NAMES = {
+    "embedding": "model.embed_tokens.weight",
+    "final_norm": "model.norm.weight",
+    "unembedding": "lm_head.weight",
+    "layers/attention/norm": "model.layers.{}.input_layernorm.weight",
+    "layers/mlp/norm": "model.layers.{}.post_attention_layernorm.weight",
+    "layers/attention/q_norm": "model.layers.{}.self_attn.q_norm.weight",
+    "layers/attention/k_norm": "model.layers.{}.self_attn.k_norm.weight",
+    **{
+        f"layers/attention/{p}_proj/kernel": f"model.layers.{{}}.self_attn.{p}_proj.weight"
+        for p in "qkvo"
+    },
+    **{
+        f"layers/attention/{p}_proj/bias": f"model.layers.{{}}.self_attn.{p}_proj.bias"
+        for p in "qkv"
+    },
+    **{
+        f"layers/mlp/{p}_proj/kernel": f"model.layers.{{}}.mlp.{p}_proj.weight"
+        for p in ("gate", "up", "down")
+    },
+}
+
+
+class _Leaf(NamedTuple):
+    """One array of the parameter tree and where its parts are kept in a checkpoint."""
+
+    path: str
+    names: tuple[str, ...]  # one per layer, or one
+    stacked: bool
+    transposed: bool
+
+
+def _leaf(path: str, num_layers: int) -> _Leaf:
+    name = _NAMES[path]
+    stacked = "{}" in name
+    names = tuple(name.format(i) for i in range(num_layers)) if stacked else (name,)
+    return _Leaf(path, names, stacked, path.endswith("/kernel"))
+
+
+def _path(key_path) -> str:
+    return jax.tree_util.keystr(key_path, simple=True, separator="/")
+
+
+def load_hf(path: str | Path, *, dtype=None, shardings=None) -> tuple[dict[str, Any], ModelConfig]:
+    """Reads a model folder into the parameter tree of `transformer.init`.
+
+    Every device reads only the part of the memory-mapped files that its shard needs, one array
+    after the other.
+
+    Args:
+      path: folder with ``config.json`` and ``model.safetensors`` or its shards and their index.
+      dtype: of the parameters; None keeps that of the files.  ``cfg.dtype``, which says how to
+        compute, is not changed.
+      shardings: tree of `jax.sharding.Sharding` like the parameters; None puts all on the first
+        device.
+
+    Returns:
+      (params, cfg).
+
+    Raises:
+      FileNotFoundError: a file is missing.
+      ValueError: a tensor is missing, not expected, or of the wrong shape or dtype; the message
+        names it.
+    """
+    path = Path(path)
+    cfg = config_from_hf(path)
+    tensors = _open_folder(path)
+    shapes = jax.eval_shape(lambda: init(cfg, jax.random.key(0)))
+    if shardings is None:
+        single = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        shardings = jax.tree.map(lambda _: single, shapes)
+    leaves, structure = jax.tree_util.tree_flatten_with_path(shapes)
+    leaves = [(_leaf(_path(key), cfg.num_layers), shape.shape) for key, shape in leaves]
+    _check_names(path, cfg, leaves, tensors)
+    arrays = [
+        _read(path, tensors, leaf, shape, dtype, sharding)
+        for (leaf, shape), sharding in zip(leaves, structure.flatten_up_to(shardings), strict=True)
+    ]
+    return structure.unflatten(arrays), cfg
+
+
+def _open_folder(path: Path) -> dict[str, np.ndarray]:
+    if (path / _INDEX).is_file():
+        files = sorted(set(json.loads((path / _INDEX).read_text())["weight_map"].values()))
+    else:
+        files = ["model.safetensors"]
+    tensors = {}
+    for name in files:
+        if not (path / name).is_file():
+            raise FileNotFoundError(
+                f"{path / name} must hold the model's weights, found no such file"
+            )
+        tensors |= safetensors.open_tensors(path / name)
+    return tensors
+
+
+def _check_names(path, cfg, leaves, tensors):
+    expected = {name for leaf, _ in leaves for name in leaf.names}
+    missing = sorted(expected - tensors.keys())
+    if missing:
+        raise ValueError(
+            f"{path} must hold {missing[0]}, found no such tensor ({len(missing)} missing)"
+        )
+    ignored = (
+        {"lm_head.weight"} if cfg.tie_word_embeddings else set()
+    )  # some files repeat the tied embedding
+    unknown = sorted(
+        n for n in tensors.keys() - expected - ignored if not n.endswith("rotary_emb.inv_freq")
+    )
+    if unknown:
+        raise ValueError(
+            f"{path} holds {unknown[0]}, which a {cfg.model_type} model here does not use "
+            f"({len(unknown)} unexpected)"
+        )
+
+
+def _read(path, tensors, leaf: _Leaf, shape, dtype, sharding) -> jax.Array:
+    part_shape = shape[1:] if leaf.stacked else shape
+    for name in leaf.names:
+        found = tensors[name].shape[::-1] if leaf.transposed else tensors[name].shape
+        if found != part_shape:
+            wanted = part_shape[::-1] if leaf.transposed else part_shape
+            raise ValueError(f"{path}: {name} must have shape {wanted}, got {tensors[name].shape}")
+    dtypes = {tensors[name].dtype for name in leaf.names}
+    if dtype is None and len(dtypes) > 1:
+        found = ", ".join(sorted(map(str, dtypes)))
+        raise ValueError(f"{path}: {leaf.names[0]} must have one dtype in all layers, got {found}")
+    dtype = np.dtype(jax.numpy.dtype(dtype)) if dtype is not None else dtypes.pop()
+
+    def part(name, index):
+        tensor = tensors[name].T if leaf.transposed else tensors[name]
+        return np.ascontiguousarray(tensor[index]).astype(dtype, copy=False)
+
+    def shard(index):
+        if not leaf.stacked:
+            return part(leaf.names[0], index)
+        return np.stack([part(name, index[1:]) for name in leaf.names[index[0]]])
+
+    return jax.make_array_from_callback(shape, sharding, shard)
+
+
+def save_hf(
+    params,
+    cfg: ModelConfig,
+    path: str | Path,
+    tokenizer_dir: str | Path | None = None,
+    *,
+    max_shard_bytes: int = 5_000_000_000,
+) -> None:
+    """Writes a folder that ``transformers`` loads: config, generation config, weights and, if
+    given, the tokenizer.
+
+    One array at a time is brought to the host.  ``config.json`` is written last, so a folder that
+    has one is complete.
+
+    Args:
+      params: parameters, as `transformer.init` or `load_hf` return them, of one dtype or several.
+      cfg: the model.
+      path: folder, created where needed; files of the same names are replaced.
+      tokenizer_dir: folder whose tokenizer files are copied.
+      max_shard_bytes: weights beyond it are split over several files with an index.
+
+    Raises:
+      ValueError: the options of ``cfg`` are not those of its family, or the parameters are not on
+        this host.
+    """
+    dtype = str(params["embedding"].dtype)
+    raw = config_to_hf(cfg, dtype=dtype)
+    path = Path(path)
+    path.mkdir(parents=True, exist_ok=True)
+    entries = list(_entries(params, cfg))
+    _write_weights(path, entries, max_shard_bytes)
+    generation = {}
+    if tokenizer_dir is not None:
+        tokenizer = load_tokenizer(tokenizer_dir)
+        generation = {"eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
+        if tokenizer.bos_id is not None:
+            generation["bos_token_id"] = tokenizer.bos_id
+        for name in _TOKENIZER_FILES:
+            source = Path(tokenizer_dir) / name
+            if source.is_file() and source.resolve() != (path / name).resolve():
+                shutil.copyfile(source, path / name)
+    if not (path / "generation_config.json").is_file():
+        _write_json(path / "generation_config.json", generation)
+    _write_json(path / "config.json", raw | generation)
+
+
+def _entries(params, cfg) -> Iterator[tuple[str, tuple[int, ...], np.dtype, Any]]:
+    """(name, shape, dtype, function that fetches the array) of every tensor of the checkpoint."""
+    for key, array in jax.tree_util.tree_flatten_with_path(params)[0]:
+        if not getattr(array, "is_fully_addressable", True):
+            raise ValueError(
+                f"{_path(key)} must be on this host's devices to be saved, got {array.sharding}"
+            )
+        leaf = _leaf(_path(key), cfg.num_layers)
+        shape = array.shape[1:] if leaf.stacked else array.shape
+        for i, name in enumerate(leaf.names):
+
+            def fetch(array=array, i=i, leaf=leaf):
+                part = np.asarray(array[i] if leaf.stacked else array)
+                return part.T if leaf.transposed else part
+
+            yield name, shape[::-1] if leaf.transposed else shape, np.dtype(array.dtype), fetch
+
+
+def _write_weights(path: Path, entries, max_shard_bytes):
+    shards, sizes = [[]], [0]
+    for entry in entries:
+        size = int(np.prod(entry[1])) * entry[2].itemsize
+        if shards[-1] and sizes[-1] + size > max_shard_bytes:
+            shards.append([])
+            sizes.append(0)
+        shards[-1].append(entry)
+        sizes[-1] += size
+    files = ["model.safetensors"]
+    if len(shards) > 1:
+        files = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+    for file, shard in zip(files, shards, strict=True):
+        safetensors.write_tensors(path / file, shard)
+    if len(shards) > 1:
+        weight_map = {
+            entry[0]: file for file, shard in zip(files, shards, strict=True) for entry in shard
+        }
+        _write_json(
+            path / _INDEX, {"metadata": {"total_size": sum(sizes)}, "weight_map": weight_map}
+        )
+    # Weights of an earlier export into the same folder would be read instead of, or next to, these.
+    for old in path.glob("model*.safetensors"):
+        if old.name not in files:
+            old.unlink()
+    if len(shards) == 1:
+        (path / _INDEX).unlink(missing_ok=True)
+
+
+def _write_json(path: Path, value):
+    temporary = path.with_name(path.name + ".partial")
+    temporary.write_text(json.dumps(value, indent=2) + "\n")
+    os.replace(temporary, path)

@@ -1,0 +1,190 @@
+"""Byte-level BPE tokenizers in Hugging Face form: training a small one, and a light wrapper.
+
+Loading needs only the ``tokenizers`` library, not ``transformers``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+SPECIAL_TOKENS = ("<pad>", "<eos>", "<obs>", "<act>", "<skill>")
+# One digit a piece, words and punctuation with their leading space, runs of newlines: "cabinet 3"
+# is two tokens, and a number never merges with what stands next to it.
+PIECES = r" ?\p{N}| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s*[\r\n]+|\s+(?!\S)|\s+"
+# The same, except that a numbered thing (" cabinet 3") is one piece: a small policy copies such names
+# from skills and observations, and one token is copied in one step.
+NUMBERED_PIECES = r" ?\p{L}+(?: \p{N}+)?|" + PIECES
+_BYTES = 256
+
+
+class Tokenizer:
+    """Text to ids and back, without ever adding or reading special tokens on its own.
+
+    Attributes:
+      path: folder that it was loaded from.
+      vocab_size: one more than the largest id.
+      special_ids: id of every special token by its text.
+      pad_id, eos_id: the folder's padding and end token (padding falls back to the end token).
+      bos_id: its begin token, or None.
+      stop_ids: ids that end a generation: the end token and those that ``generation_config.json``
+        adds.
+    """
+
+    def __init__(self, backend, path: Path, named: dict[str, str | None], stop_ids: Sequence[int]):
+        self.path = path
+        self._backend = backend
+        self.special_ids = {
+            t.content: i for i, t in sorted(backend.get_added_tokens_decoder().items())
+        }
+        self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
+        eos = self._named_id(named, "eos_token")
+        if eos is None:
+            raise ValueError(
+                f"{path / 'tokenizer_config.json'} must name an eos_token of the vocabulary, "
+                f"got {named.get('eos_token')!r}"
+            )
+        pad = self._named_id(named, "pad_token")
+        self.eos_id, self.pad_id = eos, eos if pad is None else pad
+        self.bos_id = self._named_id(named, "bos_token")
+        self.stop_ids = tuple(dict.fromkeys((eos, *stop_ids)))
+
+    def _named_id(self, named, key):
+        token = named.get(key)
+        token = token.get("content") if isinstance(token, dict) else token
+        return None if token is None else self._backend.token_to_id(token)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text; what looks like a special token in it is ordinary characters."""
+        return self._backend.encode(text, add_special_tokens=False).ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode` of many texts."""
+        return [e.ids for e in self._backend.encode_batch(list(texts), add_special_tokens=False)]
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
+        """Text of ids; inverse of `encode` for any text."""
+        return self._backend.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens)
+
+
+def load_tokenizer(path: str | Path) -> Tokenizer:
+    """Loads ``tokenizer.json`` and ``tokenizer_config.json`` of a Hugging Face folder.
+
+    Raises:
+      FileNotFoundError: a file is missing.
+      ValueError: a file cannot be read, or names no end token.
+    """
+    import tokenizers
+
+    path = Path(path)
+    raw = _read_json(path / "tokenizer.json")
+    # Marked special, so that `encode_special_tokens` turns all of them into plain text when met in
+    # a text.
+    for token in raw.get("added_tokens", ()):
+        token["special"] = True
+    try:
+        backend = tokenizers.Tokenizer.from_str(json.dumps(raw))
+    except Exception as error:  # the library raises bare Exception
+        raise ValueError(
+            f"{path / 'tokenizer.json'} must be a tokenizers file, got: {error}"
+        ) from None
+    backend.encode_special_tokens = True
+    backend.no_padding()
+    backend.no_truncation()
+    stop = []
+    if (path / "generation_config.json").is_file():
+        stop = _read_json(path / "generation_config.json").get("eos_token_id") or []
+    stop = [stop] if isinstance(stop, int) else stop
+    return Tokenizer(backend, path, _read_json(path / "tokenizer_config.json"), stop)
+
+
+def train_tokenizer(
+    texts: Iterable[str],
+    *,
+    vocab_size: int,
+    out_dir: str | Path,
+    special_tokens: Sequence[str] = SPECIAL_TOKENS,
+    pieces: str = PIECES,
+) -> Tokenizer:
+    """Trains a byte-level BPE tokenizer and saves it in Hugging Face form.
+
+    All 256 bytes are in the vocabulary, so any text is encoded without loss; the rest goes to the
+    most frequent merges.  The same texts give the same file.
+
+    Args:
+      texts: what the policy will read and write.
+      vocab_size: ids in all; fewer result when the texts have nothing left to merge.
+      out_dir: folder, created where needed.
+      special_tokens: with ids 0, 1, ... in this order; must include ``<pad>`` and ``<eos>``.
+      pieces: regular expression of the pieces that no token crosses.
+
+    Returns:
+      The tokenizer as `load_tokenizer` reads it back.
+
+    Raises:
+      ValueError: the vocabulary cannot hold the bytes and the special tokens, or one of those is
+        missing.
+    """
+    import tokenizers
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+
+    special_tokens = list(special_tokens)
+    missing = {"<pad>", "<eos>"} - set(special_tokens)
+    if missing or len(set(special_tokens)) != len(special_tokens):
+        raise ValueError(
+            f"special_tokens must be distinct and include <pad> and <eos>, got {special_tokens}"
+        )
+    least = _BYTES + len(special_tokens)
+    if vocab_size < least:
+        raise ValueError(
+            f"vocab_size must be at least {least} (256 bytes and the special tokens), "
+            f"got {vocab_size}"
+        )
+    backend = tokenizers.Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(tokenizers.Regex(pieces), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        special_tokens=special_tokens,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer)
+    out_dir = Path(out_dir)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "pad_token": "<pad>",
+        "eos_token": "<eos>",
+        "additional_special_tokens": [t for t in special_tokens if t not in ("<pad>", "<eos>")],
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": 1_000_000,
+    }
+    _write(out_dir / "tokenizer_config.json", json.dumps(settings, indent=2) + "\n")
+    _write(out_dir / "tokenizer.json", backend.to_str(pretty=True) + "\n")
+    return load_tokenizer(out_dir)
+
+
+def _read_json(path: Path) -> dict:
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} must belong to a Hugging Face tokenizer, found no such file"
+        )
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} must be JSON, got: {error}") from None
+
+
+def _write(path: Path, text: str):
+    temporary = path.with_name(path.name + ".partial")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)

@@ -1,0 +1,135 @@
+"""Mesh, path pattern -> PartitionSpec rules, and host-local -> global arrays.
+
+Mesh axes: ``data`` (rows of a batch; parameters repeated), ``fsdp`` (rows of a batch, and
+parameters sharded), ``tensor`` (heads, MLP width, vocabulary).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+AXES = ("data", "fsdp", "tensor")
+ROWS = ("data", "fsdp")  # the axes that share out the rows of a batch
+
+# First match wins.  Patterns are searched in paths like "layers/mlp/up_proj/kernel", so they find
+# the same leaf under any prefix: optimizer state that mirrors the parameters
+# ("opt_state/0/mu/layers/...") is sharded as they are.
+PARAM_RULES = (
+    (r"(^|/)(un)?embedding$", P("tensor", "fsdp")),
+    (r"[qkv]_proj/kernel$", P(None, "fsdp", "tensor")),
+    (r"[qkv]_proj/bias$", P(None, "tensor")),
+    (r"o_proj/kernel$", P(None, "tensor", "fsdp")),
+    (r"(gate|up)_proj/kernel$", P(None, "fsdp", "tensor")),
+    (r"down_proj/kernel$", P(None, "tensor", "fsdp")),
+    (r"norm$", P()),
+)
+BATCH_RULES = (
+    (r"(^|/)(tokens|positions|segment_ids|sequence_ids|loss_mask|rollout_logprobs)$", P(ROWS)),
+    (r"", P()),
+)
+
+
+def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, *, devices=None) -> Mesh:
+    """A mesh with axes ``data``, ``fsdp`` and ``tensor`` over all devices.
+
+    One size may be -1: whatever the others leave.
+
+    Raises:
+      ValueError: the sizes do not multiply to the number of devices.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
+    shown = ", ".join(f"{name}={size}" for name, size in sizes.items())
+    given = [size for size in sizes.values() if size != -1]
+    if min(given, default=1) < 1 or len(given) < len(AXES) - 1:
+        raise ValueError(f"mesh axis sizes must be positive, at most one -1, got {shown}")
+    rest = len(devices) // math.prod(given)
+    shape = tuple(rest if size == -1 else size for size in sizes.values())
+    if math.prod(shape) != len(devices):
+        raise ValueError(
+            f"mesh axis sizes must multiply to the number of devices, {len(devices)}, got {shown}"
+        )
+    grid = mesh_utils.create_device_mesh(shape, devices)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _spec(path: str, shape: tuple[int, ...], mesh: Mesh, rules) -> P:
+    """The first rule's spec, without the mesh axes that do not divide their dimension."""
+    if not shape:
+        return P()
+    spec = next((spec for pattern, spec in rules if re.search(pattern, path)), None)
+    if spec is None:
+        known = ", ".join(pattern for pattern, _ in rules)
+        raise ValueError(f"{path} {shape} must match a sharding rule, got none of: {known}")
+    if len(spec) > len(shape):
+        raise ValueError(f"{path} must have {len(spec)} dimensions as {spec}, got shape {shape}")
+
+    def fits(size, axes):
+        return axes is not None and size % _axes_size(mesh, axes) == 0
+
+    return P(*(axes if fits(size, axes) else None for size, axes in zip(shape, spec, strict=False)))
+
+
+def _axes_size(mesh, axes) -> int:
+    return math.prod(mesh.shape[a] for a in ((axes,) if isinstance(axes, str) else axes))
+
+
+def shardings(tree: Any, mesh: Mesh, *, rules=PARAM_RULES) -> Any:
+    """NamedSharding of every leaf, by its path.
+
+    A dimension that its mesh axes do not divide is kept whole (a vocabulary of 750 over 4 devices).
+    Scalars are replicated.
+
+    Args:
+      tree: arrays or shapes (``jax.eval_shape``), parameters or a state that mirrors them.
+      mesh: from `make_mesh`.
+      rules: (regular expression, PartitionSpec) pairs.
+
+    Raises:
+      ValueError: no rule matches a leaf, or the rule has more dimensions than it.
+    """
+
+    def one(key, leaf):
+        path = jax.tree_util.keystr(key, simple=True, separator="/")
+        return NamedSharding(mesh, _spec(path, tuple(leaf.shape), mesh, rules))
+
+    return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def host_local_to_global(batch: Any, mesh: Mesh, *, rules=BATCH_RULES) -> Any:
+    """Puts a host's batch on the mesh: rows over ``data`` and ``fsdp``, the rest on every device.
+
+    Each process passes its own rows; together they are the global batch in process order.  What is
+    not row-wise must be the same on every process.
+
+    Args:
+      batch: tree of numpy arrays, for instance a `types.TokenBatch`.
+      mesh: from `make_mesh`.
+      rules: which leaves are row-wise.
+
+    Raises:
+      ValueError: the rows cannot be shared out evenly.
+    """
+
+    def one(key, leaf):
+        leaf = np.asarray(leaf)
+        path = jax.tree_util.keystr(key, simple=True, separator="/")
+        shape = leaf.shape
+        spec = next(spec for pattern, spec in rules if re.search(pattern, path)) if shape else P()
+        parts = _axes_size(mesh, spec[0]) if len(spec) else 1
+        if shape and shape[0] * jax.process_count() % parts:
+            raise ValueError(
+                f"{path} must have a number of rows that data x fsdp = {parts} divides, "
+                f"got {shape[0]} rows on each of {jax.process_count()} processes"
+            )
+        return jax.make_array_from_process_local_data(NamedSharding(mesh, spec), leaf)
+
+    return jax.tree_util.tree_map_with_path(one, batch)

@@ -1,0 +1,1 @@
+"""Rollouts: prompts, episodes, the four stages of an iteration, and batching into a TokenBatch."""

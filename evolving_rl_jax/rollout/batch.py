@@ -1,0 +1,139 @@
+"""Episodes -> one fixed-shape TokenBatch.
+
+Shapes follow from the configuration alone: B is the worst case of one sequence a row, rounded up to whole
+micro-batches, and the number of rows in use decides how many micro-batches the step runs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from evolving_rl_jax.rollout.evolve import Experience
+from evolving_rl_jax.types import ROLE_EXTRACTOR, ROLE_NONE, ROLE_SOLVER, Sample, TokenBatch
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchShape:
+    """The sizes of a TokenBatch: G, K, N, R of types.py, T = row_length."""
+
+    g: int
+    k: int
+    n: int
+    r: int
+    row_length: int
+    micro_batch_rows: int
+
+    @classmethod
+    def from_config(cls, config) -> BatchShape:
+        """The shape of one minibatch (one optimizer step)."""
+        r, t = config.rollout, config.train
+        return cls(
+            r.num_sources // t.minibatches,
+            r.num_retrieved,
+            r.num_skills,
+            r.num_repeats,
+            t.row_length,
+            t.micro_batch_rows,
+        )
+
+    @property
+    def num_sequences(self) -> int:
+        """M: every extraction and every evaluation episode."""
+        return self.g * self.n * (1 + self.k * self.r)
+
+    @property
+    def num_rows(self) -> int:
+        """B."""
+        mb = self.micro_batch_rows
+        return -(-self.num_sequences // mb) * mb
+
+
+def split_experience(experience: Experience, parts: int) -> list[Experience]:
+    """``parts`` equal shares of the sources, one for each optimizer step."""
+    size = len(experience.sources) // parts
+    cuts = [slice(i * size, (i + 1) * size) for i in range(parts)]
+    return [
+        Experience(
+            experience.sources[c],
+            experience.wins[c],
+            experience.episode_mask[c],
+            experience.skill_valid[c],
+        )
+        for c in cuts
+    ]
+
+
+def make_batch(experience: Experience, shape: BatchShape) -> TokenBatch:
+    """Packs the sequences of ``experience`` into rows; see ``types.TokenBatch`` for the fields."""
+    samples, role, index = _collect(experience, shape)
+    rows, _ = pack_rows([len(s.tokens) for s in samples], shape.row_length)
+    b, t = shape.num_rows, shape.row_length
+    ints = {f: np.zeros((b, t), np.int32) for f in ("tokens", "positions", "segment_ids")}
+    ints["sequence_ids"] = np.full((b, t), -1, np.int32)
+    floats = {f: np.zeros((b, t), np.float32) for f in ("loss_mask", "rollout_logprobs")}
+    for row, members in enumerate(rows):
+        start = 0
+        for segment, m in enumerate(members, start=1):
+            s, end = samples[m], start + len(samples[m].tokens)
+            ints["tokens"][row, start:end] = s.tokens
+            ints["positions"][row, start:end] = np.arange(len(s.tokens))
+            ints["segment_ids"][row, start:end] = segment
+            ints["sequence_ids"][row, start:end] = m
+            floats["loss_mask"][row, start:end] = s.loss_mask
+            floats["rollout_logprobs"][row, start:end] = s.logprobs
+            start = end
+    return TokenBatch(
+        **ints,
+        **floats,
+        wins=experience.wins,
+        episode_mask=experience.episode_mask,
+        skill_valid=experience.skill_valid,
+        role=role,
+        index=index,
+        num_rows=np.int32(len(rows)),
+    )
+
+
+def _collect(experience: Experience, shape: BatchShape):
+    """The samples in use with their role and index; unused entries of [M] have ROLE_NONE."""
+    entries: list[tuple[Sample, int, int]] = []
+    for g, source in enumerate(experience.sources):
+        for n, candidate in enumerate(source.candidates):
+            entries.append((candidate.sample, ROLE_EXTRACTOR, g * shape.n + n))
+        for (k, n, r), episode in sorted(source.episodes.items()):
+            flat = ((g * shape.k + k) * shape.n + n) * shape.r + r
+            if episode.scored:
+                entries.append((episode.sample, ROLE_SOLVER, flat))
+    role = np.full(shape.num_sequences, ROLE_NONE, np.int32)
+    index = np.zeros(shape.num_sequences, np.int32)
+    for m, (sample, kind, flat) in enumerate(entries):
+        if len(sample.tokens) > shape.row_length:
+            raise ValueError(
+                f"config.train.row_length must be >= every sequence, got {shape.row_length} and a "
+                f"sequence of {len(sample.tokens)} tokens"
+            )
+        role[m], index[m] = kind, flat
+    return [e[0] for e in entries], role, index
+
+
+def pack_rows(
+    lengths: list[int], row_length: int, max_rows: int | None = None
+) -> tuple[list[list[int]], list[int]]:
+    """First-fit decreasing: (sequence numbers of each row, those that ``max_rows`` rows had no space for)."""
+    rows: list[list[int]] = []
+    space: list[int] = []
+    left: list[int] = []
+    for m in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        row = next((i for i, s in enumerate(space) if s >= lengths[m]), None)
+        if row is None:
+            if len(rows) == max_rows:
+                left.append(m)
+                continue
+            rows.append([])
+            space.append(row_length)
+            row = len(rows) - 1
+        rows[row].append(m)
+        space[row] -= lengths[m]
+    return rows, left

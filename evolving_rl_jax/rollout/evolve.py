@@ -1,0 +1,154 @@
+"""One iteration of experience: source episode -> extraction -> retrieval -> skill evaluation.
+
+The stages of different sources overlap: a source that has ended goes on to extraction and evaluation
+while others still play.  Every episode has a fixed key in its iteration, so what it samples depends on
+(seed, iteration, key, turn) and not on scheduling.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import numpy as np
+
+from evolving_rl_jax.rollout.episode import Driver
+from evolving_rl_jax.skills.audit import AuditResult, audit
+from evolving_rl_jax.skills.schema import Skill, parse_skill, render_skill
+from evolving_rl_jax.types import Episode, Sample, Task
+
+
+@dataclasses.dataclass
+class Candidate:
+    """One extracted skill and what came of it.  ``skill`` is None when it could not be parsed."""
+
+    raw: str
+    sample: Sample
+    skill: Skill | None
+    reason: str
+    valid: bool
+    text: str = ""  # what the solver reads
+    audit: AuditResult | None = None
+
+
+@dataclasses.dataclass
+class Source:
+    """Everything that one source task led to; ``episodes`` is keyed by (k, n, r)."""
+
+    task: Task
+    episode: Episode | None = None
+    candidates: list[Candidate] = dataclasses.field(default_factory=list)
+    retrieved: list[Task] = dataclasses.field(default_factory=list)
+    episodes: dict[tuple[int, int, int], Episode] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass
+class Experience:
+    """One iteration: the sources and the arrays that the advantages are computed from."""
+
+    sources: list[Source]
+    wins: np.ndarray  # [G, K, N, R]
+    episode_mask: np.ndarray  # [G, K, N, R]
+    skill_valid: np.ndarray  # [G, N]
+
+
+class Evolver:
+    """Runs the four stages for a list of source tasks.
+
+    Args:
+      driver: plays episodes.
+      retriever: ``retrieve(task, k)``, never the source itself; unused by the ``grpo`` arm.
+      prompts: to render a skill for the solver.
+      rollout: ``config.rollout``.
+    """
+
+    def __init__(self, driver: Driver, retriever, prompts, rollout):
+        self.driver, self.retriever, self.prompts = driver, retriever, prompts
+        self.shape = (rollout.num_retrieved, rollout.num_skills, rollout.num_repeats)
+        self.evaluate_invalid = rollout.evaluate_invalid_skills
+        self.max_chars = rollout.max_skill_chars
+
+    def collect(self, tasks: list[Task]) -> Experience:
+        """Source episodes, N skills each, and K x N x R evaluations; returns when all have ended."""
+        sources = [Source(t) for t in tasks]
+        for g, source in enumerate(sources):
+            self.driver.play(g, source.task, "", self._after_source(g, source), keep_session=True)
+        self.driver.run()
+        return self._experience(sources)
+
+    def collect_groups(self, tasks: list[Task]) -> Experience:
+        """The ``grpo`` arm: G x K tasks, each played N x R times without a skill."""
+        k_n_r = list(itertools.product(*map(range, self.shape)))
+        num_k = self.shape[0]
+        sources = []
+        for g in range(len(tasks) // num_k):
+            source = Source(tasks[g * num_k], retrieved=tasks[g * num_k : (g + 1) * num_k])
+            sources.append(source)
+            for k, n, r in k_n_r:
+                self._play(g, source, k, n, r, "")
+        self.driver.run()
+        return self._experience(sources)
+
+    # -- stages ----------------------------------------------------------------------------------
+
+    def _after_source(self, g: int, source: Source):
+        def done(episode: Episode, handle) -> None:
+            source.episode = episode
+            if handle is None:
+                return  # the environment failed: nothing to learn from, the masks stay 0
+            source.candidates = [None] * self.shape[1]
+            keys = [self._skill_key(g, n) for n in range(self.shape[1])]
+            source.retrieved = self.retriever.retrieve(source.task, self.shape[0])
+            self.driver.extract(handle, episode.won, keys, self._after_skill(g, source))
+            self.driver.release(handle)
+
+        return done
+
+    def _after_skill(self, g: int, source: Source):
+        def done(n: int, raw: str, sample: Sample) -> None:
+            candidate = make_candidate(raw, sample, self.prompts, self.max_chars)
+            source.candidates[n] = candidate
+            if candidate.valid or (self.evaluate_invalid and candidate.text):
+                for k, r in itertools.product(range(self.shape[0]), range(self.shape[2])):
+                    self._play(g, source, k, n, r, candidate.text)
+
+        return done
+
+    def _play(self, g: int, source: Source, k: int, n: int, r: int, skill_text: str) -> None:
+        def done(episode: Episode, _handle) -> None:
+            source.episodes[k, n, r] = episode
+
+        self.driver.play(self._episode_key(g, k, n, r), source.retrieved[k], skill_text, done)
+
+    # -- keys: sources, then skills, then evaluations ---------------------------------------------
+
+    def _skill_key(self, g: int, n: int) -> int:
+        return 1_000_000 + g * self.shape[1] + n
+
+    def _episode_key(self, g: int, k: int, n: int, r: int) -> int:
+        num_k, num_n, num_r = self.shape
+        return 2_000_000 + ((g * num_k + k) * num_n + n) * num_r + r
+
+    def _experience(self, sources: list[Source]) -> Experience:
+        num_k, num_n, num_r = self.shape
+        wins = np.zeros((len(sources), num_k, num_n, num_r), np.float32)
+        mask = np.zeros_like(wins)
+        valid = np.zeros((len(sources), num_n), np.float32)
+        for g, source in enumerate(sources):
+            for n, candidate in enumerate(source.candidates):
+                valid[g, n] = float(candidate.valid)
+            for (k, n, r), episode in source.episodes.items():
+                wins[g, k, n, r] = episode.reward if episode.scored else 0.0
+                mask[g, k, n, r] = float(episode.scored)
+        return Experience(sources, wins, mask, valid)
+
+
+def make_candidate(raw: str, sample: Sample, prompts, max_chars: int) -> Candidate:
+    """Parses and audits an extraction; a skill that fails either is invalid and says why."""
+    skill, reason = parse_skill(raw)
+    if skill is None:
+        return Candidate(raw, sample, None, reason, False)
+    # The decoded skill is audited, not the JSON: escapes would hide characters from the audit.
+    result = audit(render_skill(skill), max_chars=max_chars)
+    text = prompts.render_skill(skill)
+    return Candidate(raw, sample, skill, "; ".join(result.reasons), result.passed, text, result)

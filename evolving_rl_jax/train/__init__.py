@@ -1,0 +1,1 @@
+"""Training: the state, the compiled update, the optimizer and checkpoints."""

@@ -1,0 +1,106 @@
+"""Gradients of a large batch as float32 sums over micro-batches of its rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from evolving_rl_jax import parallel
+
+
+class MicroResult(NamedTuple):
+    """What a micro-batch reports besides its gradient: numbers to add up, numbers to maximise."""
+
+    sums: dict[str, jax.Array]
+    maxima: dict[str, jax.Array]
+
+
+def split_rows(rows: Any, wanted: int, mesh: Mesh) -> tuple[Any, int]:
+    """Leaves [B, ...] -> [micro-batches, size, ...]; each micro-batch is spread over the mesh.
+
+    Micro-batch i holds rows ``i * size ..``, so a batch whose used rows come first fills the first
+    micro-batches.  The last one is filled up with rows of zeros.  The re-distribution moves token
+    ids only, which is cheap.
+
+    Args:
+      rows: pytree of arrays that share their leading axis B.
+      wanted: rows of a micro-batch; fewer where B is smaller.
+      mesh: the device mesh.
+
+    Returns:
+      The split rows, and the size of a micro-batch.
+
+    Raises:
+      ValueError: a micro-batch does not spread evenly over the data axes of the mesh.
+    """
+    num_rows = jax.tree.leaves(rows)[0].shape[0]
+    shards = math.prod(mesh.shape[a] for a in parallel.ROWS)
+    size = min(num_rows, wanted)
+    if size % shards:
+        raise ValueError(
+            f"config.train.micro_batch_rows (and the rows of the batch) must be a multiple of the "
+            f"mesh's data x fsdp = {shards}, got {wanted} (and {num_rows})"
+        )
+    sharding = NamedSharding(mesh, PartitionSpec(None, parallel.ROWS))
+
+    def split(x):
+        x = jnp.pad(x, ((0, -num_rows % size),) + ((0, 0),) * (x.ndim - 1))
+        x = x.reshape(-1, size, *x.shape[1:])
+        return jax.lax.with_sharding_constraint(x, sharding)
+
+    return jax.tree.map(split, rows), size
+
+
+def accumulate_gradients(
+    loss_fn: Callable[[Any, Any], tuple[jax.Array, MicroResult]],
+    params: Any,
+    rows: Any,
+    num_micro: jax.Array,
+    mesh: Mesh,
+) -> tuple[Any, MicroResult]:
+    """Sums gradients of ``loss_fn`` over the first ``num_micro`` micro-batches.
+
+    The trip count is a run-time value: a short batch costs what it holds and nothing recompiles.
+
+    Args:
+      loss_fn: (params, rows of one micro-batch) -> (loss as a sum, MicroResult).
+      params: float32 parameters.
+      rows: leaves [number of micro-batches, rows of one, ...] as `split_rows` returns them.
+      num_micro: [] int, how many micro-batches are in use.
+      mesh: the device mesh; gradient sums are sharded like the parameters.
+
+    Returns:
+      (gradient sums like ``params`` in float32, sums and maxima over the micro-batches).
+    """
+    shardings = parallel.shardings(params, mesh)
+
+    def place(grads):
+        return jax.tree.map(jax.lax.with_sharding_constraint, grads, shardings)
+
+    def at(i):
+        take = jax.lax.dynamic_index_in_dim
+        return jax.tree.map(lambda x: take(x, i, keepdims=False), rows)
+
+    def body(carry):
+        i, grads, total = carry
+        # Differentiated inside the loop: a while_loop has no reverse mode.
+        (_, result), new = jax.value_and_grad(loss_fn, has_aux=True)(params, at(i))
+        grads = jax.tree.map(lambda a, b: a + b.astype(jnp.float32), grads, place(new))
+        sums = jax.tree.map(jnp.add, total.sums, result.sums)
+        maxima = jax.tree.map(jnp.maximum, total.maxima, result.maxima)
+        return i + 1, grads, MicroResult(sums, maxima)
+
+    shape = jax.eval_shape(lambda: loss_fn(params, at(0))[1])
+    start = MicroResult(
+        jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shape.sums),
+        jax.tree.map(lambda x: jnp.full(x.shape, -jnp.inf, x.dtype), shape.maxima),
+    )
+    zeros = place(jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params))
+    carry = (jnp.zeros((), jnp.int32), zeros, start)
+    _, grads, total = jax.lax.while_loop(lambda c: c[0] < num_micro, body, carry)
+    return grads, total

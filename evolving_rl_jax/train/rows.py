@@ -1,0 +1,113 @@
+"""Packed rows prepared for a next-token loss, and the log-probabilities of their trained tokens."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from evolving_rl_jax import losses, models
+
+
+class Rows(NamedTuple):
+    """Inputs in their own order; what the loss reads in the order of ``columns``.  All [B, T].
+
+    ``columns`` sorts the columns of a row so that those that predict a trained token come first.
+    A rollout row is mostly prompt, so the unembedding, as wide as the vocabulary, runs over the
+    first few chunks of that order only.
+    """
+
+    tokens: Any
+    positions: Any
+    segment_ids: Any
+    columns: Any  # the hidden state at this column predicts the target
+    targets: Any
+    mask: Any  # 1 = the target is trained on
+    sequence_ids: Any
+    old_logprobs: Any
+
+
+def make_rows(
+    tokens, positions, segment_ids, loss_mask, sequence_ids=None, old_logprobs=None
+) -> Rows:
+    """Moves what belongs to a token to the column that predicts it, the one before, and sorts.
+
+    Args:
+      tokens, positions, segment_ids: [B, T] as in TokenBatch.
+      loss_mask: [B, T], > 0 = train on this token.
+      sequence_ids, old_logprobs: [B, T], carried along; None where the loss has no use for them.
+    """
+
+    def after(x):
+        return jnp.roll(x, -1, axis=1)
+
+    # The first token of a sequence has no predictor: its column before belongs to another one.
+    same = (after(segment_ids) == segment_ids) & (segment_ids > 0)
+    same = same.at[:, -1].set(False)
+    mask = jnp.where(same & (after(loss_mask) > 0), 1.0, 0.0)
+    columns = jnp.argsort(mask, axis=1, stable=True, descending=True)
+
+    def ordered(x):
+        return None if x is None else jnp.take_along_axis(x, columns, axis=1)
+
+    return Rows(
+        tokens,
+        positions,
+        segment_ids,
+        columns,
+        ordered(after(tokens)),
+        ordered(mask),
+        ordered(sequence_ids),
+        None if old_logprobs is None else ordered(after(old_logprobs)),
+    )
+
+
+def row_logprobs(
+    params: Any, model_cfg: models.ModelConfig, rows: Rows, *, chunk: int, remat: str
+) -> tuple[jax.Array, jax.Array]:
+    """Log-probabilities of the targets and entropies of their distributions, both [B, T].
+
+    Args:
+      params: the policy's or the reference's.
+      model_cfg: the model.
+      rows: the rows, a micro-batch of them.
+      chunk: columns of a row whose logits exist at a time.
+      remat: what the backward pass recomputes, see `models.apply`.
+
+    Returns:
+      float32 in the order of ``rows.columns``; 0 in chunks in which no row has a trained token.
+    """
+    hidden, _ = models.apply(
+        params,
+        model_cfg,
+        rows.tokens,
+        positions=rows.positions,
+        segment_ids=rows.segment_ids,
+        remat=remat,
+    )
+    matrix = models.unembedding(params, model_cfg).astype(hidden.dtype)
+    num_rows, length = rows.tokens.shape
+    size = min(chunk, length)
+    padding = -length % size
+
+    def chunks(x):
+        x = jnp.pad(x, ((0, 0), (0, padding))).reshape(num_rows, -1, size)
+        return jnp.moveaxis(x, 1, 0)
+
+    def compute(columns, targets):
+        states = jnp.take_along_axis(hidden, columns[:, :, None], axis=1)
+        return losses.token_logprobs(states, matrix, targets, chunk_size=size)
+
+    def skip(columns, targets):
+        return (jnp.zeros(targets.shape, jnp.float32),) * 2
+
+    # Recomputed in the backward pass: a scan would otherwise keep the matrix once per chunk.
+    @jax.checkpoint
+    def one_chunk(columns, targets, mask):
+        return jax.lax.cond(jnp.any(mask > 0), compute, skip, columns, targets)
+
+    xs = (chunks(rows.columns), chunks(rows.targets), chunks(rows.mask))
+    _, results = jax.lax.scan(lambda carry, x: (carry, one_chunk(*x)), None, xs)
+    join = [jnp.moveaxis(x, 0, 1).reshape(num_rows, -1)[:, :length] for x in results]
+    return join[0], join[1]

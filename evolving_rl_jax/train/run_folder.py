@@ -1,0 +1,86 @@
+"""The run folder: what is in it, and whether it belongs to this configuration.
+
+``config.json  metrics.jsonl  checkpoints/  warmstart/  skills/bank.jsonl  episodes/*.jsonl.gz  eval/*.json
+report.html``, plus ``games/``, ``tokenizer/`` and ``cache/`` when the run made its own.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import pathlib
+
+from evolving_rl_jax import config as config_lib
+
+
+class RunFolder:
+    """Opens (or starts) a run folder.
+
+    Raises:
+      ConfigError: the folder holds a run of another configuration, or cannot be written.
+    """
+
+    def __init__(self, workdir: str, config=None):
+        self.path = pathlib.Path(workdir).absolute()
+        self.config_file = self.path / "config.json"
+        if config is None:
+            return
+        if self.path.exists() and not self.path.is_dir():
+            raise config_lib.ConfigError(f"--workdir must be a folder, got the file {workdir!r}")
+        if self.config_file.exists():
+            self._check(config)
+        elif self.path.exists() and any(self.path.iterdir()):
+            raise config_lib.ConfigError(
+                f"--workdir must be new, empty or a run folder, got {workdir!r} with files but no config.json"
+            )
+        self._write_config(config)
+
+    def _check(self, config) -> None:
+        saved = config_lib.from_json(self.config_file)
+        difference = config_lib.first_difference(saved, config)
+        if difference:
+            key, old, new = difference
+            raise config_lib.ConfigError(
+                f"--workdir {str(self.path)!r} holds a run of another config: {key} is {old!r} there, got "
+                f"{new!r}; use another folder"
+            )
+
+    def _write_config(self, config) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_atomic(self.config_file, config_lib.to_json(config))
+
+    def load_config(self):
+        """The configuration that the run was started with.
+
+        Raises:
+          ConfigError: there is no readable config.json.
+        """
+        if not self.config_file.is_file():
+            raise config_lib.ConfigError(
+                f"--workdir must be a run folder with config.json, got {str(self.path)!r}"
+            )
+        return config_lib.from_json(self.config_file)
+
+    def eval_file(self, name: str, temperature: float) -> pathlib.Path:
+        """Where the panel of a policy at a temperature is written."""
+        return self.path / "eval" / f"{name}-t{temperature:g}.json"
+
+    @property
+    def bank_file(self) -> pathlib.Path:
+        return self.path / "skills" / "bank.jsonl"
+
+    def write_episodes(self, iteration: int, records: list[dict]) -> None:
+        """Writes ``episodes/iteration_XXXXX.jsonl.gz``, one source a line."""
+        text = "".join(json.dumps(r) + "\n" for r in records)
+        path = self.path / "episodes" / f"iteration_{iteration:05d}.jsonl.gz"
+        path.parent.mkdir(exist_ok=True)
+        # mtime=0: the same episodes give the same bytes.
+        write_atomic(path, gzip.compress(text.encode("utf-8"), mtime=0))
+
+
+def write_atomic(path: pathlib.Path, data: str | bytes) -> None:
+    """Writes a file so that a reader, or a run killed meanwhile, sees the old or the new one."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(data.encode("utf-8") if isinstance(data, str) else data)
+    os.replace(partial, path)

@@ -1,0 +1,139 @@
+"""The training state: how it is created straight into its shards, and how one update changes it."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from evolving_rl_jax import models, parallel
+
+
+class TrainState(NamedTuple):
+    """Everything that an update reads or writes on the devices.
+
+    ``ref_params`` is the fixed policy that the KL term compares with; None where nothing does
+    (warm start, or both KL coefficients 0), which saves its memory.
+    """
+
+    step: Any  # [] int32: updates tried
+    params: Any  # nested dict, float32
+    opt_state: Any  # optax state
+    ref_params: Any  # like params, or None
+    skipped: Any  # [] int32: updates left out because the gradient was not finite
+
+
+def _new_state(params, optimizer, reference):
+    # A copy, not an alias: the state is donated and a buffer can be given away only once.
+    ref_params = jax.tree.map(jnp.copy, params) if reference else None
+    zero = jnp.zeros((), jnp.int32)
+    return TrainState(zero, params, optimizer.init(params), ref_params, zero + 0)
+
+
+def abstract_state(
+    model_cfg: models.ModelConfig,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    *,
+    reference: bool = True,
+) -> TrainState:
+    """The state as ShapeDtypeStructs that carry their shardings; allocates nothing.
+
+    Moments of the optimizer follow the rule of the parameter they belong to, because their path
+    ends in the parameter's path.
+    """
+
+    def create():
+        return _new_state(models.init(model_cfg, jax.random.key(0)), optimizer, reference)
+
+    shapes = jax.eval_shape(create)
+    shardings = parallel.shardings(shapes, mesh)
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
+    )
+
+
+def state_shardings(abstract: TrainState) -> TrainState:
+    """The NamedShardings of an abstract state."""
+    return jax.tree.map(lambda x: x.sharding, abstract)
+
+
+def init_state(
+    model_cfg: models.ModelConfig,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    key: jax.Array,
+    *,
+    reference: bool = True,
+) -> TrainState:
+    """A state with random parameters; every device creates only its own shards."""
+    abstract = abstract_state(model_cfg, optimizer, mesh, reference=reference)
+
+    def create(key):
+        return _new_state(models.init(model_cfg, key), optimizer, reference)
+
+    return jax.jit(create, out_shardings=state_shardings(abstract))(key)
+
+
+def state_from_params(
+    params: Any,
+    model_cfg: models.ModelConfig,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    *,
+    reference: bool = True,
+) -> TrainState:
+    """A fresh state around existing parameters (after a warm start or an import).
+
+    The state holds copies, so the caller's arrays stay usable after the state is donated.
+    """
+    abstract = abstract_state(model_cfg, optimizer, mesh, reference=reference)
+
+    def create(params):
+        return _new_state(jax.tree.map(jnp.copy, params), optimizer, reference)
+
+    return jax.jit(create, out_shardings=state_shardings(abstract))(params)
+
+
+def apply_gradients(
+    state: TrainState,
+    grads: Any,
+    optimizer: optax.GradientTransformation,
+    *,
+    usable: jax.Array | bool = True,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One optimizer update; left out, and counted, when the gradient is not finite.
+
+    Args:
+      state: the state before.
+      grads: like ``state.params``, float32, already divided by the global denominator.
+      optimizer: what made ``state.opt_state``.
+      usable: [] bool; False leaves the update out too (nothing to learn from).
+
+    Returns:
+      The state after, and ``grad_norm`` (before clipping), ``update_norm``, ``param_norm`` (after).
+    """
+    grad_norm = optax.global_norm(grads)
+    applied = jnp.isfinite(grad_norm) & usable
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    updates = jax.tree.map(lambda u: jnp.where(applied, u, 0.0), updates)
+    # The moments saw the bad gradient too, so they are rolled back together with the update.
+    opt_state = jax.tree.map(lambda n, o: jnp.where(applied, n, o), opt_state, state.opt_state)
+    params = optax.apply_updates(state.params, updates)
+    new_state = TrainState(
+        step=state.step + 1,
+        params=params,
+        opt_state=opt_state,
+        ref_params=state.ref_params,
+        skipped=state.skipped + jnp.where(applied, 0, 1),
+    )
+    norms = {
+        "grad_norm": grad_norm,
+        "update_norm": optax.global_norm(updates),
+        "param_norm": optax.global_norm(params),
+        "skipped_updates": new_state.skipped.astype(jnp.float32),
+    }
+    return new_state, norms

@@ -1,0 +1,337 @@
+"""The updates, each one pure, compiled function of (state, batch): Evolving-RL, and cloning.
+
+What the paper (arXiv 2605.10663) leaves open and this file decides:
+
+1. The denominator is the number of sequences in use, failed or advantage-free ones included: a
+   sequence with advantage 0 still has its KL and entropy terms.
+2. The weight of an arm acts on the advantages only, so `solver_only` still holds extraction
+   sequences (if the batch has any) to the reference, and `extractor_only` those of the solver.
+3. An update whose gradient is not finite, or whose batch is empty, is left out and counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from evolving_rl_jax import losses, models, parallel
+from evolving_rl_jax.train import microbatch
+from evolving_rl_jax.train import rows as rows_lib
+from evolving_rl_jax.train import state as state_lib
+from evolving_rl_jax.types import ROLE_EXTRACTOR, ROLE_NONE, ROLE_SOLVER, TokenBatch
+
+# The metrics of an update, all float32 scalars.  Nats where a unit is needed.
+STEP_METRICS: dict[str, str] = {
+    "loss": "what the update minimises, per sequence in use",
+    "policy_loss": "the clipped surrogate part of the loss, per sequence in use",
+    "kl": "KL estimate to the reference (initial) policy, per sequence in use",
+    "kl_solver": "KL estimate to the reference, mean over trained solver tokens",
+    "kl_extractor": "KL estimate to the reference, mean over trained extractor tokens",
+    "entropy_solver": "entropy of the policy, mean over trained solver tokens",
+    "entropy_extractor": "entropy of the policy, mean over trained extractor tokens",
+    "clip_fraction": "share of tokens whose gradient was clipped away, mean over sequences",
+    "ratio_deviation": "|probability ratio to the rollout - 1|, mean over sequences",
+    "grad_norm": "global norm of the gradient before clipping",
+    "update_norm": "global norm of the change of the parameters",
+    "param_norm": "global norm of the parameters after the update",
+    "zero_variance_solver": "share of solver groups (one task) without spread, so without signal",
+    "zero_variance_extractor": "share of extractor groups (one source) without spread",
+    "extractor_reward": "mean reward of a skill: the win rate with it, 0 for an invalid one",
+    "win_rate": "share of scored episodes that were won",
+    "sequences_solver": "solver sequences in use",
+    "sequences_extractor": "extractor sequences in use",
+    "tokens": "tokens of sequences in the batch, prompts included",
+    "trained_tokens": "tokens that the policy sampled and that the loss reads",
+    "logprob_gap_mean": "|log-probability in training - in the rollout|, mean over trained tokens",
+    "logprob_gap_max": "the same, largest",
+    "skipped_updates": "updates left out so far because the gradient was not finite",
+}
+
+# Metrics that the loss returns as sums over sequences of token means.
+_PER_SEQUENCE = ("loss", "policy_loss", "kl", "clip_fraction", "ratio_deviation")
+
+# The metrics of a cloning update, likewise.
+CLONING_METRICS: dict[str, str] = {
+    "loss": "cross-entropy of the demonstrated tokens, nats a token",
+    "token_probability": "mean probability of the demonstrated tokens",
+    "grad_norm": STEP_METRICS["grad_norm"],
+    "update_norm": STEP_METRICS["update_norm"],
+    "param_norm": STEP_METRICS["param_norm"],
+    "trained_tokens": "demonstrated tokens in the batch",
+    "skipped_updates": STEP_METRICS["skipped_updates"],
+}
+
+# arm -> (factor on the solver's advantages, factor on the extractor's)
+ARM_WEIGHTS = {
+    "joint": (1.0, 1.0),
+    "solver_only": (1.0, 0.0),
+    "extractor_only": (0.0, 1.0),
+    "grpo": (1.0, 0.0),
+}
+
+
+def batch_shardings(mesh: Mesh) -> TokenBatch:
+    """NamedShardings of a TokenBatch: rows over the data axes, all else on every device."""
+    rows = NamedSharding(mesh, PartitionSpec(parallel.ROWS))
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    return TokenBatch(*([rows] * 6), *([everywhere] * 6))
+
+
+def make_train_step(
+    config: Any,
+    model_cfg: models.ModelConfig,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+) -> Callable[[state_lib.TrainState, TokenBatch], tuple[state_lib.TrainState, dict[str, Any]]]:
+    """Compiles ``train_step(state, batch) -> (state, metrics)``; the given state is donated.
+
+    Args:
+      config: with the groups ``algorithm`` and ``train``.
+      model_cfg: the policy.
+      optimizer: as `optimizer.make_optimizer` returns it.
+      mesh: the device mesh.
+
+    Returns:
+      A jitted function.  ``state`` as `state.init_state` makes it, with reference parameters;
+      ``batch`` a TokenBatch placed as `batch_shardings` says, or of numpy arrays.  ``metrics`` has
+      the keys of `STEP_METRICS`, float32 scalars on the devices.
+
+    Raises:
+      ValueError: an unknown arm; when first called, micro-batches that do not fit the mesh.
+    """
+    arm = config.algorithm.arm
+    if arm not in ARM_WEIGHTS:
+        accepted = ", ".join(ARM_WEIGHTS)
+        raise ValueError(f"config.algorithm.arm must be one of {accepted}, got {arm!r}")
+
+    def train_step(state, batch):
+        advantages, stats = sequence_advantages(config, batch)
+        loss_fn = _make_loss(config, model_cfg, state.ref_params, batch, advantages)
+        rows, size = microbatch.split_rows(_rows(batch), config.train.micro_batch_rows, mesh)
+        num_micro = (batch.num_rows + size - 1) // size
+        grads, total = microbatch.accumulate_gradients(
+            loss_fn, state.params, rows, num_micro, mesh
+        )
+        count = jnp.sum(batch.role != ROLE_NONE).astype(jnp.float32)
+        grads = jax.tree.map(lambda g: g / jnp.maximum(count, 1.0), grads)
+        state, norms = state_lib.apply_gradients(state, grads, optimizer, usable=count > 0)
+        metrics = stats | norms | _step_metrics(total, count)
+        return state, {name: metrics[name].astype(jnp.float32) for name in STEP_METRICS}
+
+    abstract = state_lib.abstract_state(model_cfg, optimizer, mesh)
+    return _compiled(train_step, abstract, batch_shardings(mesh), mesh)
+
+
+def make_cloning_step(
+    config: Any,
+    model_cfg: models.ModelConfig,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+) -> Callable[[state_lib.TrainState, dict[str, Any]], tuple[state_lib.TrainState, dict[str, Any]]]:
+    """Compiles ``cloning_step(state, batch) -> (state, metrics)``; the given state is donated.
+
+    The loss is the mean over all masked tokens of the batch of ``-log p(token | tokens before)``.
+
+    Args:
+      config: with the group ``train``.
+      model_cfg: the policy.
+      optimizer: any optax transformation.
+      mesh: the device mesh.
+
+    Returns:
+      A jitted function.  ``state`` as `state.init_state` makes it with ``reference=False``;
+      ``batch`` the packed rows ``tokens, positions, segment_ids, loss_mask``, all [B, T] and as in
+      TokenBatch.  ``metrics`` has the keys of `CLONING_METRICS`, float32 scalars on the devices.
+    """
+
+    def loss_fn(params, rows):
+        logprobs, _ = _logprobs(params, model_cfg, config, rows)
+        trained = rows.mask > 0
+        sums = {
+            "loss": -jnp.sum(jnp.where(trained, logprobs, 0.0)),
+            "token_probability": jnp.sum(jnp.where(trained, jnp.exp(logprobs), 0.0)),
+            "trained_tokens": jnp.sum(rows.mask),
+        }
+        return sums["loss"], jax.lax.stop_gradient(microbatch.MicroResult(sums, {}))
+
+    def cloning_step(state, batch):
+        rows = rows_lib.make_rows(**batch)
+        rows, _ = microbatch.split_rows(rows, config.train.micro_batch_rows, mesh)
+        num_micro = rows.tokens.shape[0]
+        grads, total = microbatch.accumulate_gradients(
+            loss_fn, state.params, rows, num_micro, mesh
+        )
+        count = total.sums["trained_tokens"]
+        grads = jax.tree.map(lambda g: g / jnp.maximum(count, 1.0), grads)
+        state, metrics = state_lib.apply_gradients(state, grads, optimizer, usable=count > 0)
+        for name in ("loss", "token_probability"):
+            metrics[name] = total.sums[name] / jnp.maximum(count, 1.0)
+        return state, metrics | {"trained_tokens": count}
+
+    abstract = state_lib.abstract_state(model_cfg, optimizer, mesh, reference=False)
+    by_row = NamedSharding(mesh, PartitionSpec(parallel.ROWS))
+    return _compiled(cloning_step, abstract, by_row, mesh)
+
+
+def _compiled(step, abstract, batch_sharding, mesh):
+    """The jitted step: state sharded as ``abstract`` says and donated, metrics on every device."""
+    shardings = state_lib.state_shardings(abstract)
+    return jax.jit(
+        step,
+        in_shardings=(shardings, batch_sharding),
+        out_shardings=(shardings, NamedSharding(mesh, PartitionSpec())),
+        donate_argnums=0,
+    )
+
+
+def _logprobs(params, model_cfg, config, rows):
+    chunk, remat = config.train.logprob_chunk, config.train.remat
+    return rows_lib.row_logprobs(params, model_cfg, rows, chunk=chunk, remat=remat)
+
+
+def sequence_advantages(config: Any, batch: TokenBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Advantage of every sequence [M] under the configured arm, and statistics of the outcomes.
+
+    The arm `grpo` has no skills: every win is a repeat, whatever ``skill_valid`` says.
+    """
+    algorithm = config.algorithm
+    valid = batch.skill_valid
+    if algorithm.arm == "grpo":
+        valid = jnp.ones_like(valid)
+    # Normalised with weight 1 first: groups without spread are the same in every arm.
+    result = losses.skill_advantages(
+        batch.wins,
+        skill_valid=valid,
+        episode_mask=batch.episode_mask,
+        extractor_weight=1.0,
+        solver_weight=1.0,
+        solver_reward=algorithm.solver_reward,
+    )
+    solver_on, extractor_on = ARM_WEIGHTS[algorithm.arm]
+    solver = _gather(result.solver, batch.index) * (solver_on * algorithm.solver_weight)
+    extractor = _gather(result.extractor, batch.index) * (
+        extractor_on * algorithm.extractor_weight
+    )
+    is_solver, is_extractor = batch.role == ROLE_SOLVER, batch.role == ROLE_EXTRACTOR
+    advantages = jnp.where(is_solver, solver, jnp.where(is_extractor, extractor, 0.0))
+    return advantages, _outcome_metrics(batch, result)
+
+
+def _gather(values, index):
+    return values.reshape(-1)[jnp.clip(index, 0, values.size - 1)]
+
+
+def _outcome_metrics(batch, result):
+    """Statistics of wins and groups; groups that were never played do not count."""
+    played = batch.episode_mask > 0
+    is_extractor = batch.role == ROLE_EXTRACTOR
+    num_sources, num_skills = batch.skill_valid.shape
+    source = jnp.where(is_extractor, batch.index // num_skills, num_sources)
+    extracted = jnp.zeros(num_sources + 1, bool).at[source].set(True)[:num_sources]
+    used_source = extracted | played.any((1, 2, 3))
+    used_task = played.any((2, 3))
+    reward = jnp.where(used_source[:, None], result.extractor_reward, 0.0)
+
+    def share(part, whole):
+        return part.sum() / jnp.maximum(whole.sum(), 1)
+
+    return {
+        "zero_variance_solver": share(used_task & (result.solver == 0).all((2, 3)), used_task),
+        "zero_variance_extractor": share(
+            used_source & (result.extractor == 0).all(1), used_source
+        ),
+        "extractor_reward": reward.sum() / jnp.maximum(used_source.sum() * num_skills, 1),
+        "win_rate": share(jnp.where(played, batch.wins, 0.0), played),
+        "sequences_solver": (batch.role == ROLE_SOLVER).sum(),
+        "sequences_extractor": is_extractor.sum(),
+    }
+
+
+def _rows(batch: TokenBatch) -> rows_lib.Rows:
+    """The rows of the batch, those in use first; tokens of unused sequences are not trained on."""
+    ids = batch.sequence_ids
+    in_use = (ids >= 0) & (_gather(batch.role, ids) != ROLE_NONE)
+    mask = jnp.where(in_use, batch.loss_mask, 0.0)
+    rows = rows_lib.make_rows(
+        batch.tokens, batch.positions, batch.segment_ids, mask, ids, batch.rollout_logprobs
+    )
+    # Hosts put their own rows into the batch, so the unused ones may lie anywhere.
+    order = jnp.argsort(jnp.all(batch.segment_ids == 0, axis=1), stable=True)
+    return jax.tree.map(lambda x: x[order], rows)
+
+
+def _make_loss(config, model_cfg, ref_params, batch, advantages):
+    """The loss of one micro-batch as a function of (params, rows)."""
+    algorithm = config.algorithm
+    # Without a KL term the forward pass of the reference is left out, and the KL metrics are 0.
+    uses_reference = any(algorithm.kl_coef[role] for role in ("solver", "extractor"))
+    extractor = batch.role == ROLE_EXTRACTOR
+    kl_coef = jnp.where(extractor, algorithm.kl_coef.extractor, algorithm.kl_coef.solver)
+    entropy_coef = jnp.where(
+        extractor, algorithm.entropy_coef.extractor, algorithm.entropy_coef.solver
+    )
+
+    def loss_fn(params, rows):
+        logprobs, entropy = _logprobs(params, model_cfg, config, rows)
+        ref_logprobs = jax.lax.stop_gradient(logprobs)
+        if uses_reference:
+            ref_logprobs, _ = _logprobs(ref_params, model_cfg, config, rows)
+        loss, parts = losses.evolving_rl_loss(
+            logprobs,
+            rows.old_logprobs,
+            ref_logprobs,
+            entropy,
+            rows.mask,
+            sequence_ids=rows.sequence_ids,
+            num_sequences=batch.role.shape[0],
+            advantages=advantages,
+            entropy_coef=entropy_coef,
+            kl_coef=kl_coef,
+            clip_low=algorithm.clip_low,
+            clip_high=algorithm.clip_high,
+            kl_kind=algorithm.kl_kind,
+        )
+        sums = {n: parts[n] for n in _PER_SEQUENCE}
+        kl = losses.kl_estimate(logprobs, ref_logprobs, kind=algorithm.kl_kind)
+        is_extractor = _gather(extractor, rows.sequence_ids)
+        return loss, _token_sums(rows, logprobs, entropy, kl, is_extractor, sums)
+
+    return loss_fn
+
+
+def _token_sums(rows, logprobs, entropy, kl, is_extractor, sums):
+    """Token-level numbers of one micro-batch, as sums and maxima."""
+    trained = rows.mask > 0
+    gap = jnp.where(trained, jnp.abs(logprobs - rows.old_logprobs), 0.0)
+    sums = sums | {
+        "tokens": jnp.sum(rows.segment_ids > 0).astype(jnp.float32),
+        "logprob_gap": jnp.sum(gap),
+    }
+    for role, of_role in (("solver", ~is_extractor), ("extractor", is_extractor)):
+        chosen = trained & of_role
+        sums[f"trained_{role}"] = jnp.sum(chosen).astype(jnp.float32)
+        sums[f"entropy_{role}"] = jnp.sum(jnp.where(chosen, entropy, 0.0))
+        sums[f"kl_{role}"] = jnp.sum(jnp.where(chosen, kl, 0.0))
+    result = microbatch.MicroResult(sums, {"logprob_gap": jnp.max(gap)})
+    return jax.lax.stop_gradient(result)
+
+
+def _step_metrics(total, count):
+    """Means from the sums over all micro-batches; ``count`` is the number of sequences in use."""
+    sums, per_sequence = total.sums, jnp.maximum(count, 1.0)
+    trained = sums["trained_solver"] + sums["trained_extractor"]
+    metrics = {name: sums[name] / per_sequence for name in _PER_SEQUENCE}
+    for role in ("solver", "extractor"):
+        tokens = jnp.maximum(sums[f"trained_{role}"], 1.0)
+        metrics |= {f"{name}_{role}": sums[f"{name}_{role}"] / tokens for name in ("entropy", "kl")}
+    return metrics | {
+        "tokens": sums["tokens"],
+        "trained_tokens": trained,
+        "logprob_gap_mean": sums["logprob_gap"] / jnp.maximum(trained, 1.0),
+        "logprob_gap_max": jnp.maximum(total.maxima["logprob_gap"], 0.0),
+    }

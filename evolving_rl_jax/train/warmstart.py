@@ -1,0 +1,116 @@
+"""The warm start: behaviour cloning of scripted solvers and extractors, for policies made from scratch.
+
+Kept in ``WORKDIR/warmstart`` as a Hugging Face folder, so it can also be evaluated or transferred alone.
+"""
+
+from __future__ import annotations
+
+import time
+
+import jax
+import numpy as np
+import optax
+
+from evolving_rl_jax import models
+from evolving_rl_jax.rollout.batch import pack_rows
+from evolving_rl_jax.rollout.demonstrations import Demonstrator
+from evolving_rl_jax.train.run_folder import write_atomic
+from evolving_rl_jax.train.state import init_state
+from evolving_rl_jax.train.step import make_cloning_step
+from evolving_rl_jax.types import Sample
+
+DONE = "done"
+
+
+def initial_params(parts):
+    """The policy that training starts from: imported, cloned (cached in the run folder), or random."""
+    config = parts.config
+    if config.model.hf_path:
+        params, _ = models.load_hf(config.model.hf_path)
+        return params
+    if not config.warmstart.enabled:
+        return models.init(parts.model_cfg, jax.random.key(config.seed))
+    folder = parts.folder.path / "warmstart"
+    if not (folder / DONE).is_file():
+        params = clone(parts)
+        models.save_hf(params, parts.model_cfg, folder, tokenizer_dir=parts.folder.path / "tokenizer")
+        write_atomic(folder / DONE, "")
+    params, _ = models.load_hf(folder)
+    return params
+
+
+def clone(parts):
+    """Plays the demonstrations, then trains on them; returns the parameters."""
+    samples = demonstrations(parts)
+    w = parts.config.warmstart
+    schedule = optax.warmup_cosine_decay_schedule(
+        w.learning_rate / 20, w.learning_rate, max(1, w.steps // 20), w.steps, w.learning_rate / 20
+    )
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.98, weight_decay=0.01)
+    )
+    key = jax.random.key(parts.config.seed)
+    state = init_state(parts.model_cfg, optimizer, parts.mesh, key, reference=False)
+    step = make_cloning_step(parts.config, parts.model_cfg, optimizer, parts.mesh)
+    batches = row_batches(samples, parts.config, seed=parts.config.seed)
+    losses = []
+    with parts.progress("warm start: cloning", w.steps) as bar:
+        for i in range(w.steps):
+            state, metrics = step(state, next(batches))
+            losses.append(metrics["loss"])
+            # Reading a value waits for the device, so only now and then.
+            if i % 20 == 19:
+                losses[-1].block_until_ready()
+                bar(i + 1)
+    first, last = (float(np.mean(jax.device_get(x))) for x in (losses[:20], losses[-20:]))
+    parts.say(f"warm start: loss {first:.3f} -> {last:.3f} on {len(samples)} sequences")
+    return state.params
+
+
+def demonstrations(parts) -> list[Sample]:
+    """The sequences to clone: every scripted episode, and the extraction after those without a skill."""
+    config = parts.config
+    demonstrator = Demonstrator(parts.pool, parts.prompts, config.warmstart, config.seed)
+    tasks = parts.warmstart_tasks
+    n = config.warmstart.episodes
+    chosen = [tasks[i % len(tasks)] for i in range(n)]
+    start = time.perf_counter()
+    with parts.progress("warm start: demonstrations", n) as bar:
+        played = demonstrator.play(chosen, progress=bar)
+    won = sum(d.won for d in played)
+    parts.say(
+        f"warm start: {len(played)} demonstrations ({won / max(len(played), 1):.0%} won) in "
+        f"{time.perf_counter() - start:.0f} s"
+    )
+    return [s for d in played for s in (d.solver, d.extraction) if s is not None]
+
+
+def row_batches(samples: list[Sample], config, *, seed: int):
+    """Endless batches of packed rows, every sequence once an epoch in a new order."""
+    rng = np.random.default_rng(seed)
+    rows, length = config.warmstart.batch_rows, config.train.row_length
+    # Short sequences first fill up rows well when a batch draws from the whole set.
+    per_batch = max(1, int(rows * length / np.mean([len(s.tokens) for s in samples])))
+    queue: list[int] = []
+    while True:
+        while len(queue) < per_batch:
+            queue += rng.permutation(len(samples)).tolist()
+        chosen, left = pack_rows([len(samples[i].tokens) for i in queue[:per_batch]], length, rows)
+        yield cloning_batch([[samples[queue[m]] for m in row] for row in chosen], rows, length)
+        queue = [queue[m] for m in left] + queue[per_batch:]
+
+
+def cloning_batch(rows: list[list[Sample]], num_rows: int, length: int) -> dict[str, np.ndarray]:
+    """Packed rows as arrays [B, T]: tokens, positions, segment_ids, loss_mask."""
+    batch = {n: np.zeros((num_rows, length), np.int32) for n in ("tokens", "positions", "segment_ids")}
+    batch["loss_mask"] = np.zeros((num_rows, length), np.float32)
+    for row, members in enumerate(rows):
+        start = 0
+        for segment, s in enumerate(members, start=1):
+            end = start + len(s.tokens)
+            batch["tokens"][row, start:end] = s.tokens
+            batch["positions"][row, start:end] = np.arange(len(s.tokens))
+            batch["segment_ids"][row, start:end] = segment
+            batch["loss_mask"][row, start:end] = s.loss_mask
+            start = end
+    return batch

@@ -1,0 +1,143 @@
+"""The nouns of the project and the axis legend.
+
+Axis letters, used in every shape comment::
+
+    G source tasks in an iteration      K retrieved tasks per source    N skills per source
+    R repeats of one (task, skill)      M sequences in a training batch
+    B rows   T tokens a row   V vocabulary   L layers   S engine slots   C cache columns
+
+Wins are always ``[G, K, N, R]``.  This module imports numpy only, so environment workers can use it
+without claiming an accelerator.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import numpy as np
+
+# Episode and step statuses.  Only OK and TRUNCATED episodes carry a reward; every other status is an
+# infrastructure failure and is masked out of every mean.
+OK = "ok"
+TRUNCATED = "truncated"  # ran out of context or steps: a real loss, scored as such
+ENV_ERROR = "env_error"  # malformed game, worker crash that could not be replayed, exception
+TIMEOUT = "timeout"  # the environment did not answer within its deadline
+SCORED = (OK, TRUNCATED)
+
+ROLE_NONE, ROLE_SOLVER, ROLE_EXTRACTOR = -1, 0, 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One task of one environment.
+
+    Attributes:
+      id: unique and stable, e.g. ``"maple-3/mug/pick_heat_then_place_in_recep-0"``.
+      env: name understood by ``envs.make``.
+      split: ``train``, ``valid_seen``, ``valid_unseen``, ...
+      task_type: e.g. ``pick_and_place_simple``.
+      text: the instruction, also what retrieval compares.
+      path: absolute folder of the game.
+      content_hash: sha256 hex of what defines the task, for exclusion of disguised duplicates.
+      group: what tasks share experience (the household, the web site); empty when unknown.
+      step_limit: most environment steps of an episode.
+      meta: further facts for experts, oracles and reports; never shown to the policy.
+    """
+
+    id: str
+    env: str
+    split: str
+    task_type: str
+    text: str
+    path: str
+    content_hash: str
+    group: str = ""
+    step_limit: int = 50
+    meta: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+class Observation(NamedTuple):
+    """What an environment shows at reset: its text and the admissible actions (sorted)."""
+
+    text: str
+    actions: tuple[str, ...]
+    status: str = OK
+
+
+class StepResult(NamedTuple):
+    """What one action did.  ``status`` other than OK means that the environment failed, not the agent."""
+
+    text: str
+    actions: tuple[str, ...]
+    reward: float
+    done: bool
+    won: bool
+    status: str = OK
+
+
+@dataclasses.dataclass
+class Turn:
+    """One exchange: what the agent read, what it wrote, and what was executed."""
+
+    observation: str
+    output: str
+    action: str
+    valid: bool
+
+
+@dataclasses.dataclass
+class Sample:
+    """One training sequence: token ids with a mask of those that the policy itself sampled.
+
+    ``logprobs`` are under the full softmax at temperature 1 (the importance ratio needs those);
+    ``sampling_logprobs`` are under the distribution that was sampled from.  Both are 0 where
+    ``loss_mask`` is 0.  All have shape [T].
+    """
+
+    tokens: np.ndarray
+    loss_mask: np.ndarray
+    logprobs: np.ndarray
+    sampling_logprobs: np.ndarray
+
+
+@dataclasses.dataclass
+class Episode:
+    """A finished (or failed) episode of the solver.  ``last_observation`` answers the last action."""
+
+    task: Task
+    turns: list[Turn]
+    won: bool
+    status: str
+    sample: Sample
+    reward: float = 0.0
+    skill_text: str = ""
+    last_observation: str = ""
+    error: str = ""
+
+    @property
+    def scored(self) -> bool:
+        """Whether the episode counts (it is not an infrastructure failure)."""
+        return self.status in SCORED
+
+
+class TokenBatch(NamedTuple):
+    """The only training data that crosses from host to device.  Shapes follow from the config alone.
+
+    Several sequences may share a row; ``segment_ids`` tells them apart inside the row (0 = padding,
+    1.. = sequence) and ``sequence_ids`` globally (-1 = padding).  ``loss_mask[b, t] = 1`` when
+    ``tokens[b, t]`` was sampled by the policy, ``rollout_logprobs[b, t]`` is its log-probability then.
+    """
+
+    tokens: Any  # [B, T] int32
+    positions: Any  # [B, T] int32, from 0 in each sequence
+    segment_ids: Any  # [B, T] int32
+    sequence_ids: Any  # [B, T] int32 in [0, M), -1 = padding
+    loss_mask: Any  # [B, T] float32
+    rollout_logprobs: Any  # [B, T] float32
+    wins: Any  # [G, K, N, R] float32
+    episode_mask: Any  # [G, K, N, R] float32, 0 = infrastructure failure or never played
+    skill_valid: Any  # [G, N] float32
+    role: Any  # [M] int32: ROLE_SOLVER, ROLE_EXTRACTOR or ROLE_NONE (unused)
+    index: Any  # [M] int32: flat index into [G, K, N, R] (solver) or [G, N] (extractor)
+    num_rows: Any  # [] int32: rows in use, the trip count of the micro-batch loop follows from it

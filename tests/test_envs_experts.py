@@ -1,0 +1,185 @@
+"""Scripted players: how often they win, by what they know, in a room written from scratch."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from evolving_rl_jax.data.tasks import load_tasks
+from evolving_rl_jax.envs import pddl_problem
+from evolving_rl_jax.envs.experts import SearchingExpert, Walkthrough
+from evolving_rl_jax.envs.households import generate_even
+
+pytest.importorskip("alfworld")
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory):
+    path = tmp_path_factory.mktemp("games")
+    generate_even(path, num=600, seed=3)
+    return load_tasks(path)
+
+
+class ToyRoom:
+    """The rules of the room, written from scratch, on the facts that a task lists."""
+
+    def __init__(self, task):
+        self.task, self.at, self.held = task, None, None
+        self.where = dict(task.meta["things"])
+        self.places = list(pddl_problem.receptacle_classes())
+        self.open = {p for p in self.places if p.split()[0] not in self._closed()}
+        self.state, self.lit = set(), False
+
+    @staticmethod
+    def _closed():
+        return ("cabinet", "drawer", "fridge", "microwave")
+
+    def actions(self):
+        out = ["look", *(f"go to {p}" for p in self.places if p != self.at)]
+        verbs = {"sinkbasin 1": "clean", "microwave 1": "heat", "fridge 1": "cool"}
+        if self.held and self.at in verbs:  # also through a closed door, as in the engine
+            out.append(f"{verbs[self.at]} {self.held} with {self.at}")
+        if self.at and self.at not in self.open:
+            return [*out, f"open {self.at}"]
+        here = [t for t, p in self.where.items() if p == self.at]
+        if self.held:
+            out += [f"move {self.held} to {self.at}"] if self.at else []
+        else:
+            out += [f"take {t} from {self.at}" for t in here if t != "desklamp 1"]
+        return [*out, *(["use desklamp 1"] if "desklamp 1" in here else [])]
+
+    def step(self, action):
+        verb, *rest = action.split()
+        if verb in ("clean", "heat", "cool"):
+            self.state.add((verb, self.held))
+            return f"You {verb} the {self.held} using the {self.at}."
+        if verb == "go":
+            self.at = " ".join(rest[1:])
+            return f"You arrive at {self.at}. {self._seen()}"
+        if verb == "open":
+            self.open.add(self.at)
+            return f"You open the {self.at}. {self._seen()}"
+        if verb == "take":
+            self.held = " ".join(rest[:2])
+            self.where[self.held] = None
+            return f"You pick up the {self.held} from the {self.at}."
+        if verb == "move":
+            thing, self.held = self.held, None
+            self.where[thing] = self.at
+            return f"You move the {thing} to the {self.at}."
+        self.lit = self.lit or verb == "use"
+        return "You turn on the desklamp 1." if verb == "use" else "You are facing it."
+
+    def _seen(self):
+        if self.at not in self.open:
+            return f"The {self.at} is closed."
+        here = ", and ".join(f"a {t}" for t, p in self.where.items() if p == self.at) or "nothing"
+        if self.at.split()[0] in self._closed():
+            return f"The {self.at} is open. In it, you see {here}."
+        return f"On the {self.at}, you see {here}."
+
+    def won(self):
+        obj, kind = self.task.meta["object"], self.task.task_type
+        if kind == "look_at_obj_in_light":
+            held = bool(self.held) and self.held.split()[0] == obj
+            return held and self.lit and self.at == "sidetable 1"
+        target = self.task.meta["target"] + " 1"
+        there = [t for t, p in self.where.items() if p == target and t.split()[0] == obj]
+        if kind == "pick_two_obj_and_place":
+            return len(there) == 2
+        verb = {"clean": "clean", "heat_": "heat", "cool_": "cool"}.get(kind[5:10])
+        return any(verb is None or (verb, t) in self.state for t in there)
+
+
+def play(task, expert):
+    """(won, steps) in the toy room within the task's own limit."""
+    room, text = ToyRoom(task), "You are in the middle of a room."
+    for steps in range(1, task.step_limit + 1):
+        action = expert.act(text, room.actions())
+        assert action in room.actions()
+        text = room.step(action)
+        if room.won():
+            return True, steps
+    return False, task.step_limit
+
+
+def test_walkthroughs_win_the_toy_room_in_the_shortest_number_of_steps(tasks):
+    for task in tasks:
+        assert play(task, Walkthrough(task)) == (True, task.meta["shortest"])
+
+
+def success(tasks, **options):
+    """Share of games that a searcher with ``beliefs(task, rng)`` wins."""
+    make_beliefs = options.pop("beliefs", lambda task, rng: {})
+    wins = []
+    for i, task in enumerate(tasks):
+        rng = np.random.default_rng([7, i])
+        wins.append(play(task, SearchingExpert(task, rng, make_beliefs(task, rng), **options))[0])
+    return np.mean(wins)
+
+
+def right(task, rng):
+    return {task.meta["object"]: task.meta["place"]}
+
+
+def wrong(task, rng):
+    places = sorted(p for p in task.meta["habits"].values() if p != task.meta["place"])
+    return {task.meta["object"]: str(rng.choice(places))}
+
+
+def four_others(task, rng):
+    others = sorted(o for o in task.meta["habits"] if o != task.meta["object"])
+    return {o: task.meta["habits"][o] for o in others[:4]}
+
+
+def test_knowing_the_place_decides_a_game(tasks):
+    """Two of six places fit into the limit; after a wrong one, one of the other five."""
+    assert success(tasks, beliefs=right) == 1.0
+    assert success(tasks, beliefs=four_others) == 1.0
+    assert success(tasks) == pytest.approx(2 / 6, abs=0.06)
+    assert success(tasks, beliefs=wrong) == pytest.approx(1 / 5, abs=0.06)
+
+
+def test_what_is_excluded_is_searched_last(tasks):
+    wins = []
+    for i, task in enumerate(tasks):
+        rng = np.random.default_rng([8, i])
+        others = sorted(p for p in task.meta["habits"].values() if p != task.meta["place"])
+        excluded = {task.meta["object"]: set(others[:4])}
+        wins.append(play(task, SearchingExpert(task, rng, excluded=excluded))[0])
+    assert np.mean(wins) == 1.0
+
+
+def test_noise_costs_games_and_is_recovered_from(tasks):
+    noisy = success(tasks, beliefs=right, noise=0.15)
+    assert 0.6 < noisy < 0.98
+    assert success(tasks, beliefs=right, noise=0.4) < noisy
+    assert success(tasks, beliefs=right, ignore_belief=1.0) < 0.5
+    assert success(tasks, beliefs=right, random_place=1.0) < 0.5
+
+
+def test_experts_name_their_target_and_refuse_nonsense(tasks):
+    rng = np.random.default_rng(0)
+    assert SearchingExpert(tasks[0], rng).target == tasks[0].meta["object"]
+    with pytest.raises(ValueError, match="must be worded as ALFWorld words its tasks"):
+        SearchingExpert(dataclasses.replace(tasks[0], text="tidy up"), rng)
+    with pytest.raises(ValueError, match=r"noise must be a probability in \[0, 1\], got 2"):
+        SearchingExpert(tasks[0], rng, noise=2)
+    with pytest.raises(ValueError, match="must have a walkthrough"):
+        Walkthrough(dataclasses.replace(tasks[0], meta={}))
+
+
+@pytest.mark.parametrize(
+    ("text", "target"),
+    [
+        ("put a mug in coffeemachine", "mug"),
+        ("put some watch on safe", "watch"),
+        ("clean some cloth and put it in cabinet", "cloth"),
+        ("put a cool lettuce in countertop", "lettuce"),
+        ("find two pen and put them in drawer", "pen"),
+        ("examine the book with the desklamp", "book"),
+    ],
+)
+def test_the_searcher_reads_both_wordings_of_alfworld(tasks, text, target):
+    task = dataclasses.replace(tasks[0], text=text)
+    assert SearchingExpert(task, np.random.default_rng(0)).target == target

@@ -1,0 +1,178 @@
+"""token_logprobs against full logits: values, gradients, memory and sharding."""
+
+import functools
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from evolving_rl_jax import losses
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+B, T, D, V = 2, 11, 6, 37
+
+
+def make_inputs(seed=0, scale=1.0):
+    keys = jax.random.split(jax.random.key(seed), 3)
+    hidden = scale * jax.random.normal(keys[0], (B, T, D))
+    unembedding = jax.random.normal(keys[1], (V, D))
+    return hidden, unembedding, jax.random.randint(keys[2], (B, T), 0, V)
+
+
+def full_logits(hidden, unembedding, targets, temperature):
+    """The same from the [B, T, V] logits, differentiated by jax itself."""
+    logits = jnp.einsum("btd,vd->btv", hidden, unembedding, precision="highest") / temperature
+    logp = jax.nn.log_softmax(logits)
+    entropy = -jnp.sum(jnp.exp(logp) * logp, -1)
+    return jnp.take_along_axis(logp, targets[..., None], -1)[..., 0], entropy
+
+
+def grads_of(function, hidden, unembedding, targets):
+    """Gradients of a weighted sum of both outputs, so that no cotangent is constant."""
+    weights = jax.random.normal(jax.random.key(9), (2, B, T))
+
+    def total(hidden, unembedding):
+        return jnp.sum(weights * jnp.stack(function(hidden, unembedding, targets)))
+
+    return jax.jit(jax.grad(total, argnums=(0, 1)))(hidden, unembedding)
+
+
+@pytest.mark.parametrize("chunk_size", [1, 4, 11, 512])
+def test_values_and_gradients_equal_full_logits(chunk_size):
+    inputs = make_inputs()
+    ours = functools.partial(losses.token_logprobs, temperature=0.7, chunk_size=chunk_size)
+    full = functools.partial(full_logits, temperature=0.7)
+    for got, want in zip(jax.jit(ours)(*inputs), full(*inputs), strict=True):
+        assert got.shape == (B, T) and got.dtype == jnp.float32
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+    for got, want in zip(grads_of(ours, *inputs), grads_of(full, *inputs), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
+def test_large_logits_stay_finite():
+    inputs = make_inputs(scale=300.0)
+    ours = functools.partial(losses.token_logprobs, chunk_size=4)
+    for got, want in zip(ours(*inputs), full_logits(*inputs, 1.0), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-3)
+    assert all(np.all(np.isfinite(g)) for g in grads_of(ours, *inputs))
+
+
+def test_low_precision_weights_get_gradients_summed_in_float32():
+    hidden, unembedding, targets = make_inputs(1)
+    low = hidden.astype(jnp.bfloat16), unembedding.astype(jnp.bfloat16)
+    exact = [x.astype(jnp.float32) for x in low]
+    logprobs, entropy = losses.token_logprobs(*low, targets, chunk_size=1)
+    want = losses.token_logprobs(*exact, targets)
+    np.testing.assert_allclose(logprobs, want[0], atol=1e-4)
+    np.testing.assert_allclose(entropy, want[1], atol=1e-4)
+    ours = functools.partial(losses.token_logprobs, chunk_size=1)
+    for got, want in zip(
+        grads_of(ours, *low, targets), grads_of(ours, *exact, targets), strict=True
+    ):
+        assert got.dtype == jnp.bfloat16
+        np.testing.assert_allclose(got.astype(jnp.float32), want, rtol=0.02, atol=0.02)
+
+
+def test_vmap_equals_separate_calls_in_value_and_gradient():
+    pairs = [make_inputs(seed) for seed in (2, 3)]
+    stacked = [jnp.stack(x) for x in zip(*pairs, strict=True)]
+
+    def total(hidden, unembedding, targets):
+        logprobs, entropy = losses.token_logprobs(hidden, unembedding, targets, chunk_size=4)
+        return jnp.sum(logprobs * entropy)
+
+    both = jax.jit(jax.vmap(jax.value_and_grad(total)))
+    value, grad = both(*stacked)
+    for i, pair in enumerate(pairs):
+        want_value, want_grad = jax.value_and_grad(total)(*pair)
+        np.testing.assert_allclose(value[i], want_value, rtol=1e-5)
+        np.testing.assert_allclose(grad[i], want_grad, rtol=1e-4, atol=1e-5)
+
+
+def test_padding_is_finite_and_changes_no_neighbour():
+    hidden, unembedding, targets = make_inputs(4)
+    ours = jax.jit(functools.partial(losses.token_logprobs, chunk_size=4))
+    longer = (
+        jnp.pad(hidden, ((0, 0), (0, 5), (0, 0))),
+        jnp.pad(targets, ((0, 0), (0, 5)), constant_values=-1),
+    )
+    got = ours(longer[0], unembedding, longer[1])
+    for x, want in zip(got, ours(hidden, unembedding, targets), strict=True):
+        np.testing.assert_allclose(x[:, :T], want, rtol=1e-5, atol=1e-5)
+        assert np.all(np.isfinite(x))
+
+
+def test_full_logits_never_exist_forward_or_backward():
+    rows, length, width, vocab, chunk = 2, 64, 8, 1000, 8
+    shapes = [(rows, length, width), (vocab, width)]
+    hidden, unembedding = (jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes)
+    targets = jax.ShapeDtypeStruct((rows, length), jnp.int32)
+
+    def total(hidden, unembedding, targets):
+        logprobs, entropy = losses.token_logprobs(hidden, unembedding, targets, chunk_size=chunk)
+        return jnp.sum(logprobs) + jnp.sum(entropy)
+
+    compiled = jax.jit(jax.grad(total, argnums=(0, 1))).lower(hidden, unembedding, targets)
+    used = compiled.compile().memory_analysis().temp_size_in_bytes
+    assert used < 4 * rows * length * vocab, "as much memory as the full logits take"
+
+
+SHARDED = """
+import jax, jax.numpy as jnp, numpy as np, re
+from jax.sharding import NamedSharding, PartitionSpec as P
+from evolving_rl_jax import losses
+
+mesh = jax.make_mesh((2, 4), ("data", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+B, T, D, V = 4, 10, 8, 1048
+keys = jax.random.split(jax.random.key(0), 3)
+hidden = jax.random.normal(keys[0], (B, T, D))
+unembedding = jax.random.normal(keys[1], (V, D))
+targets = jax.random.randint(keys[2], (B, T), 0, V)
+
+def total(hidden, unembedding, targets):
+    logprobs, entropy = losses.token_logprobs(hidden, unembedding, targets, chunk_size=4)
+    return jnp.sum(logprobs * entropy), (logprobs, entropy)
+
+step = jax.value_and_grad(total, argnums=(0, 1), has_aux=True)
+want = jax.jit(step)(hidden, unembedding, targets)
+specs = P("data"), P("tensor"), P("data")
+inputs = [jax.device_put(x, NamedSharding(mesh, s))
+          for x, s in zip((hidden, unembedding, targets), specs)]
+compiled = jax.jit(step).lower(*inputs).compile()
+jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
+             compiled(*inputs), want)
+text = compiled.as_text()
+assert re.search(r"f32\\[\\d+,262\\]", text), "no logits of a vocabulary shard"
+assert not re.search(r"f32\\[[\\d,]*1048[\\d,]*\\]", text), "an array of the whole vocabulary"
+print("sharded ok")
+"""
+
+
+def test_vocabulary_sharded_over_a_mesh_axis():
+    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", SHARDED], env=env, capture_output=True, text=True)
+    assert "sharded ok" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"hidden": jnp.ones((T, D))}, r"hidden must be \[B, T, D\], got shape \(11, 6\)"),
+        ({"unembedding": jnp.ones((D, V))}, r"unembedding .*\(6, 6\), got shape \(6, 37\)"),
+        ({"targets": jnp.zeros((B, T + 1), int)}, r"targets .*\(2, 12\)"),
+        ({"targets": jnp.zeros((B, T))}, "targets .*float32"),
+        ({"chunk_size": 0}, "chunk_size .*got 0"),
+        ({"temperature": 0.0}, r"temperature must be > 0, got 0\.0"),
+    ],
+)
+def test_wrong_input_is_named(changed, message):
+    hidden, unembedding, targets = make_inputs()
+    arguments = {"hidden": hidden, "unembedding": unembedding, "targets": targets} | changed
+    with pytest.raises(ValueError, match=message):
+        losses.token_logprobs(**arguments)
