@@ -1,6 +1,8 @@
 """``python -m evolving_rl_jax`` is the same as the ``evolving-rl`` command."""
 
+import sys
+
 from evolving_rl_jax.cli import main
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

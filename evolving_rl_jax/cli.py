@@ -15,18 +15,21 @@ EXIT_USAGE = 2
 def main(argv: list[str] | None = None) -> int:
     """Runs one subcommand; a mistake of the user is one line on standard error and exit code 2."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    overrides = _take_overrides(argv)
-    args = _parser().parse_args(argv)
-    if overrides and args.command != "train":
-        print(f"evolving-rl: --config.KEY=VALUE is for train, got it for {args.command}", file=sys.stderr)
-        return EXIT_USAGE
     try:
-        return COMMANDS[args.command](args, overrides) or 0
+        overrides = _take_overrides(argv)
+        args = _parser().parse_args(argv)
+        if overrides and args.command != "train":
+            raise ConfigError(f"--config.KEY=VALUE must be given to train only, got {args.command}")
+        COMMANDS[args.command](args, overrides)
+        return 0
     except ConfigError as e:
-        print(f"evolving-rl: {e}", file=sys.stderr)
+        print(f"evolving-rl: {' '.join(str(e).split())}", file=sys.stderr)
         return EXIT_USAGE
     except KeyboardInterrupt:
-        print("evolving-rl: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        print(
+            "evolving-rl: interrupted; the same training command goes on from the last checkpoint",
+            file=sys.stderr,
+        )
         return 130
 
 
@@ -42,7 +45,7 @@ def _take_overrides(argv: list[str]) -> dict[str, str]:
         del argv[i]
         if not equals:
             if i >= len(argv):
-                raise SystemExit(f"evolving-rl: --config.{key} must be followed by a value")
+                raise ConfigError(f"--config.{key} must be followed by a value, got none")
             value = argv.pop(i)
         found[key] = value
     return found
@@ -137,6 +140,8 @@ def _eval(args, _overrides) -> None:
     from evolving_rl_jax.train.build import open_parts
     from evolving_rl_jax.train.run_folder import RunFolder
 
+    if not 0 <= args.temperature < float("inf"):
+        raise ConfigError(f"--temperature must be >= 0, got {args.temperature}")
     folder = RunFolder(args.workdir)
     with open_parts(folder.load_config(), folder) as parts:
         from evolving_rl_jax.train.loop import evaluate_checkpoint
@@ -158,13 +163,16 @@ def _games(args, _overrides) -> None:
     from evolving_rl_jax.envs.households import generate_even
     from evolving_rl_jax.train.build import progress
 
-    if args.num < 1:
-        raise ConfigError(f"--num must be >= 1, got {args.num}")
     out = pathlib.Path(args.out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"--out must be a new or empty folder, got {args.out!r}")
-    with progress("generating games", args.num) as bar:
-        generate_even(out, num=args.num, seed=args.seed, split=args.split, progress=bar)
+    try:
+        with progress("generating games", args.num) as bar:
+            generate_even(out, num=args.num, seed=args.seed, split=args.split, progress=bar)
+    except ValueError as e:
+        raise ConfigError(f"--{e}") from e
+    except OSError as e:
+        raise ConfigError(f"--out must be a folder that can be written, got {e}") from e
     print(f"{args.num} games in {out}")
 
 

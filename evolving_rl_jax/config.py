@@ -13,11 +13,26 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-ARMS = ("joint", "solver_only", "extractor_only", "grpo")
+from evolving_rl_jax.config_checks import (
+    ARMS,
+    ConfigError,
+    cache_gigabytes,
+    check,
+    unknown_key,
+)
 
-
-class ConfigError(ValueError):
-    """A configuration that cannot run; the message names the key."""
+__all__ = [
+    "ARMS",
+    "ConfigError",
+    "cache_gigabytes",
+    "default_config",
+    "first_difference",
+    "from_json",
+    "load_config",
+    "set_key",
+    "to_json",
+    "validate",
+]
 
 
 def default_config() -> ConfigDict:
@@ -43,12 +58,12 @@ def default_config() -> ConfigDict:
             },
             "train": {
                 "num_iterations": 150,
-                "minibatches": 1,  # optimizer steps an iteration, each on its own share of the G sources
+                "minibatches": 1,  # optimizer steps an iteration, each on a share of the G sources
                 "row_length": 16384,  # T: tokens a packed row, also the longest trainable sequence
                 "micro_batch_rows": 8,
                 "logprob_chunk": 512,
-                "remat": "full",  # full | none: recompute activations in the backward pass or keep them
-                "log_episodes": 8,  # episodes an iteration written to episodes/*.jsonl.gz (0 = none)
+                "remat": "full",  # full | none: recompute activations for the gradient or keep them
+                "log_episodes": 8,  # sources an iteration written to episodes/*.jsonl.gz (0 = none)
             },
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1},  # -1 takes the devices that remain
             "checkpoint": {"every": 10, "keep_last": 2, "keep_best": 1},
@@ -58,7 +73,7 @@ def default_config() -> ConfigDict:
                 "splits": ("valid_unseen", "heldout_types"),
                 "conditions": ("none", "own", "oracle", "misleading"),
                 "num_games": 0,  # games a split (0 = all)
-                "every": 0,  # iterations between small panels during training (0 = only before and after)
+                "every": 0,  # iterations between small panels in training (0 = none)
                 "every_games": 64,
                 "seed": 1,
             },
@@ -112,7 +127,7 @@ def _model_defaults() -> dict[str, Any]:
 
 def _rollout_defaults() -> dict[str, Any]:
     return {
-        "style": "compact",  # compact: short forms for small policies | tagged: <reasoning>/<action>
+        "style": "compact",  # short forms for small policies, see rollout/prompts.py
         "num_sources": 16,  # G
         "num_retrieved": 4,  # K
         "num_skills": 8,  # N
@@ -129,7 +144,7 @@ def _rollout_defaults() -> dict[str, Any]:
         "decode_window": 16,
         "row_buckets": (),  # engine shapes; empty = geometric up to num_slots
         "column_buckets": (),  # the same up to max_length
-        "sync": True,  # wait for all environment replies before decoding on: reproducible bit for bit
+        "sync": True,  # wait for all environments before decoding on: reproducible bit for bit
         "evaluate_invalid_skills": False,
         "max_skill_chars": 6000,
         "memory_limit_gb": 0.0,  # 0 = do not check the cache against a limit
@@ -154,20 +169,25 @@ def _warmstart_defaults() -> dict[str, Any]:
     return {
         "enabled": False,
         "episodes": 4000,
-        "steps": 600,
+        "steps": 800,
         "batch_rows": 32,
         "learning_rate": 3e-3,
         "action_noise": 0.05,  # share of turns with a random admissible action
         "follow_skill": 0.8,  # how often the cloned solver follows a skill about its own object
-        "good_extraction": 0.4,  # share of cloned extractions that state the decisive fact when it was seen
+        "good_extraction": 0.4,  # share of cloned extractions that state the decisive fact if seen
     }
 
 
 def load_config(path: str, overrides: dict[str, str] | None = None) -> ConfigDict:
-    """Reads ``get_config()`` of the file at ``path``, applies ``key.sub=value`` overrides, validates."""
+    """Reads ``get_config()`` of the file ``path``, applies ``key.sub=value`` overrides, validates.
+
+    Raises:
+      ConfigError: the file, an override or the result cannot be used.
+    """
     file = pathlib.Path(path)
-    if not file.is_file():
-        raise ConfigError(f"--config must be a Python file with get_config(), got {path!r} (no such file)")
+    if not file.is_file() or file.suffix != ".py":
+        found = "not a .py file" if file.exists() else "no such file"
+        raise ConfigError(f"--config must be a .py file with get_config(), got {path!r} ({found})")
     spec = importlib.util.spec_from_file_location("evolving_rl_config", file)
     module = importlib.util.module_from_spec(spec)
     try:
@@ -175,9 +195,12 @@ def load_config(path: str, overrides: dict[str, str] | None = None) -> ConfigDic
         config = module.get_config()
     except ConfigError:
         raise
-    except (AttributeError, KeyError, TypeError, SyntaxError, ImportError) as e:
-        message = str(e).replace("\n", " ")
-        raise ConfigError(f"--config {path!r} must define get_config(): {message}") from e
+    except Exception as e:  # it is the user's program: it can raise anything
+        message = f"{type(e).__name__}: {' '.join(str(e).split())}"
+        raise ConfigError(f"--config {path!r} must define get_config(), got {message}") from e
+    if not isinstance(config, ConfigDict):
+        found = type(config).__name__
+        raise ConfigError(f"get_config() of {path!r} must return a ConfigDict, got {found}")
     for key, value in (overrides or {}).items():
         set_key(config, key, value)
     validate(config)
@@ -190,18 +213,14 @@ def set_key(config: ConfigDict, key: str, text: str) -> None:
     node: Any = config
     for i, part in enumerate(parents):
         if not isinstance(node, ConfigDict) or part not in node:
-            raise ConfigError(_unknown(key, node, ".".join(parents[:i])))
+            raise ConfigError(unknown_key(key, node, ".".join(parents[:i])))
         node = node[part]
     if not isinstance(node, ConfigDict) or leaf not in node:
-        raise ConfigError(_unknown(key, node, ".".join(parents)))
+        raise ConfigError(unknown_key(key, node, ".".join(parents)))
     if isinstance(node[leaf], ConfigDict):
-        raise ConfigError(f"--config.{key} is a group of keys ({', '.join(node[leaf])}); name one of them")
+        keys = ", ".join(node[leaf])
+        raise ConfigError(f"--config.{key} must be a single key, got a group of keys ({keys})")
     node[leaf] = _convert(key, text, node[leaf])
-
-
-def _unknown(key: str, node: Any, parent: str) -> str:
-    known = ", ".join(sorted(node)) if isinstance(node, ConfigDict) else "nothing below it"
-    return f"unknown config key {key!r}; accepted in {parent or 'the top level'!r}: {known}"
 
 
 def _convert(key: str, text: str, old: Any) -> Any:
@@ -214,109 +233,13 @@ def _convert(key: str, text: str, old: Any) -> Any:
             return tuple(kind(p.strip("'\"")) for p in parts)
         return type(old)(text)
     except (KeyError, ValueError):
-        raise ConfigError(f"config.{key} must be a {type(old).__name__} like {old!r}, got {text!r}") from None
-
-
-def _require(ok: bool, key: str, accepted: str, found: Any) -> None:
-    if not ok:
-        raise ConfigError(f"config.{key} must be {accepted}, got {found!r}")
+        kind = type(old).__name__
+        raise ConfigError(f"config.{key} must be a {kind} like {old!r}, got {text!r}") from None
 
 
 def validate(config: ConfigDict) -> None:
-    """Raises :class:`ConfigError` for a wrong type, an unknown choice or an impossible combination."""
-    _validate_types(config, default_config(), "")
-    _validate_choices(config)
-    r, t, a = config.rollout, config.train, config.algorithm
-    for name in ("num_sources", "num_retrieved", "num_skills", "num_repeats", "num_slots", "max_length"):
-        _require(r[name] >= 1, f"rollout.{name}", ">= 1", r[name])
-    for name in ("row_length", "micro_batch_rows", "minibatches", "logprob_chunk"):
-        _require(t[name] >= 1, f"train.{name}", ">= 1", t[name])
-    trains_extractor = a.arm in ("joint", "extractor_only")
-    _require(
-        not trains_extractor or r.num_skills >= 2,
-        "rollout.num_skills",
-        f">= 2 when the extractor is trained (arm {a.arm!r}): one skill has no group to compare with",
-        r.num_skills,
-    )
-    trains_solver = a.arm in ("joint", "solver_only", "grpo")
-    _require(
-        not trains_solver or r.num_skills * r.num_repeats >= 2,
-        "rollout.num_repeats",
-        ">= 2 when num_skills is 1 (a group of one episode has no advantage)",
-        r.num_repeats,
-    )
-    _require(
-        r.num_sources % t.minibatches == 0,
-        "train.minibatches",
-        f"a divisor of rollout.num_sources ({r.num_sources})",
-        t.minibatches,
-    )
-    _require(
-        t.row_length >= r.max_length,
-        "train.row_length",
-        f">= rollout.max_length ({r.max_length}), the longest sequence that a rollout can give",
-        t.row_length,
-    )
-    _require(0 < r.top_p <= 1, "rollout.top_p", "in (0, 1]", r.top_p)
-    _require(r.temperature > 0, "rollout.temperature", "> 0 (training samples)", r.temperature)
-    _require(config.optimizer.learning_rate > 0, "optimizer.learning_rate", "> 0", config.optimizer.learning_rate)
-    _validate_memory(config)
-
-
-def _validate_types(config: ConfigDict, default: ConfigDict, prefix: str) -> None:
-    for key in config:
-        name = f"{prefix}{key}"
-        if key not in default:
-            raise ConfigError(_unknown(name, default, prefix.rstrip(".")))
-        found, wanted = config[key], default[key]
-        if isinstance(wanted, ConfigDict):
-            _require(isinstance(found, ConfigDict), name, f"a group of keys ({', '.join(wanted)})", found)
-            _validate_types(found, wanted, f"{name}.")
-            continue
-        same = type(found) is type(wanted) or (isinstance(wanted, float) and type(found) is int)
-        _require(same, name, f"a {type(wanted).__name__} like {wanted!r}", found)
-    missing = [k for k in default if k not in config]
-    _require(not missing, f"{prefix}{missing[0] if missing else ''}", "present", None)
-
-
-CHOICES = {
-    "algorithm.arm": ARMS,
-    "algorithm.kl_kind": ("k1", "k2", "k3", "low_var_kl"),
-    "env.engine": ("cached", "stock"),
-    "env.name": ("alfworld",),
-    "rollout.style": ("compact", "tagged"),
-    "optimizer.name": ("adamw",),
-    "optimizer.schedule": ("constant", "cosine"),
-    "train.remat": ("full", "none"),
-    "model.dtype": ("float32", "bfloat16"),
-}
-
-
-def _validate_choices(config: ConfigDict) -> None:
-    for key, accepted in CHOICES.items():
-        group, leaf = key.split(".")
-        _require(config[group][leaf] in accepted, key, f"one of {', '.join(accepted)}", config[group][leaf])
-    conditions = ("none", "own", "oracle", "misleading")
-    bad = [c for c in config.eval.conditions if c not in conditions]
-    _require(not bad, "eval.conditions", f"a tuple of {', '.join(conditions)}", bad)
-
-
-def cache_gigabytes(config: ConfigDict) -> float:
-    """Size of the generation cache: slots x length x layers x 2 x kv heads x head size x bytes."""
-    m, r = config.model, config.rollout
-    width = m.num_kv_heads * (m.hidden_size // m.num_heads)
-    size = 2 if m.dtype == "bfloat16" else 4
-    return r.num_slots * r.max_length * m.num_layers * 2 * width * size / 1e9
-
-
-def _validate_memory(config: ConfigDict) -> None:
-    limit, need = config.rollout.memory_limit_gb, cache_gigabytes(config)
-    if limit and not config.model.hf_path and need > limit:
-        r = config.rollout
-        raise ConfigError(
-            f"config.rollout.num_slots x max_length must fit memory_limit_gb = {limit}, got {r.num_slots} x "
-            f"{r.max_length} = {need:.1f} GB; lower one of them"
-        )
+    """Raises :class:`ConfigError` for a wrong type or range, or a combination that cannot run."""
+    check(config, default_config())
 
 
 def to_json(config: ConfigDict) -> str:
@@ -325,7 +248,7 @@ def to_json(config: ConfigDict) -> str:
 
 
 def from_json(path: pathlib.Path) -> ConfigDict:
-    """Reads what :func:`to_json` wrote; raises :class:`ConfigError` when it is not a configuration."""
+    """Reads what :func:`to_json` wrote; raises :class:`ConfigError` when it is something else."""
     try:
         data = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
         config = ConfigDict(_tuples(data))
@@ -345,8 +268,10 @@ def _tuples(node: Any) -> Any:
 RESUMABLE = ("train.num_iterations", "env.num_workers", "env.deadline_s", "checkpoint", "mesh")
 
 
-def first_difference(old: ConfigDict, new: ConfigDict, prefix: str = "") -> tuple[str, Any, Any] | None:
-    """The first key in which two configurations differ, apart from those that may change on resume."""
+def first_difference(
+    old: ConfigDict, new: ConfigDict, prefix: str = ""
+) -> tuple[str, Any, Any] | None:
+    """(key, old value, new value) of the first difference, or None; RESUMABLE keys may differ."""
     for key in old:
         name = f"{prefix}{key}"
         if name in RESUMABLE:

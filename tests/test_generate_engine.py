@@ -27,14 +27,14 @@ PARAMS = make_params(0)
 
 
 def make_engine(num_slots=4, params=PARAMS, **options):
-    options = dict(prefill_chunk=(4, 8), decode_window=5, row_buckets=(4,), column_buckets=(48,),
+    options = dict(prefill_chunk=(4,), decode_window=5, row_buckets=(4,), column_buckets=(LENGTH,),
                    seed=7) | options
     return Engine(CFG, params, num_slots=num_slots, max_length=LENGTH, **options)
 
 
 @pytest.fixture(scope="module")
 def shared_engine():
-    return make_engine()
+    return make_engine(prefill_chunk=(4, 8), column_buckets=(48,))
 
 
 @pytest.fixture
@@ -292,7 +292,7 @@ def test_closing_in_the_middle_of_a_turn_frees_the_slot(engine):
 
 
 def test_nothing_compiles_after_warmup_and_a_cold_shape_warns(caplog):
-    engine = make_engine(3, row_buckets=(3,), prefill_chunk=(8,))
+    engine = make_engine(3, row_buckets=(3,))
     engine.warmup()
     count = engine.compile_count
     rng = np.random.default_rng(0)
@@ -302,7 +302,7 @@ def test_nothing_compiles_after_warmup_and_a_cold_shape_warns(caplog):
                  iteration=iteration, max_new_tokens=int(rng.integers(1, 15)),
                  prefix=np.arange(iteration * 9), top_p=rng.choice([0.9, 1.0]))
     assert engine.compile_count == count and "cold shape" not in caplog.text
-    del engine._programs._compiled[("decode", 3, 5, 48)]
+    del engine._programs._compiled[("decode", 3, 5, LENGTH)]
     with caplog.at_level(logging.WARNING):
         play(engine, range(2))
     assert "cold shape" in caplog.text

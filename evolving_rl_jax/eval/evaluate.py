@@ -189,6 +189,19 @@ def summarise(games: list[PanelGame], conditions: tuple[str, ...]) -> dict:
     return summary
 
 
+def success_table(result: dict) -> str:
+    """The summary of a result as plain text: one line for each split and condition."""
+    lines = [f"success in % [95 % interval], {result['name']}, temperature {result['temperature']:g}"]
+    for split, conditions in result["summary"].items():
+        for condition, r in conditions.items():
+            share = "no game could be scored"
+            if r["n"]:
+                low, high = 100 * r["low"], 100 * r["high"]
+                share = f"{100 * r['success']:5.1f} [{low:.1f}, {high:.1f}]"
+            lines.append(f"{split:<16} {condition:<12} {r['n']:>5} games  {share}")
+    return "\n".join(lines)
+
+
 def _rate(episodes: list[Episode]) -> dict:
     n, k = len(episodes), sum(e.won for e in episodes)
     if not n:

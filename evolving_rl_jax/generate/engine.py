@@ -77,7 +77,7 @@ class Engine:
                  prefill_chunk: Sequence[int] = (16, 64, 256), decode_window: int = 16,
                  pad_id: int = 0, seed: int = 0, dtype=None, device=None,
                  row_buckets: Sequence[int] | None = None,
-                 column_buckets: Sequence[int] | None = None, evict_below: float = 0.5):
+                 column_buckets: Sequence[int] | None = None, evict_below: float = 0.25):
         for name, value in (("num_slots", num_slots), ("decode_window", decode_window)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
@@ -312,7 +312,9 @@ class Engine:
             pending[list(self._copies)] = False
             slots = np.flatnonzero(pending)
             if not len(slots):
-                break
+                if not self._copies:
+                    break
+                continue  # a copy may have made the source of another complete
             sizes = self._programs.chunk_sizes(table.planned[slots] - table.cached[slots])
             for size in np.unique(sizes).tolist():
                 for batch in self._batches(slots[sizes == size], "prefill", size):

@@ -182,6 +182,8 @@ def _from_dict(raw: dict[str, Any]) -> ModelConfig:
 def _size(raw, name):
     if name not in raw:
         raise ValueError(f"{name} must be given, found no such key")
+    if not isinstance(raw[name], int) or raw[name] < 1:
+        raise ValueError(f"{name} must be a positive integer, got {raw[name]!r}")
     return raw[name]
 
 

@@ -14,8 +14,8 @@ SPECIAL_TOKENS = ("<pad>", "<eos>", "<obs>", "<act>", "<skill>")
 # One digit a piece, words and punctuation with their leading space, runs of newlines: "cabinet 3"
 # is two tokens, and a number never merges with what stands next to it.
 PIECES = r" ?\p{N}| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s*[\r\n]+|\s+(?!\S)|\s+"
-# The same, except that a numbered thing (" cabinet 3") is one piece: a small policy copies such names
-# from skills and observations, and one token is copied in one step.
+# The same, except that a numbered thing (" cabinet 3") is one piece: a small policy copies such
+# names from skills and observations, and one token is copied in one step.
 NUMBERED_PIECES = r" ?\p{L}+(?: \p{N}+)?|" + PIECES
 _BYTES = 256
 

@@ -68,6 +68,11 @@ class Transcript:
         self.logprobs.append(np.asarray(logprobs, np.float32))
         self.sampling.append(np.asarray(sampling, np.float32))
 
+    def drop_last(self) -> None:
+        """Takes the last addition back."""
+        for parts in (self.tokens, self.mask, self.logprobs, self.sampling):
+            parts.pop()
+
     def sample(self) -> Sample:
         """The sequence so far as arrays."""
 
@@ -143,7 +148,7 @@ class Driver:
         tail = self.prompts.observation(handle.observation)
         for i, session in enumerate(sessions):
             transcript = Transcript()
-            transcript.append_forced(np.concatenate(handle.transcript.tokens))
+            transcript.append_forced(handle.transcript.sample().tokens)
             transcript.append_forced([*tail, *prompt])
             self._sessions[session] = _Extraction(
                 handle, transcript, lambda text, sample, i=i: on_done(i, text, sample)
@@ -174,6 +179,10 @@ class Driver:
         while self._waiting_env:
             block = self.settings.sync or not self.engine.busy
             replies = self.pool.poll(None if block else 0.0)
+            # The faster worker must not decide who gets a slot first, so in sync mode nothing is
+            # acted on before all answers are in.
+            while self.settings.sync and len(replies) < len(self._waiting_env):
+                replies += self.pool.poll(None)
             for key, result in sorted(replies, key=lambda r: r[0]):
                 self._waiting_env.discard(key)
                 self._on_reply(self._plays[key], result)
@@ -192,7 +201,7 @@ class Driver:
             self._turn(play, ids, result.text)
         elif result.done or len(play.turns) >= self._limit(play.task):
             play.observation, play.reward = result.text, result.reward
-            self._finish(play, won=result.won, status=OK)
+            self._finish(play, won=result.won, status=OK if result.done else TRUNCATED)
         else:
             self._turn(play, self.prompts.next_turn(result.text), result.text)
 
@@ -220,6 +229,8 @@ class Driver:
 
     def _on_generation(self, generation) -> None:
         owner = self._sessions[generation.session]
+        if generation.reason == "overflow" and not len(generation.tokens):
+            owner.transcript.drop_last()  # it did not fit, so the policy never read it
         owner.transcript.append_sampled(
             generation.tokens, generation.logprobs, generation.sampling_logprobs
         )

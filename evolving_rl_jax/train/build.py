@@ -8,12 +8,13 @@ from __future__ import annotations
 import contextlib
 import pathlib
 import sys
+from collections import Counter
 
 from tqdm import tqdm
 
 from evolving_rl_jax.config import ConfigError
-from evolving_rl_jax.data.tasks import TaskOrder, load_tasks
-from evolving_rl_jax.envs.household_plan import GamesSpec
+from evolving_rl_jax.data.tasks import TaskError, TaskOrder, load_tasks
+from evolving_rl_jax.envs.household_plan import Game, GamesSpec, plan_games
 from evolving_rl_jax.envs.households import generate_games
 from evolving_rl_jax.envs.workers import EnvPool
 from evolving_rl_jax.rollout.prompts import COMPACT_SPECIAL_TOKENS, make_prompts
@@ -29,8 +30,10 @@ def say(text: str) -> None:
 
 @contextlib.contextmanager
 def progress(title: str, total: int | None = None):
-    """A progress bar; yields a function that takes the number done so far."""
-    with tqdm(total=total, desc=title, unit="", dynamic_ncols=True, mininterval=1.0) as bar:
+    """A progress bar of what takes a while; yields a function of the number done so far."""
+    with tqdm(
+        total=total, desc=title, unit="", dynamic_ncols=True, mininterval=1.0, delay=0.5
+    ) as bar:
 
         def update(done: int) -> None:
             bar.update(done - bar.n)
@@ -38,21 +41,95 @@ def progress(title: str, total: int | None = None):
         yield update
 
 
+@contextlib.contextmanager
+def user_errors(kinds: tuple[type[Exception], ...], key: str = ""):
+    """Turns what a value of the user's caused into a ConfigError that names the key."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except kinds as e:
+        raise ConfigError(f"{key}: {e}" if key else str(e)) from e
+
+
 def prepare_games(config, folder: RunFolder) -> list[Task]:
-    """Loads the games of ``config.data.games``, or generates households into the run folder."""
+    """Loads the games of ``config.data.games``, or generates households into the run folder.
+
+    Raises:
+      ConfigError: games are missing or malformed, or not enough for the configuration; nothing has
+        been written then.
+    """
     path = pathlib.Path(config.data.games) if config.data.games else folder.path / "games"
-    if not config.data.games and not (path / "games.json").is_file():
-        h = config.data.households
-        spec = GamesSpec(
-            num_train_households=h.num_train,
-            num_unseen_households=h.num_unseen,
-            games_per_object=h.games_per_object,
-            num_heldout=h.heldout_games,
-            num_warmstart=h.warmstart_games,
-        )
-        with progress("generating games") as bar:
-            generate_games(path, seed=config.seed, spec=spec, progress=bar)
+    if config.data.games or (path / "games.json").is_file():
+        with user_errors((TaskError,), "config.data.games"):
+            tasks = load_tasks(path)
+        check_games(config, tasks)
+        folder.begin()
+        return tasks
+    with user_errors((ValueError,), "config.data.households"):
+        spec = _games_spec(config.data.households)
+    check_games(config, plan_games(spec, config.seed))
+    folder.begin()
+    with progress("generating games") as bar:
+        generate_games(path, seed=config.seed, spec=spec, progress=bar)
     return load_tasks(path)
+
+
+def _games_spec(households) -> GamesSpec:
+    return GamesSpec(
+        num_train_households=households.num_train,
+        num_unseen_households=households.num_unseen,
+        games_per_object=households.games_per_object,
+        num_heldout=households.heldout_games,
+        num_warmstart=households.warmstart_games,
+    )
+
+
+def check_games(config, games: list[Task] | list[Game]) -> None:
+    """Raises ConfigError when the games are too few or lack what the configuration asks for."""
+    d, num_retrieved = config.data, config.rollout.num_retrieved
+    sizes = Counter(g.split for g in games)
+    known = ", ".join(sorted(sizes))
+    pool = sum(g.split == d.train_split and g.task_type in d.train_types for g in games)
+    if not pool:
+        raise ConfigError(
+            f"config.data.train_split and train_types must select games of the splits {known}, got "
+            f"{d.train_split!r} and {d.train_types}"
+        )
+    if num_retrieved > pool - 1:
+        raise ConfigError(
+            f"config.rollout.num_retrieved must be < the number of training tasks ({pool}), got "
+            f"{num_retrieved}"
+        )
+    for name in config.eval.splits:
+        if not sizes[name]:
+            raise ConfigError(f"config.eval.splits must be splits with games ({known}), got {name!r}")
+        if "own" in config.eval.conditions and not sizes[source_split(name)]:
+            raise ConfigError(
+                f"config.eval.conditions must not have 'own' for the split {name!r} without games "
+                f"in {source_split(name)!r}, got the splits {known}"
+            )
+    if config.warmstart.enabled and not sizes["warmstart"]:
+        raise ConfigError(
+            f"config.warmstart.enabled must be False without games in the split 'warmstart', got "
+            f"the splits {known}"
+        )
+    _check_habits(config, [g for g in games if isinstance(g, Task)])
+
+
+def _check_habits(config, tasks: list[Task]) -> None:
+    """Scripted solvers and given skills need to know where things are kept."""
+    users = {}
+    if {"oracle", "misleading"} & set(config.eval.conditions):
+        users |= dict.fromkeys(config.eval.splits, "eval.conditions")
+    if config.warmstart.enabled:
+        users["warmstart"] = "warmstart.enabled"
+    for task in tasks:
+        if task.split in users and "habits" not in task.meta:
+            raise ConfigError(
+                f"config.{users[task.split]} must not need household facts (oracle and misleading "
+                f"skills, warm start) with downloaded games, got {task.path}"
+            )
 
 
 class Parts:
@@ -67,12 +144,16 @@ class Parts:
     def __init__(self, config, folder: RunFolder):
         self.config, self.folder = config, folder
         self.tasks = prepare_games(config, folder)
-        self._check_pool_sizes()
         self.pool = self._start_pool()
         self.order = TaskOrder(self.train_tasks, seed=config.seed)
-        self.tokenizer = self._prepare_tokenizer()
-        self.prompts = make_prompts(config.rollout.style, self.tokenizer)
-        self._build_model()
+        try:
+            self.tokenizer = self._prepare_tokenizer()
+            with user_errors((ValueError,), "config"):
+                self.prompts = make_prompts(config.rollout.style, self.tokenizer)
+            self._build_model()
+        except BaseException:
+            self.close()
+            raise
 
     # -- tasks -----------------------------------------------------------------------------------
 
@@ -90,18 +171,6 @@ class Parts:
     def warmstart_tasks(self) -> list[Task]:
         """Games of the demonstrations, all task types; never evaluated and never in the training pool."""
         return self.split("warmstart")
-
-    def _check_pool_sizes(self) -> None:
-        r, n = self.config.rollout, len(self.train_tasks)
-        if r.num_retrieved > n - 1:
-            raise ConfigError(
-                f"config.rollout.num_retrieved must be < the number of training tasks ({n}), got "
-                f"{r.num_retrieved}"
-            )
-        for name in self.config.eval.splits:
-            if not self.split(name):
-                known = ", ".join(sorted({t.split for t in self.tasks}))
-                raise ConfigError(f"config.eval.splits must name splits with games ({known}), got {name!r}")
 
     # -- parts -----------------------------------------------------------------------------------
 
@@ -136,7 +205,8 @@ class Parts:
         )
 
         if self.config.model.hf_path:
-            return load_tokenizer(self.config.model.hf_path)
+            with user_errors((ValueError, FileNotFoundError), "config.model.hf_path"):
+                return load_tokenizer(self.config.model.hf_path)
         path = self.folder.path / "tokenizer"
         if not (path / "tokenizer.json").is_file():
             texts = collect_texts(self.pool, self.warmstart_tasks or self.train_tasks)
@@ -147,30 +217,24 @@ class Parts:
                 special_tokens=COMPACT_SPECIAL_TOKENS,
                 pieces=NUMBERED_PIECES,
             )
-        return load_tokenizer(path)
+        with user_errors((ValueError, FileNotFoundError)):
+            return load_tokenizer(path)
 
     def _build_model(self) -> None:
-        from evolving_rl_jax import models
         from evolving_rl_jax.parallel import make_mesh
 
-        m = self.config.model
-        if m.hf_path:
-            self.model_cfg = models.config_from_hf(m.hf_path)
-        else:
-            self.model_cfg = models.ModelConfig(
-                vocab_size=self.tokenizer.vocab_size,
-                hidden_size=m.hidden_size,
-                intermediate_size=m.intermediate_size,
-                num_layers=m.num_layers,
-                num_heads=m.num_heads,
-                num_kv_heads=m.num_kv_heads,
-                head_dim=m.hidden_size // m.num_heads,
-                rope_theta=m.rope_theta,
-                dtype=m.dtype,
-                max_position_embeddings=self.config.rollout.max_length,
-            )
+        self.model_cfg = model_config(self.config, self.tokenizer.vocab_size)
         mesh = self.config.mesh
-        self.mesh = make_mesh(data=mesh.data, fsdp=mesh.fsdp, tensor=mesh.tensor)
+        with user_errors((ValueError,), "config.mesh"):
+            self.mesh = make_mesh(data=mesh.data, fsdp=mesh.fsdp, tensor=mesh.tensor)
+        shards = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+        for group, key in (("train", "micro_batch_rows"), ("warmstart", "batch_rows")):
+            rows = self.config[group][key]
+            if rows % shards:
+                raise ConfigError(
+                    f"config.{group}.{key} must be a multiple of mesh data x fsdp = {shards}, "
+                    f"got {rows}"
+                )
 
     def make_engine(self, params):
         """The generation engine with the sizes of ``config.rollout``."""
@@ -207,6 +271,32 @@ class Parts:
     def close(self) -> None:
         """Stops the workers."""
         self.pool.shutdown()
+
+
+def model_config(config, vocab_size: int):
+    """The ModelConfig of ``config.model``: an imported policy's own, or one made from scratch.
+
+    Raises:
+      ConfigError: ``model.hf_path`` is no model folder that is supported.
+    """
+    from evolving_rl_jax import models
+
+    m = config.model
+    if m.hf_path:
+        with user_errors((ValueError, FileNotFoundError), "config.model.hf_path"):
+            return models.config_from_hf(m.hf_path)
+    return models.ModelConfig(
+        vocab_size=vocab_size,
+        hidden_size=m.hidden_size,
+        intermediate_size=m.intermediate_size,
+        num_layers=m.num_layers,
+        num_heads=m.num_heads,
+        num_kv_heads=m.num_kv_heads,
+        head_dim=m.hidden_size // m.num_heads,
+        rope_theta=m.rope_theta,
+        dtype=m.dtype,
+        max_position_embeddings=config.rollout.max_length,
+    )
 
 
 def source_split(split: str) -> str:

@@ -9,6 +9,7 @@ import os
 import pathlib
 import re
 import sys
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -289,20 +290,28 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
 def _attempt(read: Callable[[], Any]) -> Any:
     """``read()``; whatever it raises becomes one `_Damaged` with a short text."""
     loop, hook = logging.getLogger("asyncio"), sys.unraisablehook
+    # Where one array cannot be read, mostly others cannot either, and asyncio prints pages about
+    # each of them when it is collected: let them end here, while nobody listens.
+    loop.disabled, sys.unraisablehook = True, lambda _: None
     try:
-        return read()
+        value, failure = _outcome(read)
+        if failure:
+            time.sleep(0.2)
+            gc.collect()
+    finally:
+        loop.disabled, sys.unraisablehook = False, hook
+    if failure:
+        raise _Damaged(failure)
+    return value
+
+
+def _outcome(read: Callable[[], Any]) -> tuple[Any, str]:
+    try:
+        return read(), ""
     except Exception as e:  # tensorstore, json and file errors have no common base
         while e.__cause__ is not None:
             e = e.__cause__
-        text = f"{type(e).__name__}: {' '.join(str(e).split())[:160]}"
-    # Other reads of the same checkpoint have failed with it, and asyncio prints pages about each of
-    # them when it is collected: collected here, while nobody listens.
-    loop.disabled, sys.unraisablehook = True, lambda _: None
-    try:
-        gc.collect()
-    finally:
-        loop.disabled, sys.unraisablehook = False, hook
-    raise _Damaged(text)
+        return None, f"{type(e).__name__}: {' '.join(str(e).split())[:160]}"
 
 
 def _not_orbax(record: logging.LogRecord) -> bool:

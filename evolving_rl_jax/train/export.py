@@ -6,7 +6,9 @@ import pathlib
 
 from evolving_rl_jax import models
 from evolving_rl_jax.config import ConfigError
+from evolving_rl_jax.models.tokenizer import load_tokenizer
 from evolving_rl_jax.parallel import make_mesh
+from evolving_rl_jax.train.build import model_config, user_errors
 from evolving_rl_jax.train.checkpoint import Checkpoints
 from evolving_rl_jax.train.optimizer import make_optimizer
 from evolving_rl_jax.train.run_folder import RunFolder
@@ -24,20 +26,23 @@ def load_policy(folder: RunFolder, which: str):
       ConfigError: there is no such checkpoint.
     """
     config = folder.load_config()
-    warm = folder.path / "warmstart"
-    source = config.model.hf_path or str(warm)
-    if not (pathlib.Path(source) / "config.json").is_file():
-        raise ConfigError(f"--workdir must hold a policy, got {str(folder.path)!r} without warmstart/config.json")
     if which == "warmstart":
-        params, model_cfg = models.load_hf(source)
+        source = config.model.hf_path or folder.path / "warmstart"
+        with user_errors((ValueError, FileNotFoundError), "--checkpoint 'warmstart'"):
+            params, model_cfg = models.load_hf(source)
         return params, model_cfg, 0
-    model_cfg = models.config_from_hf(source)
+    with user_errors((ValueError, FileNotFoundError), "--workdir"):
+        tokenizer = load_tokenizer(config.model.hf_path or folder.path / "tokenizer")
+    model_cfg = model_config(config, tokenizer.vocab_size)
     mesh = make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
     optimizer = make_optimizer(config, config.train.num_iterations * config.train.minibatches)
     checkpoints = Checkpoints(folder.path / "checkpoints", config.checkpoint)
     restored = checkpoints.restore(abstract_state(model_cfg, optimizer, mesh), which=which)
     if restored is None:
-        raise ConfigError(f"--checkpoint {which!r}: no checkpoint in {str(folder.path / 'checkpoints')!r} yet")
+        raise ConfigError(
+            f"--checkpoint must be one that is there, got {which!r} and no checkpoint yet in "
+            f"{str(folder.path / 'checkpoints')!r}"
+        )
     state, extra = restored
     return state.params, model_cfg, extra["iteration"]
 

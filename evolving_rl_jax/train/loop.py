@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import pathlib
 import time
 
 import jax
 
-from evolving_rl_jax.eval.evaluate import PANEL_ITERATION, Panel, observations, write_result
+from evolving_rl_jax.eval.evaluate import (
+    PANEL_ITERATION,
+    observations,
+    success_table,
+    write_result,
+)
 from evolving_rl_jax.eval.report import before_after_table, write_report
 from evolving_rl_jax.parallel import host_local_to_global
 from evolving_rl_jax.rollout import facts
@@ -17,6 +24,7 @@ from evolving_rl_jax.skills.bank import Bank, SkillRecord
 from evolving_rl_jax.skills.retrieval import Retriever, TfidfEmbedder
 from evolving_rl_jax.train.build import Parts
 from evolving_rl_jax.train.checkpoint import Checkpoints
+from evolving_rl_jax.train.export import load_policy
 from evolving_rl_jax.train.metrics import MetricsLogger
 from evolving_rl_jax.train.optimizer import make_optimizer
 from evolving_rl_jax.train.state import abstract_state, state_from_params
@@ -31,6 +39,52 @@ def train(parts: Parts) -> None:
     for iteration in range(trainer.start, parts.config.train.num_iterations):
         trainer.iterate(iteration)
     trainer.finish()
+
+
+def evaluate_checkpoint(parts: Parts, which: str, temperature: float) -> dict:
+    """Plays the fixed panel with a checkpoint, writes ``eval/NAME-tT.json`` and prints the success.
+
+    Args:
+      parts: of the run.
+      which: ``latest``, ``best``, ``warmstart`` or an iteration.
+      temperature: of sampling; 0 is greedy.
+
+    Returns:
+      What was written.
+
+    Raises:
+      ConfigError: there is no such checkpoint.
+    """
+    params, _, iteration = load_policy(parts.folder, which)
+    name = "warmstart" if which == "warmstart" else f"checkpoint_{iteration:05d}"
+    panel = parts.make_panel(parts.config.eval.num_games)
+    result = play_panel(
+        parts, parts.make_engine(params), panel, name=name, iteration=iteration,
+        temperature=temperature, conditions=parts.config.eval.conditions,
+    )  # fmt: skip
+    print(success_table(result))
+    print(f"written: {parts.folder.eval_file(name, temperature)}")
+    return result
+
+
+def play_panel(
+    parts: Parts, engine, panel, *, name: str, iteration: int, temperature: float, conditions
+) -> dict:
+    """Plays ``panel`` with the parameters that ``engine`` holds; writes and returns the result."""
+    seed = parts.config.eval.seed
+    driver = make_driver(parts, engine, PANEL_ITERATION + seed, temperature)
+    with parts.progress(f"panel {name}, temperature {temperature:g}") as bar:
+        games, figures = panel.play(driver, conditions, bar)
+    return write_result(
+        parts.folder.eval_file(name, temperature), panel, games, name=name, iteration=iteration,
+        temperature=temperature, seed=seed, conditions=conditions, figures=figures,
+    )  # fmt: skip
+
+
+def make_driver(parts: Parts, engine, iteration: int, temperature: float) -> Driver:
+    """A driver with the settings of ``config.rollout``."""
+    settings = PlaySettings.from_config(parts.config.rollout, temperature=temperature)
+    return Driver(engine, parts.pool, parts.prompts, settings, iteration=iteration)
 
 
 class Trainer:
@@ -53,7 +107,7 @@ class Trainer:
         self.shape = BatchShape.from_config(config)
 
     def _initial_state(self):
-        parts, config = self.parts, self.parts.config
+        parts = self.parts
         abstract = abstract_state(parts.model_cfg, self.optimizer, parts.mesh)
         restored = self.checkpoints.restore(abstract)
         if restored is not None:
@@ -73,25 +127,22 @@ class Trainer:
         """Collects experience, makes the optimizer steps, and writes everything down."""
         clock = time.perf_counter
         start = clock()
+        self.engine.warmup()
         self.engine.set_params(self.state.params, iteration)
         self.engine.reset_stats()
-        driver = self._driver(iteration, self.parts.config.rollout.temperature)
+        temperature = self.parts.config.rollout.temperature
+        driver = make_driver(self.parts, self.engine, iteration, temperature)
         experience = self.collect(driver, iteration)
         collected = clock()
         figures = self.update(experience)
         trained = clock()
         self._bank_skills(experience, iteration)
         self._write_episodes(experience, iteration)
-        self._save(iteration)
         times = self._times(driver, start, collected, trained, clock())
         self.metrics.log(iteration, {**rollout_figures(experience), **figures, **times})
+        # Last: a run that is killed repeats whatever its newest checkpoint does not stand for.
+        self._save(iteration)
         self._small_panel(iteration)
-
-    def _driver(self, iteration: int, temperature: float) -> Driver:
-        settings = PlaySettings.from_config(self.parts.config.rollout, temperature=temperature)
-        return Driver(
-            self.engine, self.parts.pool, self.parts.prompts, settings, iteration=iteration
-        )
 
     def collect(self, driver: Driver, iteration: int) -> Experience:
         """The four stages for this iteration's G source tasks (or G x K groups in the grpo arm)."""
@@ -191,31 +242,37 @@ class Trainer:
     def evaluate(
         self, name, params, iteration, *, num_games=None, temperatures=None, conditions=None
     ) -> None:
-        """Plays the fixed panel, unless its result file is already there."""
+        """Plays the fixed panel, unless its result for this iteration is already there."""
         config = self.parts.config
         conditions = conditions or config.eval.conditions
         num_games = config.eval.num_games if num_games is None else num_games
         for temperature in temperatures or config.eval.temperatures:
-            path = self.parts.folder.eval_file(name, temperature)
-            if path.exists():
+            if played_at(self.parts.folder.eval_file(name, temperature)) == iteration:
                 continue
             panel = self.parts.make_panel(num_games)
+            self.engine.warmup()
             self.engine.set_params(params, f"{name}-{iteration}")
-            driver = self._driver(PANEL_ITERATION + config.eval.seed, temperature)
-            with self.parts.progress(f"panel {name}, temperature {temperature:g}") as bar:
-                games, figures = panel.play(driver, conditions, bar)
-            write_result(
-                path, panel, games, name=name, iteration=iteration, temperature=temperature,
-                seed=config.eval.seed, conditions=conditions, figures=figures,
+            play_panel(
+                self.parts, self.engine, panel, name=name, iteration=iteration,
+                temperature=temperature, conditions=conditions,
             )  # fmt: skip
 
     def finish(self) -> None:
         """The panel after training, the table and the report."""
         parts = self.parts
-        self.evaluate("final", self.state.params, parts.config.train.num_iterations)
+        done = max(self.start, parts.config.train.num_iterations)
+        self.evaluate("final", self.state.params, done)
         self.checkpoints.wait()
         parts.say(before_after_table(parts.folder.path))
         parts.say(f"report: {write_report(parts.folder.path)}")
+
+
+def played_at(path: pathlib.Path) -> int | None:
+    """The iteration of an evaluation file; None when there is none that can be read."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["iteration"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _skill_reward(candidate, wins: float, played: int) -> float | None:

@@ -15,15 +15,20 @@ from evolving_rl_jax import config as config_lib
 
 
 class RunFolder:
-    """Opens (or starts) a run folder.
+    """A run folder.  Opening it changes nothing; :meth:`begin` makes it the folder of ``config``.
+
+    Args:
+      workdir: the folder.
+      config: of the run that will write to it; None to read a run that is there.
 
     Raises:
-      ConfigError: the folder holds a run of another configuration, or cannot be written.
+      ConfigError: the folder holds a run of another configuration, or something else.
     """
 
     def __init__(self, workdir: str, config=None):
         self.path = pathlib.Path(workdir).absolute()
         self.config_file = self.path / "config.json"
+        self._config = config
         if config is None:
             return
         if self.path.exists() and not self.path.is_dir():
@@ -32,9 +37,9 @@ class RunFolder:
             self._check(config)
         elif self.path.exists() and any(self.path.iterdir()):
             raise config_lib.ConfigError(
-                f"--workdir must be new, empty or a run folder, got {workdir!r} with files but no config.json"
+                f"--workdir must be new, empty or a run folder, got {workdir!r} with files but no "
+                "config.json"
             )
-        self._write_config(config)
 
     def _check(self, config) -> None:
         saved = config_lib.from_json(self.config_file)
@@ -42,13 +47,26 @@ class RunFolder:
         if difference:
             key, old, new = difference
             raise config_lib.ConfigError(
-                f"--workdir {str(self.path)!r} holds a run of another config: {key} is {old!r} there, got "
-                f"{new!r}; use another folder"
+                f"--workdir must be a run of this config, got {str(self.path)!r} where {key} is "
+                f"{old!r} and not {new!r}; use another folder"
             )
 
-    def _write_config(self, config) -> None:
-        self.path.mkdir(parents=True, exist_ok=True)
-        write_atomic(self.config_file, config_lib.to_json(config))
+    def begin(self) -> None:
+        """Makes the folder and writes the configuration, once everything else has been checked.
+
+        Raises:
+          ConfigError: the folder cannot be written.
+        """
+        if self._config is None:
+            return
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_atomic(self.config_file, config_lib.to_json(self._config))
+        except OSError as e:
+            raise config_lib.ConfigError(
+                f"--workdir must be a folder that can be written, got {str(self.path)!r} "
+                f"({e.strerror})"
+            ) from e
 
     def load_config(self):
         """The configuration that the run was started with.

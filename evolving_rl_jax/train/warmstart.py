@@ -12,6 +12,7 @@ import numpy as np
 import optax
 
 from evolving_rl_jax import models
+from evolving_rl_jax.config import ConfigError
 from evolving_rl_jax.rollout.batch import pack_rows
 from evolving_rl_jax.rollout.demonstrations import Demonstrator
 from evolving_rl_jax.train.run_folder import write_atomic
@@ -82,7 +83,17 @@ def demonstrations(parts) -> list[Sample]:
         f"warm start: {len(played)} demonstrations ({won / max(len(played), 1):.0%} won) in "
         f"{time.perf_counter() - start:.0f} s"
     )
-    return [s for d in played for s in (d.solver, d.extraction) if s is not None]
+    samples = [s for d in played for s in (d.solver, d.extraction) if s is not None]
+    fitting = [s for s in samples if len(s.tokens) <= config.train.row_length]
+    if not fitting:
+        longest = max((len(s.tokens) for s in samples), default=0)
+        raise ConfigError(
+            f"config.train.row_length must be >= the length of demonstrations, got "
+            f"{config.train.row_length} and {len(samples)} sequences of at most {longest} tokens"
+        )
+    if len(fitting) < len(samples):
+        parts.say(f"warm start: {len(samples) - len(fitting)} sequences are too long and left out")
+    return fitting
 
 
 def row_batches(samples: list[Sample], config, *, seed: int):

@@ -1,0 +1,144 @@
+"""Blockwise against plain attention in values and gradients; packing, padding, memory, cache."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from evolving_rl_jax.models import attention as lib
+
+
+def inputs(batch, heads, kv_heads, length, dim=8, dtype=jnp.float32, seed=0):
+    keys = jax.random.split(jax.random.key(seed), 4)
+    shapes = [(batch, n, length, dim) for n in (heads, kv_heads, kv_heads, heads)]
+    return [jax.random.normal(key, s, dtype) for key, s in zip(keys, shapes, strict=True)]
+
+
+def packed_segments(batch, length, seed=0):
+    """Rows of random segments 1, 2, ... that end in padding."""
+    rng = np.random.default_rng(seed)
+    rows = np.zeros((batch, length), np.int32)
+    for row in rows:
+        used = rng.integers(length // 2, length + 1)
+        cuts = np.sort(rng.integers(1, used, 3))
+        row[:used] = 1 + np.searchsorted(cuts, np.arange(used), side="right")
+    return jnp.asarray(rows)
+
+
+def value_and_gradients(implementation, q, k, v, w, segment_ids=None):
+    def loss(q, k, v):
+        out = lib.attention(q, k, v, segment_ids=segment_ids, implementation=implementation)
+        return jnp.sum(out.astype(jnp.float32) * w.astype(jnp.float32)), out
+
+    (_, out), gradients = jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))(q, k, v)
+    return (out, *gradients)
+
+
+def assert_close(got, expected, tolerance):
+    for a, b in zip(got, expected, strict=True):
+        np.testing.assert_allclose(a.astype(np.float32), b.astype(np.float32), atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    "batch, heads, kv_heads, length, tile",
+    [
+        (4, 4, 2, 96, 2 << 20),  # one tile a span
+        (6, 4, 4, 130, 40_000),  # groups of rows, a length that needs padding
+        (2, 6, 1, 200, 1),  # the smallest blocks
+    ],
+)
+def test_blockwise_equals_plain(monkeypatch, batch, heads, kv_heads, length, tile):
+    monkeypatch.setattr(lib, "_TILE_BYTES", tile)
+    arrays = inputs(batch, heads, kv_heads, length)
+    for segments in (None, packed_segments(batch, length)):
+        expected = value_and_gradients("plain", *arrays, segments)
+        assert_close(value_and_gradients("blockwise", *arrays, segments), expected, 2e-5)
+
+
+def test_plain_equals_a_loop():
+    arrays, segments = inputs(2, 4, 2, 9), packed_segments(2, 9)
+    out = value_and_gradients("plain", *arrays, segments)[0]
+    q, k, v, out, segments = map(np.asarray, (*arrays[:3], out, segments))
+    for b, h, t in np.ndindex(2, 4, 9):
+        seen = [j for j in range(t + 1) if segments[b, j] == segments[b, t]]
+        scores = np.array([float(q[b, h, t] @ k[b, h // 2, j]) for j in seen]) / np.sqrt(8)
+        weights = np.exp(scores) / np.exp(scores).sum()
+        expected = weights @ np.array([v[b, h // 2, j] for j in seen])
+        np.testing.assert_allclose(out[b, h, t], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("implementation", ["plain", "blockwise"])
+def test_packed_equals_unpacked_and_padding_changes_nothing(implementation):
+    lengths, total = [30, 47, 12], 96
+    apart = inputs(3, 4, 2, total)  # one sequence a row, garbage after it
+    used = np.arange(total) < np.array(lengths)[:, None]
+    apart[3] = apart[3] * used[:, None, :, None]  # padding takes no part in a loss
+    expected = value_and_gradients(implementation, *apart, jnp.asarray(used, jnp.int32))
+
+    def pack(x):
+        return np.concatenate([x[i, :, :n] for i, n in enumerate(lengths)], axis=1)[None]
+
+    padding = total - sum(lengths)
+    wide = [np.pad(pack(x), ((0, 0), (0, 0), (0, padding), (0, 0))) for x in apart]
+    wide[0][:, :, -padding:] = wide[1][:, :, -padding:] = wide[2][:, :, -padding:] = 7.0
+    segments = jnp.asarray(np.repeat([1, 2, 3, 0], [*lengths, padding]))[None]
+    together = value_and_gradients(implementation, *wide, segments)
+    assert_close([x[:, :, :-padding] for x in together], [pack(x) for x in expected], 2e-5)
+    assert all(bool(jnp.isfinite(x).all()) for x in together)
+    assert not any(float(jnp.abs(x[:, :, -padding:]).max()) for x in together[1:])
+
+
+def test_bfloat16_is_close_to_float32():
+    arrays = inputs(2, 4, 2, 160, dtype=jnp.bfloat16)
+    expected = value_and_gradients("plain", *(x.astype(jnp.float32) for x in arrays))
+    got = value_and_gradients("blockwise", *arrays)
+    assert all(x.dtype == jnp.bfloat16 for x in got)
+    assert_close(got, expected, 0.06)
+
+
+def test_memory_is_linear_in_length():
+    def temporary_bytes(implementation, length):
+        arrays = [jax.ShapeDtypeStruct((1, 2, length, 8), jnp.float32)] * 4
+        f = functools.partial(value_and_gradients, implementation)
+        return jax.jit(f).lower(*arrays).compile().memory_analysis().temp_size_in_bytes
+
+    short, long = (temporary_bytes("blockwise", n) for n in (4096, 16384))
+    assert long < 6 * short
+    assert long < temporary_bytes("plain", 4096)
+
+
+def test_arguments_are_checked():
+    q, k, v, _ = inputs(2, 4, 2, 8)
+    with pytest.raises(ValueError, match="implementation must be one of auto, plain, blockwise"):
+        lib.attention(q, k, v, implementation="fast")
+    with pytest.raises(ValueError, match=r"segment_ids must be \[B, T\] = \(2, 8\), got \(2, 7\)"):
+        lib.attention(q, k, v, segment_ids=jnp.ones((2, 7), jnp.int32))
+    with pytest.raises(ValueError, match="Hkv dividing H"):
+        lib.attention(q, k[:, :1], v)
+
+
+def test_cache_write_drops_padding_and_keeps_the_rest():
+    cache = jnp.arange(2 * 3 * 5 * 4, dtype=jnp.float32).reshape(2, 3, 5, 4)
+    values = -jnp.ones((2, 3, 2, 4))
+    got = np.asarray(lib.write_cache(cache, values, jnp.array([[1, 4], [-1, 0]])))
+    expected = np.array(cache)
+    expected[0, :, [1, 4]] = expected[1, :, 0] = -1
+    np.testing.assert_array_equal(got, expected)
+
+
+def test_cache_write_in_a_loop_is_in_place():
+    @functools.partial(jax.jit, donate_argnums=0)
+    def steps(cache, values, positions):
+        def body(i, cache):
+            return lib.write_cache(cache, values * i, positions + i)
+
+        return jax.lax.fori_loop(0, 5, body, cache)
+
+    cache = jax.ShapeDtypeStruct((8, 2, 2048, 16), jnp.float32)
+    values = jax.ShapeDtypeStruct((8, 2, 1, 16), jnp.float32)
+    positions = jax.ShapeDtypeStruct((8, 1), jnp.int32)
+    memory = steps.lower(cache, values, positions).compile().memory_analysis()
+    assert memory.alias_size_in_bytes >= 8 * 2 * 2048 * 16 * 4
+    assert memory.temp_size_in_bytes < 100_000
