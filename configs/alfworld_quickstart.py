@@ -38,8 +38,8 @@ def get_config():
         num_iterations=40,
         minibatches=2,
         row_length=384,
-        micro_batch_rows=16,
-        logprob_chunk=512,
+        micro_batch_rows=8,
+        logprob_chunk=64,
         remat="none",
         log_episodes=2,
     )

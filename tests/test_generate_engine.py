@@ -187,6 +187,32 @@ def test_forks_equal_independent_sessions_and_prefill_once(engine):
     assert independent.stats.prefix_reused_tokens == 0
 
 
+def test_a_copy_of_a_copy_is_made_before_decoding(engine):
+    rng = np.random.default_rng(1)
+    others = [engine.open(0, 100 + i, rng.integers(0, VOCAB, 60)) for i in range(2)]
+    parent = engine.open(0, 102, rng.integers(0, VOCAB, 40))
+    for session in (*others, parent):
+        engine.submit(session, (), max_new_tokens=5)
+    while engine.busy:
+        engine.step()
+    for session in (*others, parent):
+        engine.close(session)
+    # All forks ask the same, so each finds the whole context in the first slot that will hold it:
+    # the last one in a slot that is itself still waiting for its copy.
+    forks = engine.fork(parent, 4, range(4))
+    for fork in forks:
+        engine.submit(fork, (5, 6, 7), max_new_tokens=9)
+    engine._admit()
+    assert {source for source, _ in engine._copies.values()} & set(engine._copies)
+    done = {}
+    while engine.busy:
+        for generation in engine.step():
+            done[generation.session.episode] = generation
+            engine.close(generation.session)
+    for fork in forks:
+        check_against_full_forward(fork.context, [(len(parent.context) + 3, done[fork.episode])])
+
+
 def test_a_common_prompt_is_prefilled_once_even_when_all_start_together(engine):
     prefix = np.random.default_rng(1).integers(0, VOCAB, 33)
     played = play(engine, range(4), prefix=prefix, turns=2)

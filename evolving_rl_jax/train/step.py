@@ -114,9 +114,7 @@ def make_train_step(
         loss_fn = _make_loss(config, model_cfg, state.ref_params, batch, advantages)
         rows, size = microbatch.split_rows(_rows(batch), config.train.micro_batch_rows, mesh)
         num_micro = (batch.num_rows + size - 1) // size
-        grads, total = microbatch.accumulate_gradients(
-            loss_fn, state.params, rows, num_micro, mesh
-        )
+        grads, total = microbatch.accumulate_gradients(loss_fn, state.params, rows, num_micro, mesh)
         count = jnp.sum(batch.role != ROLE_NONE).astype(jnp.float32)
         grads = jax.tree.map(lambda g: g / jnp.maximum(count, 1.0), grads)
         state, norms = state_lib.apply_gradients(state, grads, optimizer, usable=count > 0)
@@ -163,9 +161,7 @@ def make_cloning_step(
         rows = rows_lib.make_rows(**batch)
         rows, _ = microbatch.split_rows(rows, config.train.micro_batch_rows, mesh)
         num_micro = rows.tokens.shape[0]
-        grads, total = microbatch.accumulate_gradients(
-            loss_fn, state.params, rows, num_micro, mesh
-        )
+        grads, total = microbatch.accumulate_gradients(loss_fn, state.params, rows, num_micro, mesh)
         count = total.sums["trained_tokens"]
         grads = jax.tree.map(lambda g: g / jnp.maximum(count, 1.0), grads)
         state, metrics = state_lib.apply_gradients(state, grads, optimizer, usable=count > 0)
@@ -214,9 +210,7 @@ def sequence_advantages(config: Any, batch: TokenBatch) -> tuple[jax.Array, dict
     )
     solver_on, extractor_on = ARM_WEIGHTS[algorithm.arm]
     solver = _gather(result.solver, batch.index) * (solver_on * algorithm.solver_weight)
-    extractor = _gather(result.extractor, batch.index) * (
-        extractor_on * algorithm.extractor_weight
-    )
+    extractor = _gather(result.extractor, batch.index) * (extractor_on * algorithm.extractor_weight)
     is_solver, is_extractor = batch.role == ROLE_SOLVER, batch.role == ROLE_EXTRACTOR
     advantages = jnp.where(is_solver, solver, jnp.where(is_extractor, extractor, 0.0))
     return advantages, _outcome_metrics(batch, result)
@@ -242,9 +236,7 @@ def _outcome_metrics(batch, result):
 
     return {
         "zero_variance_solver": share(used_task & (result.solver == 0).all((2, 3)), used_task),
-        "zero_variance_extractor": share(
-            used_source & (result.extractor == 0).all(1), used_source
-        ),
+        "zero_variance_extractor": share(used_source & (result.extractor == 0).all(1), used_source),
         "extractor_reward": reward.sum() / jnp.maximum(used_source.sum() * num_skills, 1),
         "win_rate": share(jnp.where(played, batch.wins, 0.0), played),
         "sequences_solver": (batch.role == ROLE_SOLVER).sum(),
