@@ -22,11 +22,10 @@ def get_config():
         max_turn_tokens=16,
         max_skill_tokens=40,
         top_p=1.0,
-        num_slots=128,
+        num_slots=256,
         max_length=384,
-        prefill_buckets=(16, 32, 64),
+        prefill_buckets=(16, 64),
         decode_window=16,
-        row_buckets=(32, 128),
         column_buckets=(192, 384),
     )
     config.data.households.update(games_per_object=12)  # K similar games of one object
@@ -35,7 +34,7 @@ def get_config():
     config.algorithm.entropy_coef.update(solver=0.0, extractor=0.0)
     config.optimizer.update(learning_rate=5e-4, b1=0.9, b2=0.95, weight_decay=0.0, clip_norm=1.0)
     config.train.update(
-        num_iterations=40,
+        num_iterations=48,
         minibatches=2,
         row_length=384,
         micro_batch_rows=8,
@@ -43,5 +42,5 @@ def get_config():
         remat="none",
         log_episodes=2,
     )
-    config.warmstart.enabled = True
+    config.warmstart.update(enabled=True, steps=1200, action_noise=0.02, follow_skill=0.85)
     return config

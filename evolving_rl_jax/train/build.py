@@ -31,8 +31,9 @@ def say(text: str) -> None:
 @contextlib.contextmanager
 def progress(title: str, total: int | None = None):
     """A progress bar of what takes a while; yields a function of the number done so far."""
+    interval = 1.0 if sys.stderr.isatty() else 10.0  # a log file wants few lines
     with tqdm(
-        total=total, desc=title, unit="", dynamic_ncols=True, mininterval=1.0, delay=0.5
+        total=total, desc=title, unit="", dynamic_ncols=True, mininterval=interval, delay=0.5
     ) as bar:
 
         def update(done: int) -> None:
@@ -147,6 +148,8 @@ class Parts:
         self.pool = self._start_pool()
         self.order = TaskOrder(self.train_tasks, seed=config.seed)
         try:
+            if config.env.engine == "cached":
+                self.translate_games()
             self.tokenizer = self._prepare_tokenizer()
             with user_errors((ValueError,), "config"):
                 self.prompts = make_prompts(config.rollout.style, self.tokenizer)

@@ -141,7 +141,7 @@ class Trainer:
         times = self._times(driver, start, collected, trained, clock())
         self.metrics.log(iteration, {**rollout_figures(experience), **figures, **times})
         # Last: a run that is killed repeats whatever its newest checkpoint does not stand for.
-        self._save(iteration)
+        self._save(iteration, experience)
         self._small_panel(iteration)
 
     def collect(self, driver: Driver, iteration: int) -> Experience:
@@ -155,17 +155,20 @@ class Trainer:
         return evolver.collect(self.parts.order.take(iteration, num))
 
     def update(self, experience: Experience) -> dict[str, float]:
-        """One optimizer step for each share of the sources; returns the mean of the step's metrics."""
+        """One optimizer step for each share of the sources; returns the mean of the step's metrics.
+
+        The gap between the log-probabilities of trainer and engine is the first step's: before it,
+        both hold the same weights.
+        """
         parts_metrics = []
         for share in split_experience(experience, self.parts.config.train.minibatches):
             batch = host_local_to_global(make_batch(share, self.shape), self.parts.mesh)
             self.state, metrics = self.train_step(self.state, batch)
             parts_metrics.append(metrics)
         fetched = jax.device_get(parts_metrics)
-        return {
-            f"train/{name}": float(sum(m[name] for m in fetched) / len(fetched))
-            for name in fetched[0]
-        }
+        figures = {n: float(sum(m[n] for m in fetched) / len(fetched)) for n in fetched[0]}
+        figures.update((n, float(v)) for n, v in fetched[0].items() if n.startswith("logprob_gap"))
+        return {f"train/{name}": value for name, value in figures.items()}
 
     def _times(self, driver, start, collected, trained, end) -> dict[str, float]:
         stats = self.engine.stats
@@ -219,11 +222,13 @@ class Trainer:
             records = [source_record(s, iteration) for s in kept]
             self.parts.folder.write_episodes(iteration, records)
 
-    def _save(self, iteration: int) -> None:
+    def _save(self, iteration: int, experience: Experience) -> None:
         done = iteration + 1
         every, total = self.parts.config.checkpoint.every, self.parts.config.train.num_iterations
         if done % every == 0 or done == total:
-            self.checkpoints.save(done, self.state, {"iteration": done, "bank_records": len(self.bank)})
+            extra = {"iteration": done, "bank_records": len(self.bank)}
+            score = rollout_figures(experience)["rollout/win_rate"]
+            self.checkpoints.save(done, self.state, extra, score=score)
 
     # -- evaluation ------------------------------------------------------------------------------
 
