@@ -1,4 +1,4 @@
-"""The whole loop on a laptop: generated households, a 170 k-parameter policy from scratch, two CPU cores.
+"""The whole loop on a laptop: generated households, a 150 k-parameter policy from scratch, two CPU cores.
 
 Command:   evolving-rl train --config=configs/alfworld_quickstart.py --workdir=runs/quickstart
 Hardware:  two CPU cores, 4 GB of memory; no accelerator, no network
@@ -12,7 +12,9 @@ from evolving_rl_jax.config import default_config
 def get_config():
     """Laptop sizes; everything else as in the defaults."""
     config = default_config()
-    config.model.update(hidden_size=64, intermediate_size=192, num_layers=2, num_heads=4, num_kv_heads=4)
+    config.model.update(
+        hidden_size=64, intermediate_size=192, num_layers=2, num_heads=4, num_kv_heads=4
+    )
     config.rollout.update(
         style="compact",
         num_sources=8,
@@ -29,12 +31,14 @@ def get_config():
         column_buckets=(192, 384),
     )
     config.data.households.update(games_per_object=12)  # K similar games of one object
-    config.algorithm.update(extractor_weight=0.4, solver_weight=1.0)
-    config.algorithm.kl_coef.update(solver=0.02, extractor=0.02)
+    config.algorithm.update(extractor_weight=1.5, solver_weight=1.0)
+    config.algorithm.kl_coef.update(solver=0.2, extractor=0.01)
     config.algorithm.entropy_coef.update(solver=0.0, extractor=0.0)
-    config.optimizer.update(learning_rate=5e-4, b1=0.9, b2=0.95, weight_decay=0.0, clip_norm=1.0)
+    config.optimizer.update(
+        learning_rate=5e-4, b1=0.9, b2=0.95, weight_decay=0.0, schedule="cosine"
+    )
     config.train.update(
-        num_iterations=48,
+        num_iterations=80,
         minibatches=2,
         row_length=384,
         micro_batch_rows=8,
