@@ -1,6 +1,11 @@
 """Blockwise against plain attention in values and gradients; packing, padding, memory, cache."""
 
 import functools
+import os
+import pathlib
+import subprocess
+import sys
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -55,6 +60,88 @@ def test_blockwise_equals_plain(monkeypatch, batch, heads, kv_heads, length, til
     for segments in (None, packed_segments(batch, length)):
         expected = value_and_gradients("plain", *arrays, segments)
         assert_close(value_and_gradients("blockwise", *arrays, segments), expected, 2e-5)
+
+
+@pytest.mark.parametrize(
+    "batch, heads, kv_heads, length, dim", [(2, 4, 2, 130, 8), (1, 2, 1, 256, 128)]
+)
+def test_the_tpu_kernel_interpreted_equals_plain(batch, heads, kv_heads, length, dim):
+    arrays = inputs(batch, heads, kv_heads, length, dim)
+    for segments in (None, packed_segments(batch, length)):
+        expected = value_and_gradients("plain", *arrays, segments)
+        assert_close(value_and_gradients("splash_interpreted", *arrays, segments), expected, 2e-5)
+
+
+def test_long_packed_rows_equal_the_formula():
+    """At 16k tokens the formula is evaluated for some queries only: all scores would take 1 GB."""
+    length, dim = 16_384, 8
+    q, k, v, w = inputs(1, 1, 1, length, dim)
+    segments = packed_segments(1, length)
+    some = np.sort(np.random.default_rng(0).choice(length, 64, replace=False))
+    w = jnp.zeros_like(w).at[:, :, some].set(w[:, :, some])
+    got = value_and_gradients("blockwise", q, k, v, w, segments)
+
+    def formula(q, k, v):
+        scores = q[0, 0, some] @ k[0, 0].T / np.sqrt(dim)
+        seen = (segments[0, some, None] == segments[0]) & (some[:, None] >= np.arange(length))
+        out = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf), axis=-1) @ v[0, 0]
+        return jnp.sum(out * w[0, 0, some]), out
+
+    (_, out), gradients = jax.value_and_grad(formula, (0, 1, 2), has_aux=True)(q, k, v)
+    assert_close([got[0][0, 0, some], *got[1:]], [out, *gradients], 2e-5)
+
+
+ON_MESH = """
+import jax, jax.numpy as jnp, numpy as np
+from evolving_rl_jax import parallel
+from evolving_rl_jax.models import attention as lib
+
+keys = jax.random.split(jax.random.key(0), 3)
+segments = jnp.asarray(np.repeat([1, 2, 0], [60, 50, 40]))[None].repeat(4, 0)
+for sizes, kv_heads in (((2, 2, 2), 4), ((1, 2, 4), 2), ((8, 1, 1), 1)):
+    mesh = parallel.make_mesh(*sizes)
+    q, k, v = (jax.random.normal(x, (4, n, 150, 8)) for x, n in zip(keys, (8, kv_heads, kv_heads)))
+
+    def loss(q, k, v, implementation):
+        out = lib.attention(q, k, v, segment_ids=segments, implementation=implementation, mesh=mesh)
+        return jnp.sum(jnp.sin(out)), out
+
+    f = jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True), static_argnums=3)
+    for name in ("blockwise", "splash_interpreted"):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=3e-5),
+                     f(q, k, v, name)[1], f(q, k, v, "plain")[1])
+    assert lib._choose(150, mesh) == "blockwise"
+text = jax.jit(lib.attention, static_argnames=("implementation", "mesh")).lower(
+    *(jax.ShapeDtypeStruct((8, 8, 512, 8), jnp.float32, sharding=jax.sharding.NamedSharding(
+        parallel.make_mesh(8, 1, 1), jax.sharding.PartitionSpec("data"))) for _ in range(3)),
+    implementation="blockwise", mesh=parallel.make_mesh(8, 1, 1)).compile().as_text()
+assert "all-gather" not in text and "all-reduce" not in text
+print("all equal")
+"""
+
+
+def test_on_a_mesh_each_device_has_its_own_rows_and_heads():
+    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    root = str(pathlib.Path(__file__).parents[1])
+    env = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": root}
+    done = subprocess.run([sys.executable, "-c", ON_MESH], env=env, capture_output=True, text=True)
+    assert "all equal" in done.stdout, done.stderr
+
+
+def test_kernel_for_tpus_is_chosen_by_the_mesh_not_by_this_process():
+    devices = np.array([SimpleNamespace(platform="tpu")])
+    mesh = SimpleNamespace(devices=devices)
+    assert lib._choose(1024, mesh) == "splash" and lib._choose(16, mesh) == "plain"
+    assert lib._choose(1024, None) == "blockwise"
+
+
+def test_a_long_chunk_against_the_cache_takes_turns(monkeypatch):
+    q, k, v, _ = inputs(2, 4, 2, 24)
+    positions = jnp.broadcast_to(jnp.arange(24), (2, 24))
+    whole = lib.cached_attention(q, k, v, positions)
+    monkeypatch.setattr(lib, "_CACHED_SCORE_BYTES", 4 * 2 * 4 * 24 * 7)  # 7 queries: 6 divides 24
+    np.testing.assert_allclose(lib.cached_attention(q, k, v, positions), whole, atol=1e-6)
+    np.testing.assert_allclose(whole, lib.attention(q, k, v, implementation="plain"), atol=1e-6)
 
 
 def test_plain_equals_a_loop():

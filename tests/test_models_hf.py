@@ -1,6 +1,7 @@
 """Every family against an independent numpy forward pass over the checkpoint's own tensors."""
 
 import json
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -236,3 +237,51 @@ def test_transformers_reads_the_exported_config(tmp_path, family):
     assert rope["rope_type"] == ("llama3" if cfg.rope_scaling else "default")
     config.save_pretrained(tmp_path / "newer")
     assert models.config_from_hf(tmp_path / "newer") == cfg
+
+
+def test_a_hub_id_is_fetched_and_a_local_folder_wins(tmp_path, monkeypatch):
+    hub = pytest.importorskip("huggingface_hub")
+    raw = BASE | FAMILIES["qwen3"]
+    folder = write_folder(tmp_path / "snapshot", raw, checkpoint(raw))
+    asked = []
+
+    def download(name, *, allow_patterns):
+        asked.append((name, allow_patterns))
+        return str(folder)
+
+    monkeypatch.setattr(hub, "snapshot_download", download)
+    monkeypatch.chdir(tmp_path)
+    params, cfg = models.load_hf("some-one/tiny.model")
+    assert {name for name, _ in asked} == {"some-one/tiny.model"} and cfg.model_type == "qwen3"
+    assert "*.safetensors" in asked[0][1] and not any("*.bin" in p for _, p in asked)
+    with pytest.raises(FileNotFoundError, match="tokenizer.json must belong to"):
+        models.load_tokenizer("some-one/tiny.model")
+    asked.clear()
+    (tmp_path / "some-one").mkdir()
+    folder.rename(tmp_path / "some-one" / "tiny.model")
+    again, _ = models.load_hf("some-one/tiny.model")
+    jax.tree.map(np.testing.assert_array_equal, params, again)
+    assert not asked
+
+
+@pytest.mark.parametrize("load", [models.load_hf, models.config_from_hf, models.load_tokenizer])
+def test_without_a_network_the_error_names_the_id_and_what_was_tried(tmp_path, monkeypatch, load):
+    hub = pytest.importorskip("huggingface_hub")
+
+    def download(name, **_):
+        raise OSError("no route\nto host")
+
+    monkeypatch.setattr(hub, "snapshot_download", download)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError) as error:
+        load("some-one/tiny")
+    message = str(error.value)
+    assert message == (
+        "'some-one/tiny' must be a local folder or a model on the Hugging Face hub: no folder, and "
+        "the hub (and its cache on this machine) gave: OSError: no route to host"
+    )
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(FileNotFoundError, match="some-one/tiny.* huggingface_hub.* not installed"):
+        load("some-one/tiny")
+    with pytest.raises(FileNotFoundError, match="found no such file"):
+        load(tmp_path / "nothing")  # a path is not looked up

@@ -39,8 +39,22 @@ def test_compact(text, expected):
 
 def test_random_text_never_raises_and_valid_means_nonempty():
     rng = random.Random(0)
-    parts = ["<action>", "</ACTION>", "<Reasoning>", "</reasoning>", ">", "look", " ", "\n", "é",
-             "\u4e2d", "\ud800", "\u0130", "<action", "x" * 40]
+    parts = [
+        "<action>",
+        "</ACTION>",
+        "<Reasoning>",
+        "</reasoning>",
+        ">",
+        "look",
+        " ",
+        "\n",
+        "é",
+        "\u4e2d",
+        "\ud800",
+        "\u0130",
+        "<action",
+        "x" * 40,
+    ]
     for _ in range(2000):
         text = "".join(rng.choices(parts, k=rng.randrange(12)))
         action, valid = parse_tagged(text)

@@ -103,9 +103,7 @@ def test_a_failing_environment_ends_that_episode_alone(answers):
     assert [s.episode for s in engine.open_now] == [3]  # kept, for an extraction
     undisturbed = play(turns, keep={2, 3})[0]
     for key in (0, 1, 3):
-        np.testing.assert_array_equal(
-            done[key][0].sample.tokens, undisturbed[key][0].sample.tokens
-        )
+        np.testing.assert_array_equal(done[key][0].sample.tokens, undisturbed[key][0].sample.tokens)
 
 
 @pytest.mark.parametrize(("own", "most", "steps"), [(5, 4, 4), (3, 4, 3), (5, 50, 5)])
@@ -170,7 +168,7 @@ def test_an_extraction_continues_the_episode_and_trains_its_own_tokens_only():
     for i, text in enumerate(("the first", "the second")):
         assert written[i][0] == text
         ids = [*tokenizer.encode(text), tokenizer.eos_id]
-        asked = [*PROMPTS.observation("win 2"), *PROMPTS.extractor_prompt(True)]
+        asked = PROMPTS.extractor_prompt(True, "win 2")
         sample = written[i][1]
         assert sample.tokens.tolist() == [*episode.sample.tokens, *asked, *ids]
         assert sample.loss_mask.sum() == len(ids) and sample.loss_mask[-len(ids) :].all()
@@ -226,7 +224,11 @@ def test_a_transcript_takes_the_last_addition_back():
     transcript.drop_last()
     sample = transcript.sample()
     assert sample.tokens.tolist() == [1, 2, 3] and sample.loss_mask.tolist() == [0, 0, 1]
-    assert sample.logprobs.tolist() == [0, 0, -1] and sample.sampling_logprobs.tolist() == [0, 0, -2]
+    assert sample.logprobs.tolist() == [0, 0, -1] and sample.sampling_logprobs.tolist() == [
+        0,
+        0,
+        -2,
+    ]
 
 
 def test_play_settings_come_from_the_config():

@@ -1,4 +1,4 @@
-"""The four stages, with a pretend engine and pretend environments: shapes, masks, who plays what."""
+"""The four stages, with pretend engine and environments: shapes, masks, who plays what."""
 
 import itertools
 

@@ -13,6 +13,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from evolving_rl_jax.models.hub import CONFIG_FILES, local_folder
+
 _ARCHITECTURES = {
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
@@ -20,6 +22,7 @@ _ARCHITECTURES = {
 }
 _DTYPES = ("float32", "bfloat16", "float16")
 _LLAMA3_KEYS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+_ROPE_KEYS = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
 # Options of these families that change the forward pass, with the only value computed here.
 _FIXED = {
     "hidden_act": "silu",
@@ -30,6 +33,8 @@ _FIXED = {
     "partial_rotary_factor": 1.0,
     "attention_dropout": 0.0,
     "quantization_config": None,
+    "num_experts": None,
+    "num_local_experts": None,
 }
 
 
@@ -124,14 +129,14 @@ def config_from_hf(path: str | Path) -> ModelConfig:
     none.
 
     Args:
-      path: the folder, or the file itself.
+      path: the folder, the file itself, or a hub id.
 
     Raises:
       FileNotFoundError: there is no such file.
       ValueError: it is not JSON, a size is missing, or a model type or option is not supported; the
         message names it.
     """
-    path = Path(path)
+    path = local_folder(path, CONFIG_FILES)
     file = path if path.suffix == ".json" else path / "config.json"
     if not file.is_file():
         raise FileNotFoundError(f"{file} must be a Hugging Face config.json, found no such file")
@@ -203,12 +208,18 @@ def _check_options(raw):
 def _rope(raw) -> tuple[float, RopeScaling | None]:
     """(theta, scaling) from either spelling."""
     rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    unknown = sorted(set(rope) - {*_LLAMA3_KEYS, *_ROPE_KEYS})
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind in ("default", "llama3") and unknown:
+        raise ValueError(
+            f"rope parameters must be of {', '.join((*_ROPE_KEYS, *_LLAMA3_KEYS))} (nothing else "
+            f"is supported), got {unknown[0]!r}"
+        )
     theta = float(rope.get("rope_theta", raw.get("rope_theta", 10_000.0)))
     if rope.get("partial_rotary_factor", 1.0) != 1.0:
         raise ValueError(
             f"partial_rotary_factor must be 1.0, got {rope['partial_rotary_factor']!r}"
         )
-    kind = rope.get("rope_type", rope.get("type", "default"))
     if kind == "default":
         return theta, None
     if kind != "llama3":

@@ -19,19 +19,10 @@ import numpy as np
 
 from evolving_rl_jax.models import safetensors
 from evolving_rl_jax.models.config import ModelConfig, config_from_hf, config_to_hf
+from evolving_rl_jax.models.hub import TOKENIZER_FILES, WEIGHT_FILES, local_folder
 from evolving_rl_jax.models.tokenizer import load_tokenizer
 from evolving_rl_jax.models.transformer import init
 
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "generation_config.json",
-)
 _INDEX = "model.safetensors.index.json"
 # Path in the parameter tree -> name in the checkpoint; {} is the layer, "kernel" paths are
 # transposed.
@@ -85,7 +76,8 @@ def load_hf(path: str | Path, *, dtype=None, shardings=None) -> tuple[dict[str, 
     after the other.
 
     Args:
-      path: folder with ``config.json`` and ``model.safetensors`` or its shards and their index.
+      path: folder with ``config.json`` and ``model.safetensors`` or its shards and their index, or
+        the id of such a model on the Hugging Face hub.  A local folder wins.
       dtype: of the parameters; None keeps that of the files.  ``cfg.dtype``, which says how to
         compute, is not changed.
       shardings: tree of `jax.sharding.Sharding` like the parameters; None puts all on the first
@@ -95,11 +87,11 @@ def load_hf(path: str | Path, *, dtype=None, shardings=None) -> tuple[dict[str, 
       (params, cfg).
 
     Raises:
-      FileNotFoundError: a file is missing.
+      FileNotFoundError: a file is missing, or the hub does not give the model.
       ValueError: a tensor is missing, not expected, or of the wrong shape or dtype; the message
         names it.
     """
-    path = Path(path)
+    path = local_folder(path, WEIGHT_FILES)
     cfg = config_from_hf(path)
     tensors = _open_folder(path)
     shapes = jax.eval_shape(lambda: init(cfg, jax.random.key(0)))
@@ -194,7 +186,7 @@ def save_hf(
       params: parameters, as `transformer.init` or `load_hf` return them, of one dtype or several.
       cfg: the model.
       path: folder, created where needed; files of the same names are replaced.
-      tokenizer_dir: folder whose tokenizer files are copied.
+      tokenizer_dir: folder (or hub id) whose tokenizer files are copied.
       max_shard_bytes: weights beyond it are split over several files with an index.
 
     Raises:
@@ -213,8 +205,8 @@ def save_hf(
         generation = {"eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
         if tokenizer.bos_id is not None:
             generation["bos_token_id"] = tokenizer.bos_id
-        for name in _TOKENIZER_FILES:
-            source = Path(tokenizer_dir) / name
+        for name in TOKENIZER_FILES:
+            source = tokenizer.path / name
             if source.is_file() and source.resolve() != (path / name).resolve():
                 shutil.copyfile(source, path / name)
     if not (path / "generation_config.json").is_file():

@@ -10,6 +10,8 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from evolving_rl_jax.models.hub import TOKENIZER_FILES, local_folder
+
 SPECIAL_TOKENS = ("<pad>", "<eos>", "<obs>", "<act>", "<skill>")
 # One digit a piece, words and punctuation with their leading space, runs of newlines: "cabinet 3"
 # is two tokens, and a number never merges with what stands next to it.
@@ -31,29 +33,33 @@ class Tokenizer:
       bos_id: its begin token, or None.
       stop_ids: ids that end a generation: the end token and those that ``generation_config.json``
         adds.
+      named_tokens: text of every token that ``tokenizer_config.json`` names (``bos_token``, ...),
+        which is what a chat template may use.
+      chat_template: Jinja source of the folder's chat template, or None.
     """
 
-    def __init__(self, backend, path: Path, named: dict[str, str | None], stop_ids: Sequence[int]):
+    def __init__(self, backend, path: Path, settings: dict, stop_ids: Sequence[int]):
         self.path = path
         self._backend = backend
+        self.named_tokens = _named_tokens(settings)
+        self.chat_template = _chat_template(path, settings)
         self.special_ids = {
             t.content: i for i, t in sorted(backend.get_added_tokens_decoder().items())
         }
         self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
-        eos = self._named_id(named, "eos_token")
+        eos = self._named_id("eos_token")
         if eos is None:
             raise ValueError(
                 f"{path / 'tokenizer_config.json'} must name an eos_token of the vocabulary, "
-                f"got {named.get('eos_token')!r}"
+                f"got {settings.get('eos_token')!r}"
             )
-        pad = self._named_id(named, "pad_token")
+        pad = self._named_id("pad_token")
         self.eos_id, self.pad_id = eos, eos if pad is None else pad
-        self.bos_id = self._named_id(named, "bos_token")
+        self.bos_id = self._named_id("bos_token")
         self.stop_ids = tuple(dict.fromkeys((eos, *stop_ids)))
 
-    def _named_id(self, named, key):
-        token = named.get(key)
-        token = token.get("content") if isinstance(token, dict) else token
+    def _named_id(self, key):
+        token = self.named_tokens.get(key)
         return None if token is None else self._backend.token_to_id(token)
 
     def encode(self, text: str) -> list[int]:
@@ -69,16 +75,35 @@ class Tokenizer:
         return self._backend.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens)
 
 
+def _named_tokens(settings: dict) -> dict[str, str]:
+    named = {}
+    for key, token in settings.items():
+        text = token.get("content") if isinstance(token, dict) else token
+        if key.endswith("_token") and isinstance(text, str):
+            named[key] = text
+    return named
+
+
+def _chat_template(path: Path, settings: dict) -> str | None:
+    file = path / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    template = settings.get("chat_template")
+    if isinstance(template, list):  # several by name: the default one is for conversations
+        template = {t["name"]: t["template"] for t in template}.get("default")
+    return template
+
+
 def load_tokenizer(path: str | Path) -> Tokenizer:
-    """Loads ``tokenizer.json`` and ``tokenizer_config.json`` of a Hugging Face folder.
+    """Loads ``tokenizer.json`` and ``tokenizer_config.json`` of a Hugging Face folder or hub id.
 
     Raises:
-      FileNotFoundError: a file is missing.
+      FileNotFoundError: a file is missing, or the hub does not give the files.
       ValueError: a file cannot be read, or names no end token.
     """
     import tokenizers
 
-    path = Path(path)
+    path = local_folder(path, TOKENIZER_FILES)
     raw = _read_json(path / "tokenizer.json")
     # Marked special, so that `encode_special_tokens` turns all of them into plain text when met in
     # a text.

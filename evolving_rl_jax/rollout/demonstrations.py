@@ -57,7 +57,11 @@ class Demonstrator:
         self.pool, self.prompts, self.settings, self.seed = pool, prompts, settings, seed
 
     def play(
-        self, tasks: list[Task], *, concurrent: int = 256, progress: Callable[[int], None] | None = None
+        self,
+        tasks: list[Task],
+        *,
+        concurrent: int = 256,
+        progress: Callable[[int], None] | None = None,
     ) -> list[Demonstration]:
         """One demonstration for each task, in order; tasks whose environment failed are left out."""
         results: dict[int, Demonstration] = {}
@@ -117,11 +121,12 @@ class Demonstrator:
         solver = run.transcript.sample()
         extraction = None
         if not run.skill_text:  # source episodes are played without a skill
-            text = make_extraction(run.task, run.observations, run.rng, self.settings.good_extraction)
+            text = make_extraction(
+                run.task, run.observations, run.rng, self.settings.good_extraction
+            )
             context = Transcript()
             context.append_forced(solver.tokens)
-            context.append_forced(self.prompts.observation(run.observations[-1]))
-            context.append_forced(self.prompts.extractor_prompt(won))
+            context.append_forced(self.prompts.extractor_prompt(won, run.observations[-1]))
             _append_taught(context, self.prompts.skill_ids(text))
             extraction = context.sample()
         return Demonstration(run.task, won, solver, extraction)
@@ -165,7 +170,9 @@ def make_extraction(task: Task, observations: list[str], rng, good: float) -> st
     places = sorted(habits.values())
     seen = {p: c for p, c in facts.seen_contents(observations).items() if p in places}
     own = [p for p, classes in seen.items() if obj in classes]
-    others = sorted((c, p) for p, classes in seen.items() for c in classes if c in habits and c != obj)
+    others = sorted(
+        (c, p) for p, classes in seen.items() for c in classes if c in habits and c != obj
+    )
     empty = sorted(p for p in seen if p not in own)
     draw = rng.random()
     if draw < good and own:

@@ -60,7 +60,9 @@ class Transcript:
 
     def append_sampled(self, ids, logprobs, sampling_logprobs) -> None:
         """Adds tokens that the policy sampled."""
-        self._append(np.asarray(ids, np.int32), np.ones(len(ids), np.float32), logprobs, sampling_logprobs)
+        self._append(
+            np.asarray(ids, np.int32), np.ones(len(ids), np.float32), logprobs, sampling_logprobs
+        )
 
     def _append(self, ids, mask, logprobs, sampling):
         self.tokens.append(ids)
@@ -72,6 +74,11 @@ class Transcript:
         """Takes the last addition back."""
         for parts in (self.tokens, self.mask, self.logprobs, self.sampling):
             parts.pop()
+
+    @property
+    def last_id(self) -> int | None:
+        """The last token, or None when there is none."""
+        return next((int(part[-1]) for part in reversed(self.tokens) if len(part)), None)
 
     def sample(self) -> Sample:
         """The sequence so far as arrays."""
@@ -132,7 +139,9 @@ class Driver:
         self._sessions: dict[object, _Play | _Extraction] = {}
         self._waiting_env: set[int] = set()
 
-    def play(self, key: int, task: Task, skill_text: str, on_done, *, keep_session: bool = False) -> None:
+    def play(
+        self, key: int, task: Task, skill_text: str, on_done, *, keep_session: bool = False
+    ) -> None:
         """Starts an episode; ``on_done(episode, handle)`` is called when it ends.
 
         With ``keep_session`` the handle can be given to :meth:`extract`; otherwise it is ``None``.
@@ -143,17 +152,18 @@ class Driver:
 
     def extract(self, handle: _Play, won: bool, keys: list[int], on_done) -> None:
         """Samples one skill for each key from a finished source episode: ``on_done(i, text, sample)``."""
-        prompt = self.prompts.extractor_prompt(won)
+        prompt = self.prompts.extractor_prompt(
+            won, handle.observation, last_id=handle.transcript.last_id
+        )
         sessions = self.engine.fork(handle.session, len(keys), keys)
-        tail = self.prompts.observation(handle.observation)
         for i, session in enumerate(sessions):
             transcript = Transcript()
             transcript.append_forced(handle.transcript.sample().tokens)
-            transcript.append_forced([*tail, *prompt])
+            transcript.append_forced(prompt)
             self._sessions[session] = _Extraction(
                 handle, transcript, lambda text, sample, i=i: on_done(i, text, sample)
             )
-            self._generate(session, [*tail, *prompt], self.settings.max_skill_tokens)
+            self._generate(session, prompt, self.settings.max_skill_tokens)
 
     def release(self, handle: _Play) -> None:
         """Gives back the slot of a session kept by ``play(keep_session=True)``."""
@@ -182,7 +192,13 @@ class Driver:
             # The faster worker must not decide who gets a slot first, so in sync mode nothing is
             # acted on before all answers are in.
             while self.settings.sync and len(replies) < len(self._waiting_env):
-                replies += self.pool.poll(None)
+                more = self.pool.poll(None)
+                if not more:
+                    lost = len(self._waiting_env) - len(replies)
+                    raise RuntimeError(
+                        f"the environment pool must answer every request, lost {lost}"
+                    )
+                replies += more
             for key, result in sorted(replies, key=lambda r: r[0]):
                 self._waiting_env.discard(key)
                 self._on_reply(self._plays[key], result)
@@ -197,13 +213,16 @@ class Driver:
         elif play.session is None:
             play.session = self.engine.open(self.iteration, play.key)
             self._sessions[play.session] = play
-            ids = self.prompts.solver_prompt(play.task, play.skill_text, result.text)
+            prompt = self.prompts.solver_prompt
+            ids = prompt(play.task, play.skill_text, result.text, result.actions)
             self._turn(play, ids, result.text)
         elif result.done or len(play.turns) >= self._limit(play.task):
             play.observation, play.reward = result.text, result.reward
             self._finish(play, won=result.won, status=OK if result.done else TRUNCATED)
         else:
-            self._turn(play, self.prompts.next_turn(result.text), result.text)
+            last_id = play.transcript.last_id
+            ids = self.prompts.next_turn(result.text, result.actions, last_id=last_id)
+            self._turn(play, ids, result.text)
 
     def _limit(self, task: Task) -> int:
         return min(self.settings.max_steps, task.step_limit)
@@ -234,7 +253,9 @@ class Driver:
         owner.transcript.append_sampled(
             generation.tokens, generation.logprobs, generation.sampling_logprobs
         )
-        text = self.prompts.tokenizer.decode(_without_stop(generation.tokens, self.prompts.stop_ids))
+        text = self.prompts.tokenizer.decode(
+            _without_stop(generation.tokens, self.prompts.stop_ids)
+        )
         if isinstance(owner, _Extraction):
             del self._sessions[generation.session]
             self.engine.close(generation.session)

@@ -1,0 +1,137 @@
+"""Who may import whom: light modules without jax, losses with jax alone, layers in order."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+PACKAGE = ROOT / "evolving_rl_jax"
+MODULES = {
+    ".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p
+    for p in sorted(PACKAGE.rglob("*.py"))
+}
+
+WITHOUT_JAX = [
+    "evolving_rl_jax",
+    *(f"evolving_rl_jax.{name}" for name in ("types", "config", "config_checks", "cli")),
+    *(m for m in MODULES if m.split(".")[1:2] and m.split(".")[1] in ("envs", "skills", "data")),
+    *(
+        f"evolving_rl_jax.rollout.{name}"
+        for name in ("prompts", "actions", "facts", "demonstrations", "evolve", "episode", "batch")
+    ),
+]
+
+# A part may import those before it in the direction of the data flow, and itself.
+LAYERS = {
+    "types": (),
+    "config_checks": (),
+    "config": ("config_checks",),
+    "losses": (),
+    "parallel": ("types",),
+    "models": ("types", "losses", "parallel"),
+    "generate": ("types", "losses", "parallel", "models"),
+    "envs": ("types", "data"),
+    "data": ("types", "envs"),
+    "skills": ("types",),
+    "rollout": ("types", "config", "losses", "models", "generate", "envs", "data", "skills"),
+    "eval": ("types", "config", "rollout", "skills", "data", "envs", "train.metrics"),
+    "train": (
+        *("types", "config", "losses", "parallel", "models", "generate"),
+        *("envs", "data", "skills", "rollout", "eval"),
+    ),
+}
+
+
+def imports_of(path: pathlib.Path, *, top_level_only: bool = False) -> set[str]:
+    """Modules that a file imports, by default inside functions too."""
+    found = set()
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    nodes = tree.body if top_level_only else ast.walk(tree)
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: relative imports hide the direction"
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {n if n in MODULES else node.module for n in names}
+    return found
+
+
+def loaded_after(code: str) -> set[str]:
+    """Top-level modules that are loaded after ``code`` ran in a fresh process."""
+    code += "\nimport sys\nprint(*{name.split('.')[0] for name in sys.modules})"
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    return set(run.stdout.split())
+
+
+def test_light_modules_do_not_load_jax():
+    code = "\n".join(f"import {name}" for name in WITHOUT_JAX)
+    assert len(WITHOUT_JAX) > 25
+    loaded = loaded_after(code)
+    assert not loaded & {"jax", "jaxlib", "flax", "optax", "orbax", "tensorflow", "torch"}
+
+
+def test_the_package_and_its_types_load_almost_nothing():
+    loaded = loaded_after("import evolving_rl_jax, evolving_rl_jax.types")
+    assert not loaded & {"jax", "ml_collections", "sklearn", "scipy", "textworld", "tqdm"}
+    loaded = loaded_after("import evolving_rl_jax.cli")
+    assert not loaded & {"jax", "sklearn", "scipy", "textworld", "tokenizers"}
+
+
+def test_losses_load_jax_alone():
+    loaded = loaded_after("import evolving_rl_jax.losses")
+    assert "jax" in loaded
+    assert not loaded & {"flax", "optax", "orbax", "ml_collections", "scipy", "textworld"}
+    ours = {m for m in MODULES if m.startswith("evolving_rl_jax.losses")}
+    for module in ours:
+        for name in imports_of(MODULES[module]):
+            top = name.split(".")[0]
+            assert top in {"jax", "numpy"} or top in sys.stdlib_module_names or name in ours
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m.count(".")])
+def test_imports_follow_the_layers(module):
+    part = module.split(".")[1]
+    if part in ("cli", "__main__"):
+        return  # the entry points import whatever a command needs
+    assert part in LAYERS, f"{module} needs a place in LAYERS"
+    allowed = (part, *LAYERS[part])
+    for name in imports_of(MODULES[module]):
+        if not name.startswith("evolving_rl_jax."):
+            continue
+        target = name.removeprefix("evolving_rl_jax.")
+        assert any(target == a or target.startswith(f"{a}.") for a in allowed), (
+            f"{module} imports {name}, may import {', '.join(allowed)}"
+        )
+
+
+def test_the_layers_name_every_part():
+    parts = {m.split(".")[1] for m in MODULES if m.count(".")}
+    assert parts - {"cli", "__main__"} == set(LAYERS)
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m in WITHOUT_JAX])
+def test_light_modules_do_not_even_name_jax(module):
+    used = {name.split(".")[0] for name in imports_of(MODULES[module])}
+    assert not used & {"jax", "jaxlib", "flax", "optax", "orbax"}
+
+
+def test_no_module_imports_itself_in_a_circle():
+    edges = {m: imports_of(p, top_level_only=True) & set(MODULES) - {m} for m, p in MODULES.items()}
+    finished: set[str] = set()
+
+    def visit(module, path):
+        assert module not in path, " -> ".join([*path, module])
+        if module in finished:
+            return
+        for other in sorted(edges[module]):
+            visit(other, [*path, module])
+        finished.add(module)
+
+    for module in MODULES:
+        visit(module, [])

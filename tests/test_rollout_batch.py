@@ -1,0 +1,183 @@
+"""Packing: every token once, in its place; every sequence mapped to its win."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from evolving_rl_jax.config import default_config
+from evolving_rl_jax.rollout.batch import (
+    BatchShape,
+    make_batch,
+    pack_rows,
+    split_experience,
+)
+from evolving_rl_jax.rollout.evolve import Candidate, Experience, Source
+from evolving_rl_jax.types import (
+    ENV_ERROR,
+    OK,
+    ROLE_EXTRACTOR,
+    ROLE_NONE,
+    ROLE_SOLVER,
+    TRUNCATED,
+    Episode,
+    Sample,
+)
+
+SHAPE = BatchShape(g=4, k=2, n=3, r=2, row_length=40, micro_batch_rows=8)
+
+
+def random_sample(rng, number, length):
+    """Tokens that say which sequence (1000 x number) and which position they belong to."""
+    return Sample(
+        tokens=np.arange(length, dtype=np.int32) + 1000 * number,
+        loss_mask=rng.integers(0, 2, length).astype(np.float32),
+        logprobs=-rng.random(length).astype(np.float32),
+        sampling_logprobs=-rng.random(length).astype(np.float32),
+    )
+
+
+def random_experience(seed=0, shape=SHAPE):
+    """Sources of all kinds: failed ones, invalid skills, failed episodes; (experience, samples)."""
+    rng = np.random.default_rng(seed)
+    size = (shape.g, shape.k, shape.n, shape.r)
+    wins, mask = np.zeros(size, np.float32), np.zeros(size, np.float32)
+    valid = np.zeros((shape.g, shape.n), np.float32)
+    samples, number = {}, itertools.count(1)
+
+    def sample(key):
+        length = int(rng.integers(1, shape.row_length + 1))
+        samples[key] = random_sample(rng, next(number), length)
+        return samples[key]
+
+    sources = []
+    for g in range(shape.g):
+        source = Source(task=None)
+        sources.append(source)
+        if g == 2:
+            continue  # its environment failed
+        for n in range(shape.n):
+            valid[g, n] = rng.random() < 0.7
+            key = ROLE_EXTRACTOR, g * shape.n + n
+            source.candidates.append(Candidate("", sample(key), None, "", bool(valid[g, n])))
+        for place in itertools.product(range(shape.k), range(shape.n), range(shape.r)):
+            k, n, r = place
+            if not valid[g, n]:
+                continue
+            status = rng.choice([OK, OK, TRUNCATED, ENV_ERROR])
+            flat = ((g * shape.k + k) * shape.n + n) * shape.r + r
+            key = (ROLE_SOLVER, flat) if status != ENV_ERROR else ("failed", flat)
+            won = bool(status == OK and rng.random() < 0.5)
+            source.episodes[place] = Episode(None, [], won, status, sample(key))
+            wins[g, k, n, r], mask[g, k, n, r] = won, status != ENV_ERROR
+    samples = {key: s for key, s in samples.items() if key[0] != "failed"}
+    return Experience(sources, wins, mask, valid), samples
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_every_token_is_there_once_with_all_that_belongs_to_it(seed):
+    experience, samples = random_experience(seed)
+    batch = make_batch(experience, SHAPE)
+    assert batch.tokens.shape == (SHAPE.num_rows, SHAPE.row_length)
+    used = [m for m in range(SHAPE.num_sequences) if batch.role[m] != ROLE_NONE]
+    found = {}
+    for m in used:
+        rows, columns = np.nonzero(batch.sequence_ids == m)
+        key = int(batch.role[m]), int(batch.index[m])
+        sample = found[key] = samples[key]
+        assert len(set(rows)) == 1  # in one row, without a gap, from its first token on
+        np.testing.assert_array_equal(columns, columns[0] + np.arange(len(sample.tokens)))
+        at = rows, columns
+        np.testing.assert_array_equal(batch.tokens[at], sample.tokens)
+        np.testing.assert_array_equal(batch.positions[at], np.arange(len(sample.tokens)))
+        np.testing.assert_array_equal(batch.loss_mask[at], sample.loss_mask)
+        np.testing.assert_array_equal(batch.rollout_logprobs[at], sample.logprobs)
+        assert len(set(batch.segment_ids[at])) == 1
+    assert found.keys() == samples.keys()
+    padding = batch.sequence_ids == -1
+    assert (~padding).sum() == sum(len(s.tokens) for s in samples.values())
+    np.testing.assert_array_equal(padding, batch.segment_ids == 0)
+    for name in ("tokens", "positions", "loss_mask", "rollout_logprobs"):
+        assert not getattr(batch, name)[padding].any()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_segments_count_up_and_used_rows_come_first(seed):
+    batch = make_batch(random_experience(seed)[0], SHAPE)
+    for row, segments in enumerate(batch.segment_ids):
+        used = segments[segments > 0]
+        assert (row < batch.num_rows) == bool(len(used))
+        assert (np.diff(used) >= 0).all() and (np.diff(used) <= 1).all()
+        assert not len(used) or used[0] == 1
+        assert (segments[: len(used)] > 0).all()  # no padding between sequences
+        ids = batch.sequence_ids[row][: len(used)]
+        np.testing.assert_array_equal(np.diff(used) > 0, np.diff(ids) != 0)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_index_finds_the_win_and_the_mask_of_an_episode(seed):
+    experience, _ = random_experience(seed)
+    batch = make_batch(experience, SHAPE)
+    solver = batch.index[batch.role == ROLE_SOLVER]
+    extractor = batch.index[batch.role == ROLE_EXTRACTOR]
+    assert batch.episode_mask.reshape(-1)[solver].all() and len(set(solver)) == len(solver)
+    assert len(solver) == experience.episode_mask.sum()
+    assert sorted(extractor) == [g * SHAPE.n + n for g in (0, 1, 3) for n in range(SHAPE.n)]
+    for m in np.flatnonzero(batch.role == ROLE_SOLVER):
+        g, k, n, r = np.unravel_index(batch.index[m], batch.wins.shape)
+        episode = experience.sources[g].episodes[k, n, r]
+        assert batch.wins[g, k, n, r] == episode.won
+        first = batch.tokens[batch.sequence_ids == m][0]
+        assert first == episode.sample.tokens[0]
+
+
+def test_shapes_follow_from_the_configuration_alone():
+    empty = Experience(
+        [Source(task=None) for _ in range(SHAPE.g)],
+        *(np.zeros((SHAPE.g, SHAPE.k, SHAPE.n, SHAPE.r), np.float32) for _ in range(2)),
+        np.zeros((SHAPE.g, SHAPE.n), np.float32),
+    )
+    experiences = [empty, *(random_experience(seed)[0] for seed in (0, 1))]
+    batches = [make_batch(experience, SHAPE) for experience in experiences]
+    shapes = [[(np.shape(x), np.asarray(x).dtype) for x in batch] for batch in batches]
+    assert shapes[0] == shapes[1] == shapes[2]
+    assert batches[0].num_rows == 0 and (batches[0].role == ROLE_NONE).all()
+    config = default_config()
+    config.rollout.update(num_sources=8, num_retrieved=3, num_skills=4, num_repeats=2)
+    config.train.update(minibatches=2, row_length=100, micro_batch_rows=16)
+    shape = BatchShape.from_config(config)
+    assert (shape.g, shape.k, shape.n, shape.r, shape.row_length) == (4, 3, 4, 2, 100)
+    assert shape.num_sequences == 4 * 4 + 4 * 3 * 4 * 2
+    assert shape.num_rows == 112 and shape.num_rows % 16 == 0
+
+
+def test_shares_of_an_iteration_keep_sources_and_wins_together():
+    experience, _ = random_experience(3)
+    shares = split_experience(experience, 2)
+    assert [s for share in shares for s in share.sources] == experience.sources
+    for name in ("wins", "episode_mask", "skill_valid"):
+        whole = np.concatenate([getattr(share, name) for share in shares])
+        np.testing.assert_array_equal(whole, getattr(experience, name))
+        assert len(getattr(shares[0], name)) == 2
+
+
+def test_a_sequence_longer_than_a_row_is_an_error():
+    experience, _ = random_experience()
+    rng = np.random.default_rng(0)
+    experience.sources[0].candidates[0].sample = random_sample(rng, 1, SHAPE.row_length + 1)
+    with pytest.raises(ValueError, match="train.row_length must be >= every sequence, got 40"):
+        make_batch(experience, SHAPE)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_rows_are_never_overfull_and_no_two_could_be_one(seed):
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(0, 41, rng.integers(0, 60)).tolist()
+    rows, left = pack_rows(lengths, 40)
+    assert sorted(m for row in rows for m in row) == list(range(len(lengths))) and not left
+    sums = sorted(sum(lengths[m] for m in row) for row in rows)
+    assert all(s <= 40 for s in sums) and (len(sums) < 2 or sums[0] + sums[1] > 40)
+    some, rest = pack_rows(lengths, 40, max_rows=3)
+    assert len(some) <= 3
+    assert sorted([m for row in some for m in row] + rest) == list(range(len(lengths)))
+    assert pack_rows(lengths, 40) == (rows, left)

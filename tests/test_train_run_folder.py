@@ -1,0 +1,93 @@
+"""The run folder: whose it is, when it is written, and writes that a kill cannot tear."""
+
+import gzip
+import json
+import os
+
+import pytest
+
+from evolving_rl_jax.config import ConfigError, default_config, first_difference
+from evolving_rl_jax.train.run_folder import RunFolder, write_atomic
+
+
+def config(**changes):
+    result = default_config()
+    result.update(changes)
+    return result
+
+
+def test_opening_writes_nothing_and_beginning_writes_the_config(tmp_path):
+    path = tmp_path / "a" / "run"
+    folder = RunFolder(str(path), config(seed=3))
+    assert not (tmp_path / "a").exists()
+    folder.begin()
+    assert [p.name for p in path.iterdir()] == ["config.json"]
+    saved = RunFolder(str(path)).load_config()
+    assert saved.seed == 3 and first_difference(saved, config(seed=3)) is None
+
+
+def test_reading_never_writes(tmp_path):
+    folder = RunFolder(str(tmp_path / "none"))
+    with pytest.raises(ConfigError, match="--workdir must be a run folder with config.json, got"):
+        folder.load_config()
+    folder.begin()
+    assert not (tmp_path / "none").exists()
+
+
+def test_another_config_is_refused_and_a_longer_run_is_not(tmp_path):
+    RunFolder(str(tmp_path), config()).begin()
+    before = (tmp_path / "config.json").read_bytes()
+    with pytest.raises(ConfigError, match="a run of this config, got .* seed is 0 and not 1; use"):
+        RunFolder(str(tmp_path), config(seed=1))
+    assert (tmp_path / "config.json").read_bytes() == before
+    longer = config()
+    longer.train.num_iterations = 999
+    RunFolder(str(tmp_path), longer).begin()
+    assert RunFolder(str(tmp_path)).load_config().train.num_iterations == 999
+
+
+def test_an_empty_folder_is_new_and_a_folder_of_other_files_is_not(tmp_path):
+    RunFolder(str(tmp_path), config())
+    (tmp_path / "notes.txt").write_text("", encoding="utf-8")
+    with pytest.raises(ConfigError, match="with files but no config.json"):
+        RunFolder(str(tmp_path), config())
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_cannot_be_written(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(ConfigError, match="must be a folder that can be written"):
+        RunFolder(str(tmp_path / "run"), config()).begin()
+
+
+def test_names_of_result_files(tmp_path):
+    folder = RunFolder(str(tmp_path))
+    assert folder.eval_file("final", 1.0).name == "final-t1.json"
+    assert folder.eval_file("final", 0.3).name == "final-t0.3.json"
+    assert folder.bank_file == tmp_path / "skills" / "bank.jsonl"
+
+
+def test_episodes_of_an_iteration_are_one_file_and_the_same_bytes_every_time(tmp_path):
+    folder = RunFolder(str(tmp_path))
+    records = [{"iteration": 7, "text": "ä"}, {"iteration": 7}]
+    folder.write_episodes(7, records)
+    path = tmp_path / "episodes" / "iteration_00007.jsonl.gz"
+    first = path.read_bytes()
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        assert [json.loads(line) for line in file] == records
+    folder.write_episodes(7, records)
+    assert path.read_bytes() == first
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    write_atomic(path, "old")
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_atomic(path, b"new")
+    assert path.read_text(encoding="utf-8") == "old"
