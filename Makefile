@@ -18,10 +18,10 @@ quickstart: install
 	$(BIN)/evolving-rl train --config=configs/alfworld_quickstart.py --workdir=$(WORKDIR)
 
 test: install
-	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m "not slow"
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n auto -m "not slow"
 
 test-slow: install
-	JAX_PLATFORMS=cpu $(BIN)/python -m pytest
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n auto
 
 lint: install
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -7,23 +7,19 @@ from setuptools import find_packages, setup
 HERE = pathlib.Path(__file__).parent
 
 TRAIN = [
-    "flax>=0.10",  # linen leaf modules and initialisers that accept jax 0.10 arrays
-    "optax>=0.2.4",  # apply_if_finite and masked weight decay with the current tree API
+    "flax>=0.10",  # linen leaf modules; older releases do not import on jax 0.10
+    "optax>=0.2.4",  # masked weight decay with the current tree API
     "orbax-checkpoint>=0.11",  # CheckpointManager with asynchronous composite saves
     "ml-collections>=1.0",  # ConfigDict with type-safe overrides on Python 3.12
-    "absl-py>=2.0",
     "tokenizers>=0.20",  # byte-level BPE trainer; tokenizer.json v1 as transformers reads it
-    "transformers>=4.51",  # chat templates; first release with Qwen3
-    "safetensors>=0.4.3",  # bfloat16 through numpy
     "alfworld>=0.4.2",  # first release whose command is `move X to Y` and which ships layouts
     "textworld[pddl]>=1.6.2",  # PddlEnv
-    "importlib_resources>=6.0",  # imported by tensorflow-datasets, which does not declare it
-    "tensorflow-datasets>=4.9.10",  # builders that work without TensorFlow
     "scikit-learn>=1.4",  # TF-IDF retrieval
-    "tqdm>=4.66",
-    "jinja2>=3.1",  # report.html
+    "scipy>=1.11",  # bootstrap and Wilson intervals
+    "tqdm>=4.66",  # `delay` with dynamic_ncols
+    "jinja2>=3.1",  # report.html and chat templates
     "plotly>=5.20",  # charts that live inside the report file
-    "tensorboardX>=2.6",
+    "tensorboardX>=2.6",  # the first that reads numpy 2 scalars
 ]
 
 setup(
@@ -44,7 +40,12 @@ setup(
         "train": TRAIN,
         "tpu": ["jax[tpu]>=0.10"],
         "cuda": ["jax[cuda13]>=0.10"],
-        "dev": ["pytest>=8.0", "ruff>=0.6"],
+        "dev": [
+            "pytest>=8.0",
+            "pytest-xdist>=3.5",  # the tests on all cores
+            "ruff>=0.6",
+            "transformers>=4.51",  # reads what we export; first release with Qwen3
+        ],
     },
     entry_points={"console_scripts": ["evolving-rl = evolving_rl_jax.cli:main"]},
 )

@@ -20,8 +20,12 @@ def get_config():
     config.data.households.update(
         num_train=4, num_unseen=2, games_per_object=4, heldout_games=6, warmstart_games=24
     )
-    config.model.update(hidden_size=16, intermediate_size=32, num_layers=1, num_heads=2, num_kv_heads=1)
-    config.rollout.update(num_sources=2, num_retrieved=2, num_skills=2, num_slots=8, row_buckets=(8,))
+    config.model.update(
+        hidden_size=16, intermediate_size=32, num_layers=1, num_heads=2, num_kv_heads=1
+    )
+    config.rollout.update(
+        num_sources=2, num_retrieved=2, num_skills=2, num_slots=8, row_buckets=(8,)
+    )
     config.train.update(num_iterations=2, micro_batch_rows=4)
     config.checkpoint.every = 1
     config.warmstart.update(episodes=48, steps=4, batch_rows=8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import pathlib
 import sys
 
@@ -18,10 +19,11 @@ def main(argv: list[str] | None = None) -> int:
     try:
         overrides = _take_overrides(argv)
         args = _parser().parse_args(argv)
-        if overrides and args.command != "train":
-            raise ConfigError(f"--config.KEY=VALUE must be given to train only, got {args.command}")
-        COMMANDS[args.command](args, overrides)
-        return 0
+        if overrides and args.command not in ("train", "compile"):
+            raise ConfigError(
+                f"--config.KEY=VALUE must be given to train or compile only, got {args.command}"
+            )
+        return COMMANDS[args.command](args, overrides) or 0
     except ConfigError as e:
         print(f"evolving-rl: {' '.join(str(e).split())}", file=sys.stderr)
         return EXIT_USAGE
@@ -63,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_report(commands)
     _add_games(commands)
     _add_export(commands)
+    _add_compile(commands)
     return parser
 
 
@@ -75,7 +78,9 @@ def _add_train(commands) -> None:
         epilog="Any key can be overridden: --config.train.num_iterations=20 --config.algorithm.arm=grpo",
     )
     p.add_argument("--config", required=True, metavar="FILE", help="Python file with get_config()")
-    p.add_argument("--workdir", required=True, metavar="DIR", help="run folder; made if it is not there")
+    p.add_argument(
+        "--workdir", required=True, metavar="DIR", help="run folder; made if it is not there"
+    )
 
 
 def _add_eval(commands) -> None:
@@ -86,9 +91,17 @@ def _add_eval(commands) -> None:
     )
     p.add_argument("--workdir", required=True, metavar="DIR", help="run folder of a training run")
     p.add_argument(
-        "--checkpoint", default="latest", metavar="WHICH", help="latest, warmstart or an iteration (default: latest)"
+        "--checkpoint",
+        default="latest",
+        metavar="WHICH",
+        help="latest, warmstart or an iteration (default: latest)",
     )
-    p.add_argument("--temperature", type=float, default=1.0, help="sampling temperature; 0 is greedy (default: 1)")
+    p.add_argument(
+        "--temperature",
+        type=float,
+        default=1.0,
+        help="sampling temperature; 0 is greedy (default: 1)",
+    )
 
 
 def _add_report(commands) -> None:
@@ -107,21 +120,56 @@ def _add_games(commands) -> None:
         description="Generates games that the alfworld package plays: households with stable habits, all six "
         "task types, each won by the walkthrough that it carries.",
     )
-    p.add_argument("--out", required=True, metavar="DIR", help="folder for the games; must be new or empty")
+    p.add_argument(
+        "--out", required=True, metavar="DIR", help="folder for the games; must be new or empty"
+    )
     p.add_argument("--num", type=int, required=True, metavar="N", help="how many games")
-    p.add_argument("--seed", type=int, default=0, metavar="S", help="same seed, same games (default: 0)")
-    p.add_argument("--split", default="train", help="split name written into the index (default: train)")
+    p.add_argument(
+        "--seed", type=int, default=0, metavar="S", help="same seed, same games (default: 0)"
+    )
+    p.add_argument(
+        "--split", default="train", help="split name written into the index (default: train)"
+    )
 
 
 def _add_export(commands) -> None:
     p = commands.add_parser(
         "export",
         help="write the policy as a Hugging Face folder",
-        description="Writes a checkpoint of a run as config.json, safetensors and tokenizer files.",
+        description="Writes a checkpoint of a run as config.json, safetensors and tokenizer files, or, of a "
+        "run that trains adapters, these alone in the format of the peft package.",
     )
     p.add_argument("--workdir", required=True, metavar="DIR", help="run folder")
     p.add_argument("--out", required=True, metavar="DIR", help="folder to write")
-    p.add_argument("--checkpoint", default="latest", metavar="WHICH", help="latest or an iteration (default: latest)")
+    p.add_argument(
+        "--what",
+        choices=("policy", "adapter"),
+        default="policy",
+        help="whole weights, adapters merged into them, or the adapters (default: policy)",
+    )
+    p.add_argument(
+        "--checkpoint",
+        default="latest",
+        metavar="WHICH",
+        help="latest or an iteration (default: latest)",
+    )
+
+
+def _add_compile(commands) -> None:
+    p = commands.add_parser(
+        "compile",
+        help="does a configuration fit a TPU slice; needs no TPU",
+        description="Compiles the train step and the generation functions for a TPU slice and prints the "
+        "memory, arithmetic and traffic of a device.  Exit code 1 when it does not fit.",
+        epilog="Any key can be overridden: --config.mesh.tensor=4 --config.rollout.num_slots=8",
+    )
+    p.add_argument("--config", required=True, metavar="FILE", help="Python file with get_config()")
+    p.add_argument(
+        "--topology",
+        required=True,
+        metavar="CHIP:SIDES",
+        help="v4:2x2x2, v5e:4x4, v5p:2x2x4, v6e:2x4, ...",
+    )
 
 
 def _train(args, overrides: dict[str, str]) -> None:
@@ -177,11 +225,38 @@ def _games(args, _overrides) -> None:
 
 
 def _export(args, _overrides) -> None:
-    from evolving_rl_jax.train.export import export_policy
+    from evolving_rl_jax.train.export import export_adapter, export_policy
     from evolving_rl_jax.train.run_folder import RunFolder
 
-    export_policy(RunFolder(args.workdir), pathlib.Path(args.out), args.checkpoint)
-    print(f"policy in {args.out}")
+    export = {"policy": export_policy, "adapter": export_adapter}[args.what]
+    export(RunFolder(args.workdir), pathlib.Path(args.out), args.checkpoint)
+    print(f"{args.what} in {args.out}")
 
 
-COMMANDS = {"train": _train, "eval": _eval, "report": _report, "games": _games, "export": _export}
+def _compile(args, overrides: dict[str, str]) -> int:
+    from evolving_rl_jax.config import load_config
+
+    config = load_config(args.config, overrides)
+    # Read by jax and libtpu when they start: this process compiles only, next to others perhaps, and
+    # must not look for devices.
+    os.environ.update(JAX_PLATFORMS="cpu", TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LIBTPU_LOAD="1")
+    # Of no consequence for a program that is only compiled; unset, libtpu complains.
+    quiet = {"TPU_ACCELERATOR_TYPE": "v5p-32", "TPU_WORKER_HOSTNAMES": "localhost"}
+    for name, value in (quiet | {"TPU_MIN_LOG_LEVEL": "3"}).items():
+        os.environ.setdefault(name, value)
+    from evolving_rl_jax.train.compile_check import check
+    from evolving_rl_jax.train.compile_report import render
+
+    report = check(config, args.config, args.topology)
+    print(render(report))
+    return 0 if report.fits else 1
+
+
+COMMANDS = {
+    "train": _train,
+    "eval": _eval,
+    "report": _report,
+    "games": _games,
+    "export": _export,
+    "compile": _compile,
+}

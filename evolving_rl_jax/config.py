@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from evolving_rl_jax.config_checks import (
     ARMS,
+    LORA_TARGETS,
     ConfigError,
     cache_gigabytes,
     check,
@@ -55,6 +56,7 @@ def default_config() -> ConfigDict:
                 "clip_norm": 1.0,
                 "schedule": "constant",  # constant | cosine
                 "warmup_steps": 0,
+                "max_skipped": 10,  # non-finite gradients in a row that end the run
             },
             "train": {
                 "num_iterations": 150,
@@ -113,7 +115,7 @@ def _data_defaults() -> dict[str, Any]:
 
 def _model_defaults() -> dict[str, Any]:
     return {
-        "hf_path": "",  # folder with config.json and safetensors; empty = train from scratch
+        "hf_path": "",  # Hugging Face model folder or hub id; empty = train from scratch
         "vocab_size": 640,  # upper bound of the tokenizer that is trained from scratch
         "hidden_size": 64,
         "intermediate_size": 256,
@@ -121,13 +123,18 @@ def _model_defaults() -> dict[str, Any]:
         "num_heads": 4,
         "num_kv_heads": 4,
         "rope_theta": 10000.0,
-        "dtype": "float32",  # compute type; master weights are always float32
+        "dtype": "float32",  # compute type; what is trained is always kept in float32
+        "lora": {  # adapters on a frozen policy
+            "rank": 0,  # 0 = train all parameters instead
+            "alpha": 16.0,  # their product is scaled by alpha / rank
+            "targets": LORA_TARGETS,
+        },
     }
 
 
 def _rollout_defaults() -> dict[str, Any]:
     return {
-        "style": "compact",  # short forms for small policies, see rollout/prompts.py
+        "style": "compact",  # compact (policies from scratch) | chat (imported language models)
         "num_sources": 16,  # G
         "num_retrieved": 4,  # K
         "num_skills": 8,  # N
@@ -251,9 +258,12 @@ def from_json(path: pathlib.Path) -> ConfigDict:
     """Reads what :func:`to_json` wrote; raises :class:`ConfigError` when it is something else."""
     try:
         data = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
-        config = ConfigDict(_tuples(data))
-    except (OSError, ValueError, TypeError) as e:
+    except (OSError, ValueError) as e:
         raise ConfigError(f"{path} must be the JSON configuration of a run, got: {e}") from e
+    if not isinstance(data, dict):
+        found = type(data).__name__
+        raise ConfigError(f"{path} must be the JSON configuration of a run, got a {found}")
+    config = ConfigDict(_tuples(data))
     validate(config)
     return config.lock()
 

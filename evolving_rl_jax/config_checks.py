@@ -11,6 +11,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 ARMS = ("joint", "solver_only", "extractor_only", "grpo")
+# Projections of a layer that can have adapters.
+LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 class ConfigError(ValueError):
@@ -25,7 +27,8 @@ def unknown_key(key: str, node: Any, parent: str) -> str:
 
 def _require(ok: bool, key: str, accepted: str, found: Any) -> None:
     if not ok:
-        raise ConfigError(f"config.{key} must be {accepted}, got {found!r}")
+        shown = " ".join(repr(found).split())
+        raise ConfigError(f"config.{key} must be {accepted}, got {shown}")
 
 
 def check(config: ConfigDict, default: ConfigDict) -> None:
@@ -104,7 +107,7 @@ CHOICES = {
     "algorithm.kl_kind": ("k1", "k2", "k3", "low_var_kl"),
     "env.engine": ("cached", "stock"),
     "env.name": ("alfworld",),
-    "rollout.style": ("compact",),
+    "rollout.style": ("compact", "chat"),
     "optimizer.name": ("adamw",),
     "optimizer.schedule": ("constant", "cosine"),
     "train.remat": ("full", "none"),
@@ -136,6 +139,7 @@ RANGES = {
             "train.num_iterations",
             "train.log_episodes",
             "checkpoint.keep_best",
+            "model.lora.rank",
             *_group("data.households", "heldout_games warmstart_games"),
             *_group("rollout", "top_k memory_limit_gb"),
             *_group("optimizer", "warmup_steps weight_decay clip_norm"),
@@ -155,6 +159,7 @@ RANGES = {
             *_group("checkpoint", "every keep_last"),
             *_group("warmstart", "episodes steps batch_rows"),
             "eval.every_games",
+            "optimizer.max_skipped",
         ],
     ),
     "> 0": (
@@ -162,6 +167,7 @@ RANGES = {
         [
             "env.deadline_s",
             "model.rope_theta",
+            "model.lora.alpha",
             "rollout.temperature",
             "warmstart.learning_rate",
             *_group("optimizer", "learning_rate eps"),
@@ -206,6 +212,19 @@ LEAST_VOCABULARY = 263
 
 def _check_model(config: ConfigDict) -> None:
     m = config.model
+    targets = m.lora.targets
+    _require(
+        bool(targets) and set(targets) <= set(LORA_TARGETS) and len(set(targets)) == len(targets),
+        "model.lora.targets",
+        f"a tuple of different names out of {', '.join(LORA_TARGETS)}",
+        targets,
+    )
+    _require(
+        not m.lora.rank or bool(m.hf_path) or config.warmstart.enabled,
+        "model.lora.rank",
+        "0 without model.hf_path or a warm start (adapters need a trained policy under them)",
+        m.lora.rank,
+    )
     if m.hf_path:
         _require(
             not config.warmstart.enabled,
@@ -214,6 +233,12 @@ def _check_model(config: ConfigDict) -> None:
             True,
         )
         return
+    _require(
+        config.rollout.style == "compact",
+        "rollout.style",
+        "'compact' without model.hf_path (a tokenizer made from scratch has no chat template)",
+        config.rollout.style,
+    )
     _require(
         m.hidden_size % (2 * m.num_heads) == 0,
         "model.hidden_size",

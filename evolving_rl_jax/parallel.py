@@ -29,6 +29,11 @@ PARAM_RULES = (
     (r"o_proj/kernel$", P(None, "tensor", "fsdp")),
     (r"(gate|up)_proj/kernel$", P(None, "fsdp", "tensor")),
     (r"down_proj/kernel$", P(None, "tensor", "fsdp")),
+    # Adapters: the long side as in their kernel; the rank is too short to share out.
+    (r"([qkv]|gate|up)_proj/lora_a$", P(None, "fsdp")),
+    (r"([qkv]|gate|up)_proj/lora_b$", P(None, None, "tensor")),
+    (r"(o|down)_proj/lora_a$", P(None, "tensor")),
+    (r"(o|down)_proj/lora_b$", P(None, None, "fsdp")),
     (r"norm$", P()),
 )
 BATCH_RULES = (
@@ -72,14 +77,28 @@ def _spec(path: str, shape: tuple[int, ...], mesh: Mesh, rules) -> P:
     if len(spec) > len(shape):
         raise ValueError(f"{path} must have {len(spec)} dimensions as {spec}, got shape {shape}")
 
-    def fits(size, axes):
-        return axes is not None and size % _axes_size(mesh, axes) == 0
+    return P(*(fitting(axes, size, mesh) for size, axes in zip(shape, spec, strict=False)))
 
-    return P(*(axes if fits(size, axes) else None for size, axes in zip(shape, spec, strict=False)))
+
+def fitting(axes: str | tuple[str, ...] | None, size: int, mesh: Mesh):
+    """``axes`` where their devices divide a dimension of ``size``, else None: keep it whole."""
+    return axes if axes is not None and size % _axes_size(mesh, axes) == 0 else None
 
 
 def _axes_size(mesh, axes) -> int:
     return math.prod(mesh.shape[a] for a in ((axes,) if isinstance(axes, str) else axes))
+
+
+def constrain_rows(x: jax.Array, mesh: Mesh | None) -> jax.Array:
+    """Keeps the leading axis of ``x`` over ``data`` and ``fsdp`` and every other axis whole.
+
+    Left to itself the compiler may follow the sharding of a weight instead, and gather the rows of
+    the activations on every device.
+    """
+    if mesh is None or mesh.size == 1:
+        return x
+    spec = P(fitting(ROWS, x.shape[0], mesh))
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
 
 
 def shardings(tree: Any, mesh: Mesh, *, rules=PARAM_RULES) -> Any:
@@ -102,6 +121,26 @@ def shardings(tree: Any, mesh: Mesh, *, rules=PARAM_RULES) -> Any:
         return NamedSharding(mesh, _spec(path, tuple(leaf.shape), mesh, rules))
 
     return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def generation_mesh(num_kv_heads: int, devices) -> Mesh:
+    """The devices of one host that generate together, as a mesh with ``tensor`` only.
+
+    As many as the key heads can be shared out over: weights by the rules of training, the cache by
+    heads (`cache_sharding`).
+    """
+    devices = list(devices)
+    count = max(n for n in range(1, len(devices) + 1) if num_kv_heads % n == 0)
+    return Mesh(
+        np.array(devices[:count]).reshape(1, 1, count),
+        AXES,
+        axis_types=(AxisType.Auto,) * len(AXES),
+    )
+
+
+def cache_sharding(mesh: Mesh) -> NamedSharding:
+    """Of KV cache arrays [S, Hkv, C, d]: heads over ``tensor``."""
+    return NamedSharding(mesh, P(None, "tensor"))
 
 
 def host_local_to_global(batch: Any, mesh: Mesh, *, rules=BATCH_RULES) -> Any:

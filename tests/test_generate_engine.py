@@ -13,8 +13,15 @@ from evolving_rl_jax.generate import Engine
 
 VOCAB, LENGTH = 61, 96
 CFG = models.ModelConfig(
-    vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_layers=2, num_heads=4,
-    num_kv_heads=2, head_dim=8, qk_norm=True)
+    vocab_size=VOCAB,
+    hidden_size=32,
+    intermediate_size=48,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    qk_norm=True,
+)
 
 
 def make_params(seed):
@@ -27,8 +34,12 @@ PARAMS = make_params(0)
 
 
 def make_engine(num_slots=4, params=PARAMS, **options):
-    options = dict(prefill_chunk=(4,), decode_window=5, row_buckets=(4,), column_buckets=(LENGTH,),
-                   seed=7) | options
+    options = (
+        dict(
+            prefill_chunk=(4,), decode_window=5, row_buckets=(4,), column_buckets=(LENGTH,), seed=7
+        )
+        | options
+    )
     return Engine(CFG, params, num_slots=num_slots, max_length=LENGTH, **options)
 
 
@@ -57,8 +68,8 @@ def _full_logits(params, tokens, cfg):
 def full_logits(context, params=PARAMS):
     """Logits [n, V] of an uncached forward; entry i is for token i + 1."""
     tokens = np.zeros((1, LENGTH), np.int32)
-    tokens[0, :len(context)] = context
-    return np.asarray(_full_logits(params, tokens, CFG)[0, :len(context)])
+    tokens[0, : len(context)] = context
+    return np.asarray(_full_logits(params, tokens, CFG)[0, : len(context)])
 
 
 def check_against_full_forward(context, generations, params=PARAMS):
@@ -66,10 +77,11 @@ def check_against_full_forward(context, generations, params=PARAMS):
     log_softmax = np.asarray(jax.nn.log_softmax(full_logits(context, params)))
     for start, generation in generations:
         n = len(generation.tokens)
-        np.testing.assert_array_equal(context[start:start + n], generation.tokens)
+        np.testing.assert_array_equal(context[start : start + n], generation.tokens)
         rows = np.arange(start - 1, start + n - 1)
         np.testing.assert_allclose(
-            log_softmax[rows, generation.tokens], generation.logprobs, atol=1e-4)
+            log_softmax[rows, generation.tokens], generation.logprobs, atol=1e-4
+        )
 
 
 def observation(episode, turn, last):
@@ -268,7 +280,8 @@ def test_greedy_and_restricted_sampling(engine):
     best = np.sort(logits, axis=-1)[:, -2:]
     chosen = np.take_along_axis(logits, by_episode[1].tokens[:, None], -1)[:, 0]
     np.testing.assert_allclose(
-        by_episode[1].sampling_logprobs, chosen - np.logaddexp(*best.T), atol=1e-4)
+        by_episode[1].sampling_logprobs, chosen - np.logaddexp(*best.T), atol=1e-4
+    )
     for session, generation in ((greedy, by_episode[0]), (restricted, by_episode[1])):
         check_against_full_forward(session.context, [(10, generation)])
 
@@ -324,9 +337,16 @@ def test_nothing_compiles_after_warmup_and_a_cold_shape_warns(caplog):
     rng = np.random.default_rng(0)
     with caplog.at_level(logging.WARNING):
         for iteration in range(3):
-            play(engine, range(30), turns=int(rng.integers(1, 6)), delay=int(rng.integers(0, 3)),
-                 iteration=iteration, max_new_tokens=int(rng.integers(1, 15)),
-                 prefix=np.arange(iteration * 9), top_p=rng.choice([0.9, 1.0]))
+            play(
+                engine,
+                range(30),
+                turns=int(rng.integers(1, 6)),
+                delay=int(rng.integers(0, 3)),
+                iteration=iteration,
+                max_new_tokens=int(rng.integers(1, 15)),
+                prefix=np.arange(iteration * 9),
+                top_p=rng.choice([0.9, 1.0]),
+            )
     assert engine.compile_count == count and "cold shape" not in caplog.text
     del engine._programs._compiled[("decode", 3, 5, LENGTH)]
     with caplog.at_level(logging.WARNING):
@@ -346,11 +366,14 @@ def test_bfloat16_stays_near_a_full_bfloat16_forward():
     np.testing.assert_allclose(generation.logprobs, expected, atol=0.05)
 
 
-@pytest.mark.parametrize("options,message", [
-    (dict(max_new_tokens=0), "max_new_tokens must be at least 1, got 0"),
-    (dict(top_p=0.0), "top_p in"),
-    (dict(stop_ids=range(9)), "stop_ids must be at most 8"),
-])
+@pytest.mark.parametrize(
+    "options,message",
+    [
+        (dict(max_new_tokens=0), "max_new_tokens must be at least 1, got 0"),
+        (dict(top_p=0.0), "top_p in"),
+        (dict(stop_ids=range(9)), "stop_ids must be at most 8"),
+    ],
+)
 def test_bad_requests_name_the_argument(engine, options, message):
     session = engine.open(0, 0)
     with pytest.raises(ValueError, match=message):

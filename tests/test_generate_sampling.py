@@ -31,15 +31,30 @@ def draw(logits, temperature, top_p, top_k, rows=DRAWS, first=0):
 
     def full(value, dtype):
         return np.broadcast_to(np.asarray(value, dtype), (rows,))
-    out = jax.jit(sample)(logits, uniforms, full(temperature, np.float32), full(top_p, np.float32),
-                          full(top_k, np.int32))
+
+    out = jax.jit(sample)(
+        logits,
+        uniforms,
+        full(temperature, np.float32),
+        full(top_p, np.float32),
+        full(top_k, np.int32),
+    )
     return [np.asarray(a) for a in out]
 
 
 @pytest.mark.parametrize("vocab", [3, 61])
-@pytest.mark.parametrize("temperature,top_p,top_k", [
-    (1.0, 1.0, 0), (0.5, 1.0, 0), (1.7, 0.8, 0), (1.0, 0.3, 0), (1.0, 1.0, 5), (0.8, 0.9, 7),
-    (1.0, 1.0, 1000)])
+@pytest.mark.parametrize(
+    "temperature,top_p,top_k",
+    [
+        (1.0, 1.0, 0),
+        (0.5, 1.0, 0),
+        (1.7, 0.8, 0),
+        (1.0, 0.3, 0),
+        (1.0, 1.0, 5),
+        (0.8, 0.9, 7),
+        (1.0, 1.0, 1000),
+    ],
+)
 def test_frequencies_match_the_exact_distribution(vocab, temperature, top_p, top_k):
     logits = np.random.default_rng(vocab).normal(size=vocab).astype(np.float32) * 2
     probabilities = exact(logits, temperature, top_p, top_k)

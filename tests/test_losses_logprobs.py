@@ -122,6 +122,27 @@ def test_full_logits_never_exist_forward_or_backward():
     assert used < 4 * rows * length * vocab, "as much memory as the full logits take"
 
 
+def test_chunks_without_wanted_tokens_are_skipped_and_change_nothing_else():
+    hidden, unembedding, targets = make_inputs()
+    wanted = jnp.broadcast_to(jnp.arange(T) < 5, (B, T))  # chunks of 4: two in use, one not
+
+    def total(hidden, unembedding, mask):
+        logprobs, entropy = losses.token_logprobs(
+            hidden, unembedding, targets, chunk_size=4, mask=mask
+        )
+        return jnp.sum(jnp.where(wanted, logprobs * entropy, 0.0)), (logprobs, entropy)
+
+    step = jax.jit(jax.value_and_grad(total, argnums=(0, 1), has_aux=True))
+    (value, results), gradients = step(hidden, unembedding, wanted)
+    (expected, all_results), all_gradients = step(hidden, unembedding, None)
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    for got, want in zip(gradients, all_gradients, strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+    for got, want in zip(results, all_results, strict=True):
+        np.testing.assert_allclose(got[:, :8], want[:, :8], rtol=1e-6)
+        assert not got[:, 8:].any() and want[:, 8:].all()
+
+
 SHARDED = """
 import jax, jax.numpy as jnp, numpy as np, re
 from jax.sharding import NamedSharding, PartitionSpec as P
@@ -169,6 +190,7 @@ def test_vocabulary_sharded_over_a_mesh_axis():
         ({"targets": jnp.zeros((B, T))}, "targets .*float32"),
         ({"chunk_size": 0}, "chunk_size .*got 0"),
         ({"temperature": 0.0}, r"temperature must be > 0, got 0\.0"),
+        ({"mask": jnp.ones((B, T + 1))}, r"mask .*\(2, 12\)"),
     ],
 )
 def test_wrong_input_is_named(changed, message):

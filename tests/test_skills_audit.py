@@ -51,8 +51,15 @@ def test_every_flag_has_its_reason():
 
 @pytest.mark.parametrize(
     ("answer", "leaks"),
-    [("Cabinet 3", True), ("cabinet", True), ("cabinet 33", False), ("binet 3", False), ("", False),
-     ("...", False), ("CABINET  3.", True)],
+    [
+        ("Cabinet 3", True),
+        ("cabinet", True),
+        ("cabinet 33", False),
+        ("binet 3", False),
+        ("", False),
+        ("...", False),
+        ("CABINET  3.", True),
+    ],
 )
 def test_leakage_compares_whole_words(answer, leaks):
     result = audit("Mugs are in cabinet 3!", leakage_texts=[answer])
@@ -67,6 +74,13 @@ def test_length_limit(limit, passes):
 
 def test_megabytes_of_each_pattern():
     words = [f"word{i}" for i in range(100_000)]
-    for text in (" ".join(words), "\n".join(words), "ab" * 500_000, " " * 1_000_000,
-                 "a b " * 250_000, "\n" * 1_000_000, "".join(map(chr, range(0x20000)))):
+    for text in (
+        " ".join(words),
+        "\n".join(words),
+        "ab" * 500_000,
+        " " * 1_000_000,
+        "a b " * 250_000,
+        "\n" * 1_000_000,
+        "".join(map(chr, range(0x20000))),
+    ):
         audit(text, leakage_texts=["word5 word7"])  # quadratic time would not come back

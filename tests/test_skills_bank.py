@@ -14,9 +14,15 @@ from evolving_rl_jax.skills import Bank, SkillRecord, audit, parse_skill
 def _record(iteration, index=0, **changes):
     skill = parse_skill(f'{{"name": "s{iteration}-{index}", "description": "é \\u4e2d"}}')[0]
     values = {
-        "id": f"it{iteration:05d}-n{index}", "iteration": iteration, "source_task_id": "maple/mug",
-        "source_task_hash": "ab", "episode_id": f"e{iteration}", "policy_step": 2 * iteration,
-        "reward": iteration / 10, "skill": skill.to_dict(), "audit": audit("fine")._asdict(),
+        "id": f"it{iteration:05d}-n{index}",
+        "iteration": iteration,
+        "source_task_id": "maple/mug",
+        "source_task_hash": "ab",
+        "episode_id": f"e{iteration}",
+        "policy_step": 2 * iteration,
+        "reward": iteration / 10,
+        "skill": skill.to_dict(),
+        "audit": audit("fine")._asdict(),
     }
     return SkillRecord(**{**values, **changes})
 
@@ -147,15 +153,17 @@ def test_revision_keeps_history_and_is_undone_by_truncation(tmp_path):
 
 def test_top(tmp_path):
     bank = Bank(tmp_path / "bank.jsonl")
-    bank.append([
-        _record(1, 0, reward=0.5),
-        _record(1, 1, reward=0.75),
-        _record(1, 2, reward=0.75),
-        _record(1, 3, reward=None),
-        _record(1, 4, reward=1.0, skill=None, reason="no JSON object found"),
-        _record(1, 5, reward=1.0, audit=audit("\u200b")._asdict()),
-        _record(1, 6, reward=0.25, skill=_record(1, 0).skill),
-    ])
+    bank.append(
+        [
+            _record(1, 0, reward=0.5),
+            _record(1, 1, reward=0.75),
+            _record(1, 2, reward=0.75),
+            _record(1, 3, reward=None),
+            _record(1, 4, reward=1.0, skill=None, reason="no JSON object found"),
+            _record(1, 5, reward=1.0, audit=audit("\u200b")._asdict()),
+            _record(1, 6, reward=0.25, skill=_record(1, 0).skill),
+        ]
+    )
     assert [r.id[-2:] for r in bank.top(9)] == ["n1", "n2", "n0"]
     assert [r.id[-2:] for r in bank.top(9, distinct=False)] == ["n1", "n2", "n0", "n6"]
     assert [r.id[-2:] for r in bank.top(1, key=lambda r: -r.iteration)] == ["n0"]

@@ -12,8 +12,13 @@ from evolving_rl_jax.types import Task
 
 def _task(name, text, content=None):
     return Task(
-        id=name, env="alfworld", split="train", task_type="pick_and_place_simple", text=text,
-        path=f"/games/{name}", content_hash=content or f"hash of {name}",
+        id=name,
+        env="alfworld",
+        split="train",
+        task_type="pick_and_place_simple",
+        text=text,
+        path=f"/games/{name}",
+        content_hash=content or f"hash of {name}",
     )
 
 
@@ -92,12 +97,18 @@ def test_further_exclusions():
 
 
 def test_household_and_object_come_first():
-    texts = [f"put a {o} on the {t} in {h}" for h in ("maple", "oak") for o in ("mug", "pan", "egg")
-             for t in ("shelf", "desk")]
+    texts = [
+        f"put a {o} on the {t} in {h}"
+        for h in ("maple", "oak")
+        for o in ("mug", "pan", "egg")
+        for t in ("shelf", "desk")
+    ]
     pool = [_task(f"{i}", text) for i, text in enumerate(texts)]
     query = _task("q", "heat a pan and put it on the sofa in oak")
     assert {task.text for task in Retriever(pool).retrieve(query, 2)} == {
-        "put a pan on the shelf in oak", "put a pan on the desk in oak"}
+        "put a pan on the shelf in oak",
+        "put a pan on the desk in oak",
+    }
 
 
 def test_unknown_words_fall_back_to_ids():

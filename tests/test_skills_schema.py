@@ -31,8 +31,17 @@ def test_which_of_several_objects_wins():
 
 @pytest.mark.parametrize(
     "prefix",
-    ['smile :{ ', 'a {"stray quote} and then ', '{"name": "n", "descr\n\nAgain: ', "[1, ", "{} ",
-     '{"a": [\n\nLet me start again: ', "\\", '"', "{'a'} "],
+    [
+        "smile :{ ",
+        'a {"stray quote} and then ',
+        '{"name": "n", "descr\n\nAgain: ',
+        "[1, ",
+        "{} ",
+        '{"a": [\n\nLet me start again: ',
+        "\\",
+        '"',
+        "{'a'} ",
+    ],
 )
 def test_skill_after_rubble_is_found(prefix):
     skill, reason = parse_skill(prefix + SKILL)
@@ -46,15 +55,19 @@ def test_parts_of_a_broken_skill_are_no_skill():
 
 
 def test_wrong_types_become_text():
-    skill, _ = parse_skill(json.dumps({
-        "name": 7,
-        "description": ["a", {"b": 2}],
-        "when_to_use": {"if": "lost"},
-        "workflow": ["go", {"step": 2, "goal": "take", "action": ["x", None]}, None, {}, 5],
-        "decision_rules": "always",
-        "error_handling": {"error": "e", "cause": "c"},
-        "metadata": [1],
-    }))
+    skill, _ = parse_skill(
+        json.dumps(
+            {
+                "name": 7,
+                "description": ["a", {"b": 2}],
+                "when_to_use": {"if": "lost"},
+                "workflow": ["go", {"step": 2, "goal": "take", "action": ["x", None]}, None, {}, 5],
+                "decision_rules": "always",
+                "error_handling": {"error": "e", "cause": "c"},
+                "metadata": [1],
+            }
+        )
+    )
     assert (skill.name, skill.description) == ("7", "a; b: 2")
     assert skill.when_to_use == ("if: lost",)
     assert skill.workflow == ({"action": "go"}, {"goal": "take", "action": "x"}, {"action": "5"})
@@ -109,8 +122,18 @@ def _random_json(rng, depth=0):
     if kind < 5:
         texts = ["", " ", "go\nthere", "é\u2028{", '"', "3."]
         return rng.choice([None, True, 0, -1.5, 10**30, *texts])
-    keys = ["name", "description", "workflow", "step", "goal", "when_to_use", "error_handling",
-            "decision_rules", "metadata", "x y"]
+    keys = [
+        "name",
+        "description",
+        "workflow",
+        "step",
+        "goal",
+        "when_to_use",
+        "error_handling",
+        "decision_rules",
+        "metadata",
+        "x y",
+    ]
     if kind == 5:
         return [_random_json(rng, depth + 1) for _ in range(rng.randrange(4))]
     return {rng.choice(keys): _random_json(rng, depth + 1) for _ in range(rng.randrange(6))}
@@ -120,9 +143,14 @@ def test_random_objects_round_trip():
     rng = random.Random(1)
     accepted = 0
     for _ in range(3000):
-        data = {"name": "n", "description": "d", **{
-            key: _random_json(rng) for key in ("workflow", "error_handling", "when_to_use", "tips")
-        }}
+        data = {
+            "name": "n",
+            "description": "d",
+            **{
+                key: _random_json(rng)
+                for key in ("workflow", "error_handling", "when_to_use", "tips")
+            },
+        }
         skill, reason = parse_skill("Sure:\n" + json.dumps(data, ensure_ascii=rng.random() < 0.5))
         assert skill is not None, reason
         assert Skill.from_dict(skill.to_dict()) == skill
@@ -148,9 +176,18 @@ def test_markdown_names_every_section():
     source = next(case["input"] for case in GOLDEN if case["id"] == "full_compact")
     text = render_skill(parse_skill(source)[0])
     assert text.startswith("# Skill: find-and-place\n\nFind an object")
-    for part in ("## Overview", "## When to use", "## Workflow", "## Decision rules",
-                 "## Error handling", "## When not to use", "## Inputs to identify",
-                 "## Output requirements", "2. **Take**: take it", "cause: wrong place"):
+    for part in (
+        "## Overview",
+        "## When to use",
+        "## Workflow",
+        "## Decision rules",
+        "## Error handling",
+        "## When not to use",
+        "## Inputs to identify",
+        "## Output requirements",
+        "2. **Take**: take it",
+        "cause: wrong place",
+    ):
         assert part in text
     assert "abstraction" not in text  # metadata is for reports
 

@@ -114,26 +114,31 @@ def mesh_of(sizes: str):
 
 
 @functools.cache
-def built(config_json: str, sizes: str):
+def built(config_json: str, sizes: str, model=MODEL, lora=None):
     """(compiled train step, fresh state on the host); made once for each configuration and mesh."""
     config, mesh = ConfigDict(json.loads(config_json)), mesh_of(sizes)
     optimizer = optimizer_lib.make_optimizer(config)
-    train_step = step_lib.make_train_step(config, MODEL, optimizer, mesh)
-    state = state_lib.init_state(MODEL, optimizer, mesh, jax.random.key(1))
-    # The reference differs from the parameters, so that the KL term matters.
-    state = state._replace(params=jax.tree.map(lambda p: p * 1.1, state.ref_params))
-    return train_step, jax.device_get(state)
+    train_step = step_lib.make_train_step(config, model, optimizer, mesh, lora=lora)
+    state = state_lib.init_state(model, optimizer, mesh, jax.random.key(1), lora=lora)
+    state = jax.device_get(state)
+
+    # The reference differs from the policy, so that the KL term matters.
+    def changed(p):
+        waves = np.cos(np.arange(p.size, dtype=np.float32)).reshape(p.shape)
+        return p + 0.1 * waves if lora else p * np.float32(1.1)
+
+    return train_step, state._replace(params=jax.tree.map(changed, state.params))
 
 
-def new_state(config, sizes=None):
+def new_state(config, sizes=None, **options):
     """(compiled train step, a state to donate to it)."""
     sizes = json.dumps(sizes or ONE_DEVICE)
-    train_step, state = built(config.to_json(), sizes)
+    train_step, state = built(config.to_json(), sizes, **options)
     return train_step, jax.device_put(state, parallel.shardings(state, mesh_of(sizes)))
 
 
-def run(config, batch, *, steps=1, sizes=None):
-    train_step, state = new_state(config, sizes)
+def run(config, batch, *, steps=1, sizes=None, **options):
+    train_step, state = new_state(config, sizes, **options)
     for _ in range(steps):
         state, metrics = train_step(state, batch)
     return jax.device_get(state), jax.device_get(metrics)

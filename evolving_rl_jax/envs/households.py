@@ -117,9 +117,7 @@ def _write_games(
         folder = f"{game.split}/{game.id}"
         _write_game(out / folder, game, pddl, things, slack)
         digest = content_hash(pddl, game.task_type)
-        entries.append(
-            {"id": game.id, "split": game.split, "path": folder, "content_hash": digest}
-        )
+        entries.append({"id": game.id, "split": game.split, "path": folder, "content_hash": digest})
         if progress:
             progress(done)
     manifest = {"format": 1, **description, "games": entries}

@@ -82,7 +82,9 @@ class Panel:
         driver.run(progress)
         return games, sources.figures()
 
-    def _play_game(self, driver: Driver, game: PanelGame, i: int, condition: str, skill: str) -> None:
+    def _play_game(
+        self, driver: Driver, game: PanelGame, i: int, condition: str, skill: str
+    ) -> None:
         def done(episode: Episode, _handle) -> None:
             game.episodes[condition] = episode
 
@@ -140,7 +142,9 @@ class _Sources:
         if "place" in episode.task.meta:
             seen = facts.fact_seen(episode.task, observations(episode))
             self.seen += seen
-            self.stated += seen and candidate.valid and facts.fact_stated(episode.task, candidate.text)
+            self.stated += (
+                seen and candidate.valid and facts.fact_stated(episode.task, candidate.text)
+            )
 
     def figures(self) -> dict[str, float]:
         n = max(self.played, 1)
@@ -191,7 +195,9 @@ def summarise(games: list[PanelGame], conditions: tuple[str, ...]) -> dict:
 
 def success_table(result: dict) -> str:
     """The summary of a result as plain text: one line for each split and condition."""
-    lines = [f"success in % [95 % interval], {result['name']}, temperature {result['temperature']:g}"]
+    lines = [
+        f"success in % [95 % interval], {result['name']}, temperature {result['temperature']:g}"
+    ]
     for split, conditions in result["summary"].items():
         for condition, r in conditions.items():
             share = "no game could be scored"

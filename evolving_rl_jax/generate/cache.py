@@ -44,8 +44,8 @@ def scatter_columns(cache, rows, slots: jax.Array, starts: jax.Array, count: int
     """
 
     dims = jax.lax.ScatterDimensionNumbers(
-        update_window_dims=(1, 2, 3), inserted_window_dims=(0,),
-        scatter_dims_to_operand_dims=(0, 2))
+        update_window_dims=(1, 2, 3), inserted_window_dims=(0,), scatter_dims_to_operand_dims=(0, 2)
+    )
 
     def write(target, source):
         _, heads, length, width = source.shape
@@ -54,9 +54,13 @@ def scatter_columns(cache, rows, slots: jax.Array, starts: jax.Array, count: int
         def window(row, at):
             return jax.lax.dynamic_slice(row, (0, at, 0), (heads, count, width))
 
-        return jax.lax.scatter(target, jnp.stack([slots, first], axis=1),
-                               jax.vmap(window)(source, first), dims,
-                               mode=jax.lax.GatherScatterMode.FILL_OR_DROP)
+        return jax.lax.scatter(
+            target,
+            jnp.stack([slots, first], axis=1),
+            jax.vmap(window)(source, first),
+            dims,
+            mode=jax.lax.GatherScatterMode.FILL_OR_DROP,
+        )
 
     return jax.tree.map(write, cache, rows)
 
@@ -69,7 +73,7 @@ def bucket(sizes: tuple[int, ...], needed: int) -> int:
 def padded(array: np.ndarray, rows: int, value) -> np.ndarray:
     """``array`` with rows of ``value`` appended up to ``rows``."""
     out = np.full((rows, *array.shape[1:]), value, array.dtype)
-    out[:len(array)] = array
+    out[: len(array)] = array
     return out
 
 
@@ -93,7 +97,7 @@ class SlotTable:
         """[S] how many leading tokens of ``context`` each slot holds or will hold."""
         if not len(context):
             return np.zeros_like(self.planned)
-        equal = self.tokens[:, :len(context)] == context
+        equal = self.tokens[:, : len(context)] == context
         lengths = np.where(equal.all(axis=1), len(context), equal.argmin(axis=1))
         return np.minimum(lengths, self.planned)
 
@@ -119,7 +123,7 @@ class SlotTable:
     def hold(self, slot: int, context: np.ndarray, cached: int) -> None:
         """Gives the slot a new context, of which ``cached`` tokens are valid already."""
         self.free.pop(slot, None)
-        self.tokens[slot, :len(context)] = context
+        self.tokens[slot, : len(context)] = context
         self.cached[slot] = cached
         self.planned[slot] = len(context) - 1
 

@@ -35,7 +35,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from evolving_rl_jax import models
+from evolving_rl_jax import models, parallel
 from evolving_rl_jax.generate.cache import SlotTable, padded
 from evolving_rl_jax.generate.programs import (
     NUM_INTS,
@@ -68,30 +68,53 @@ class Engine:
       seed: of all sampling.
       dtype: of weights, cache and computation; default ``cfg.dtype``.
       device: where to run; default the first local device.
+      mesh: devices of this host that share weights and heads, see `parallel.generation_mesh`.
       row_buckets, column_buckets: sizes that calls are padded to, see `programs.Programs`.
       evict_below: an idle session loses its slot to a waiting one only while less than this share
         of the slots is at work.
     """
 
-    def __init__(self, cfg: models.ModelConfig, params, *, num_slots: int, max_length: int,
-                 prefill_chunk: Sequence[int] = (16, 64, 256), decode_window: int = 16,
-                 pad_id: int = 0, seed: int = 0, dtype=None, device=None,
-                 row_buckets: Sequence[int] | None = None,
-                 column_buckets: Sequence[int] | None = None, evict_below: float = 0.25):
+    def __init__(
+        self,
+        cfg: models.ModelConfig,
+        params,
+        *,
+        num_slots: int,
+        max_length: int,
+        prefill_chunk: Sequence[int] = (16, 64, 256),
+        decode_window: int = 16,
+        pad_id: int = 0,
+        seed: int = 0,
+        dtype=None,
+        device=None,
+        mesh=None,
+        row_buckets: Sequence[int] | None = None,
+        column_buckets: Sequence[int] | None = None,
+        evict_below: float = 0.25,
+    ):
         for name, value in (("num_slots", num_slots), ("decode_window", decode_window)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if max_length < max(2, decode_window):
-            raise ValueError("max_length must be at least 2 and at least decode_window = "
-                             f"{decode_window}, got {max_length}")
+            raise ValueError(
+                "max_length must be at least 2 and at least decode_window = "
+                f"{decode_window}, got {max_length}"
+            )
         self.cfg = cfg if dtype is None else dataclasses.replace(cfg, dtype=jnp.dtype(dtype).name)
         self.num_slots, self.max_length, self.window = num_slots, max_length, decode_window
         self._pad_id, self._seed, self._evict_below = pad_id, seed, evict_below
-        self._device = device or jax.local_devices()[0]
+        self._device = device or (mesh.devices.flat[0] if mesh else jax.local_devices()[0])
+        self._mesh = mesh
         self._programs = Programs(
-            self.cfg, num_slots=num_slots, max_length=max_length, chunks=prefill_chunk,
-            window=decode_window, rows=row_buckets, columns=column_buckets,
-            on_cpu=self._device.platform == "cpu")
+            self.cfg,
+            num_slots=num_slots,
+            max_length=max_length,
+            chunks=prefill_chunk,
+            window=decode_window,
+            rows=row_buckets,
+            columns=column_buckets,
+            on_cpu=self._device.platform == "cpu",
+        )
         # Per slot: what its row holds, its session, and its row of the arrays that decoding takes.
         self._table = SlotTable(num_slots, max_length)
         self._owner: list[Session | None] = [None] * num_slots
@@ -116,7 +139,8 @@ class Engine:
         """Takes new weights; what is cached is invalid from here on and recomputed where needed."""
         dtype = self.cfg.dtype
         cast = jax.tree.map(lambda x: x if x.dtype == dtype else x.astype(dtype), params)
-        self._params = jax.device_put(cast, self._device)
+        place = parallel.shardings(cast, self._mesh) if self._mesh else self._device
+        self._params = jax.device_put(cast, place)
         self.version = version
         self._invalidate()
 
@@ -129,7 +153,8 @@ class Engine:
 
     def _new_cache(self):
         cache = models.init_cache(self.cfg, self.num_slots, self.max_length)
-        return jax.device_put(cache, self._device)
+        place = parallel.cache_sharding(self._mesh) if self._mesh else self._device
+        return jax.device_put(cache, place)
 
     @property
     def compile_count(self) -> int:
@@ -179,13 +204,23 @@ class Engine:
     def _checked(self, token_ids) -> np.ndarray:
         ids = np.asarray(token_ids, np.int32).reshape(-1)
         if len(ids) and not (0 <= ids.min() and ids.max() < self.cfg.vocab_size):
-            raise ValueError(f"token_ids must be in [0, {self.cfg.vocab_size}), "
-                             f"got {ids.min()} to {ids.max()}")
+            raise ValueError(
+                f"token_ids must be in [0, {self.cfg.vocab_size}), got {ids.min()} to {ids.max()}"
+            )
         return ids
 
-    def submit(self, session: Session, token_ids: Sequence[int], *, max_new_tokens: int,
-               temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0,
-               stop_ids: Sequence[int] = (), turn: int | None = None) -> None:
+    def submit(
+        self,
+        session: Session,
+        token_ids: Sequence[int],
+        *,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        stop_ids: Sequence[int] = (),
+        turn: int | None = None,
+    ) -> None:
         """Appends tokens to the session's context and asks for one turn.
 
         Args:
@@ -203,8 +238,14 @@ class Engine:
             raise ValueError("token_ids must not be empty in the first turn of a session")
         room = self.max_length - len(context)
         request = Request(
-            max_new_tokens, min(max_new_tokens, room), temperature, top_p, top_k, tuple(stop_ids),
-            session.turn if turn is None else turn)
+            max_new_tokens,
+            min(max_new_tokens, room),
+            temperature,
+            top_p,
+            top_k,
+            tuple(stop_ids),
+            session.turn if turn is None else turn,
+        )
         if room <= 0:
             nothing = np.zeros(0, np.float32)
             overflow = Generation(session, np.zeros(0, np.int32), nothing, nothing, "overflow")
@@ -226,10 +267,18 @@ class Engine:
         self._active[slot] = True
         self._table.hold(slot, context, cached)
         key = turn_key(self._seed, session.iteration, session.episode, request.turn).view(np.int32)
-        row = (slot, context[-1], len(context) - 1, request.limit, 0, *key, request.top_k,
-               *request.stop_ids)
+        row = (
+            slot,
+            context[-1],
+            len(context) - 1,
+            request.limit,
+            0,
+            *key,
+            request.top_k,
+            *request.stop_ids,
+        )
         self._ints[slot] = -1
-        self._ints[slot, :len(row)] = row
+        self._ints[slot, : len(row)] = row
         self._floats[slot] = request.temperature, request.top_p
 
     # -- the scheduler ---------------------------------------------------------------------------
@@ -284,13 +333,17 @@ class Engine:
 
     def _copy_ready(self) -> None:
         """Makes the ordered copies whose source is complete."""
-        ready = [(slot, source, count) for slot, (source, count) in self._copies.items()
-                 if self._table.cached[source] >= count]
+        ready = [
+            (slot, source, count)
+            for slot, (source, count) in self._copies.items()
+            if self._table.cached[source] >= count
+        ]
         for batch in self._batches(np.array(ready, np.int32), "copy", 0):
             targets, sources, counts = batch.T
             run, rows = self._program("copy", len(batch), 0, counts.max())
-            self._cache = run(self._cache, padded(sources, rows, 0),
-                              padded(targets, rows, self.num_slots))
+            self._cache = run(
+                self._cache, padded(sources, rows, 0), padded(targets, rows, self.num_slots)
+            )
             self._table.cached[targets] = counts
         for slot, _, _ in ready:
             del self._copies[slot]
@@ -301,7 +354,7 @@ class Engine:
     def _batches(self, items: np.ndarray, kind: str, size: int) -> list[np.ndarray]:
         """``items`` cut to the most rows of one call."""
         most = self._programs.row_sizes(kind, size)[-1]
-        return [items[first:first + most] for first in range(0, len(items), most)]
+        return [items[first : first + most] for first in range(0, len(items), most)]
 
     def _prefill(self) -> None:
         """Prefills every working slot up to the last token of its context."""
@@ -331,8 +384,12 @@ class Engine:
         positions = np.where(real, columns, -1).astype(np.int32)
         run, rows = self._program("prefill", len(slots), size, positions.max() + 1)
         self._cache = run(
-            self._params, self._cache, padded(slots.astype(np.int32), rows, self.num_slots),
-            padded(tokens, rows, self._pad_id), padded(positions, rows, -1))
+            self._params,
+            self._cache,
+            padded(slots.astype(np.int32), rows, self.num_slots),
+            padded(tokens, rows, self._pad_id),
+            padded(positions, rows, -1),
+        )
         counts = real.sum(axis=1)
         table.cached[slots] += counts
         self.stats.prefilled_tokens += int(counts.sum())
@@ -351,10 +408,10 @@ class Engine:
         columns = (ints[:, POSITION] + np.minimum(ints[:, REMAINING], self.window)).max()
         run, rows = self._program("decode", len(slots), self.window, columns)
         ints = padded(ints, rows, 0)
-        ints[len(slots):, SLOT] = self.num_slots
+        ints[len(slots) :, SLOT] = self.num_slots
         floats = padded(self._floats[slots], rows, 1)
         self._cache, *out = run(self._params, self._cache, ints, floats)
-        tokens, *logprobs = (array.T[:len(slots)] for array in jax.device_get(out))
+        tokens, *logprobs = (array.T[: len(slots)] for array in jax.device_get(out))
         self.stats.seconds_decode += time.perf_counter() - began
         steps = int((tokens >= 0).any(axis=0).sum())
         self.stats.decode_windows += 1

@@ -66,7 +66,7 @@ def decode(params, cache, ints, floats, *, cfg, window, columns):
     """
     slots, start = ints[:, SLOT], ints[:, POSITION]
     rows = gather_rows(cache, slots, columns)
-    keys = jax.lax.bitcast_convert_type(ints[:, KEY:KEY + 2], jnp.uint32)
+    keys = jax.lax.bitcast_convert_type(ints[:, KEY : KEY + 2], jnp.uint32)
     uniforms = token_uniforms(keys, ints[:, PRODUCED], window)
     zeros = jnp.zeros((window, slots.shape[0]), jnp.float32)
     out = jnp.full(zeros.shape, -1, jnp.int32), zeros, zeros
@@ -79,10 +79,17 @@ def decode(params, cache, ints, floats, *, cfg, window, columns):
         step, rows, token, active, out = state
         positions = jnp.where(active, start + step, -1)[:, None]
         hidden, rows = models.apply(params, cfg, token[:, None], positions=positions, cache=rows)
-        drawn = sample(models.logits(params, cfg, hidden[:, 0]), uniforms[step],
-                       floats[:, TEMPERATURE], floats[:, TOP_P], ints[:, TOP_K])
-        out = tuple(o.at[step].set(jnp.where(active, new, o[step]))
-                    for o, new in zip(out, drawn, strict=True))
+        drawn = sample(
+            models.logits(params, cfg, hidden[:, 0]),
+            uniforms[step],
+            floats[:, TEMPERATURE],
+            floats[:, TOP_P],
+            ints[:, TOP_K],
+        )
+        out = tuple(
+            o.at[step].set(jnp.where(active, new, o[step]))
+            for o, new in zip(out, drawn, strict=True)
+        )
         stopped = jnp.any(ints[:, STOP:] == drawn.tokens[:, None], axis=1)
         active &= ~stopped & (step + 1 < ints[:, REMAINING])
         return step + 1, rows, drawn.tokens, active, out
@@ -128,8 +135,18 @@ class Programs:
       chunks, rows, columns: the same, ascending and within the KV cache.
     """
 
-    def __init__(self, cfg, *, num_slots: int, max_length: int, window: int, chunks: Sequence[int],
-                 rows: Sequence[int] | None, columns: Sequence[int] | None, on_cpu: bool):
+    def __init__(
+        self,
+        cfg,
+        *,
+        num_slots: int,
+        max_length: int,
+        window: int,
+        chunks: Sequence[int],
+        rows: Sequence[int] | None,
+        columns: Sequence[int] | None,
+        on_cpu: bool,
+    ):
         self.cfg, self.window = cfg, window
         self.chunks = _ascending(chunks, max_length)
         default_rows = (16,) if on_cpu else _geometric(8, 4, num_slots)
@@ -139,7 +156,8 @@ class Programs:
         most = 1024 if on_cpu else 8192  # tokens of one prefill call
         self._prefill_rows = {
             size: tuple(r for r in self.rows if r * size <= most) or self.rows[:1]
-            for size in self.chunks}
+            for size in self.chunks
+        }
         self._compiled: dict[tuple, jax.stages.Compiled] = {}
         self._warm = False
 
@@ -163,10 +181,17 @@ class Programs:
     def warmup(self, params, cache) -> None:
         """Compiles every program for which `get` can be asked."""
         sizes = ("decode", self.window), *(("prefill", size) for size in self.chunks), ("copy", 0)
-        keys = [(kind, rows, size, columns) for kind, size in sizes
-                for rows in self.row_sizes(kind, size) for columns in self.columns]
-        lowered = {key: self._lower(params, cache, key) for key in keys
-                   if key[3] >= key[2] and key not in self._compiled}
+        keys = [
+            (kind, rows, size, columns)
+            for kind, size in sizes
+            for rows in self.row_sizes(kind, size)
+            for columns in self.columns
+        ]
+        lowered = {
+            key: self.lower(params, cache, key)
+            for key in keys
+            if key[3] >= key[2] and key not in self._compiled
+        }
         with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
             compiled = pool.map(lambda low: low.compile(), lowered.values())
             self._compiled.update(zip(lowered, compiled, strict=True))
@@ -179,18 +204,30 @@ class Programs:
         if key not in self._compiled:
             if self._warm:
                 _LOG.warning("generation engine: compiling the cold shape %s", key)
-            self._compiled[key] = self._lower(params, cache, key).compile()
+            self._compiled[key] = self.lower(params, cache, key).compile()
         return self._compiled[key], rows
 
-    def _lower(self, params, cache, key):
+    def lower(self, params, cache, key) -> jax.stages.Lowered:
+        """One program before compilation.
+
+        Args:
+          params, cache: the model's, or ShapeDtypeStructs with the shardings that they will have.
+          key: (kind, rows, size, columns) with kind ``prefill``, ``decode`` or ``copy``.
+        """
         kind, rows, size, columns = key
+        # A cache over several devices is given back as it came, so that it can be donated again.
+        as_given = jax.tree.map(lambda a: a.sharding, cache)
         slots, grid = np.zeros(rows, np.int32), np.zeros((rows, size), np.int32)
         if kind == "copy":
             function = functools.partial(copy_rows, columns=columns)
-            return jax.jit(function, donate_argnums=0).lower(cache, slots, slots)
+            jitted = jax.jit(function, donate_argnums=0, out_shardings=as_given)
+            return jitted.lower(cache, slots, slots)
         if kind == "prefill":
             function = functools.partial(prefill, cfg=self.cfg, columns=columns)
-            return jax.jit(function, donate_argnums=1).lower(params, cache, slots, grid, grid)
+            jitted = jax.jit(function, donate_argnums=1, out_shardings=as_given)
+            return jitted.lower(params, cache, slots, grid, grid)
         function = functools.partial(decode, cfg=self.cfg, window=size, columns=columns)
         ints, floats = np.zeros((rows, NUM_INTS), np.int32), np.zeros((rows, 2), np.float32)
-        return jax.jit(function, donate_argnums=1).lower(params, cache, ints, floats)
+        out_shardings = as_given, None, None, None
+        jitted = jax.jit(function, donate_argnums=1, out_shardings=out_shardings)
+        return jitted.lower(params, cache, ints, floats)

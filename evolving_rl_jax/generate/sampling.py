@@ -55,8 +55,13 @@ def token_uniforms(keys: jax.Array, first: jax.Array, count: int) -> jax.Array:
     return (jax.random.key_data(words) >> 8).astype(jnp.float32) * 2.0**-24
 
 
-def sample(logits: jax.Array, uniforms: jax.Array, temperature: jax.Array, top_p: jax.Array,
-           top_k: jax.Array) -> Sampled:
+def sample(
+    logits: jax.Array,
+    uniforms: jax.Array,
+    temperature: jax.Array,
+    top_p: jax.Array,
+    top_k: jax.Array,
+) -> Sampled:
     """Draws one token a row.
 
     Top-k is applied first and top-p to what it leaves, renormalised.  Tokens that tie with the last
@@ -103,7 +108,8 @@ def _restrict(weights, top_p, top_k):
     # The mass needed is computed as the bisection sums it, so that top_p = 1 keeps every token.
     mass = jnp.where(top_p < 1, top_p, 0) * jnp.sum(weights, axis=-1)
     nucleus = _largest_threshold(
-        lambda t: jnp.sum(jnp.where(weights >= t, weights, 0), axis=-1) >= mass, weights)
+        lambda t: jnp.sum(jnp.where(weights >= t, weights, 0), axis=-1) >= mass, weights
+    )
     return jnp.where((weights >= nucleus) | (top_p >= 1)[:, None], weights, 0)
 
 

@@ -26,8 +26,10 @@ class Request:
         if self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
         if not (self.temperature >= 0 and 0 < self.top_p <= 1 and self.top_k >= 0):
-            raise ValueError("temperature and top_k must be >= 0 and top_p in (0, 1], "
-                             f"got {self.temperature}, {self.top_k} and {self.top_p}")
+            raise ValueError(
+                "temperature and top_k must be >= 0 and top_p in (0, 1], "
+                f"got {self.temperature}, {self.top_k} and {self.top_p}"
+            )
         if len(self.stop_ids) > MAX_STOP_IDS:
             raise ValueError(f"stop_ids must be at most {MAX_STOP_IDS}, got {len(self.stop_ids)}")
 
@@ -57,7 +59,8 @@ class Session:
         """Raises ValueError while a turn is being generated or waited for."""
         if self.request is not None:
             raise ValueError(
-                f"session must be between turns, got episode {self.episode} generating")
+                f"session must be between turns, got episode {self.episode} generating"
+            )
 
 
 class Generation(NamedTuple):

@@ -23,6 +23,7 @@ def token_logprobs(
     *,
     temperature: float = 1.0,
     chunk_size: int = 512,
+    mask: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Log-probability of each target and entropy of each distribution, never holding [B, T, V].
 
@@ -40,6 +41,8 @@ def token_logprobs(
       targets: [B, T] integers in [0, V).  Elsewhere (padding) the result is finite and meaningless.
       temperature: divides the logits, > 0; a constant for gradients.
       chunk_size: most tokens of a row in a chunk; T need not be a multiple of it.
+      mask: [B, T]; a chunk in which it is 0 everywhere is skipped, at run time, and its results are
+        0.  So sort wanted tokens to the front.  None computes all.
 
     Returns:
       ``(logprobs, entropy)``, both float32 [B, T], nats.
@@ -68,25 +71,30 @@ def token_logprobs(
         raise ValueError(f"temperature must be > 0, got {temperature!r}")
 
     chunks = max(1, -(-length // chunk_size))
+    used = None
+    if mask is not None:
+        check_shape("mask", mask, (rows, length), "[B, T]")
+        used = jnp.any(_split(jnp.asarray(mask), chunks) != 0, axis=1)
     scale = 1.0 / jnp.asarray(temperature, jnp.float32)
     logprobs, entropy = _chunked(
         _split(jnp.asarray(hidden), chunks),
         jnp.asarray(unembedding),
         _split(jnp.asarray(targets), chunks),
         scale,
+        used,
     )
     return _join(logprobs, rows, length), _join(entropy, rows, length)
 
 
 @jax.custom_vjp
-def _chunked(hidden, unembedding, targets, scale):
-    """hidden [C, P, D], unembedding [V, D], targets [C, P] -> logprobs and entropy [C, P]."""
-    return _forward(hidden, unembedding, targets, scale)[0]
+def _chunked(hidden, unembedding, targets, scale, used):
+    """hidden [C, P, D], unembedding [V, D], targets [C, P], used [C] or None -> logprobs and
+    entropy [C, P]."""
+    return _forward(hidden, unembedding, targets, scale, used)[0]
 
 
-def _forward(hidden, unembedding, targets, scale):
-    def chunk(_, inputs):
-        states, target = inputs
+def _forward(hidden, unembedding, targets, scale, used):
+    def compute(states, target):
         logits = _logits(states, unembedding, scale)
         peak = jnp.max(logits, -1, keepdims=True)
         logits = logits - peak
@@ -96,17 +104,23 @@ def _forward(hidden, unembedding, targets, scale):
         # A masked sum instead of a gather: it stays local when V is sharded.
         chosen = jnp.sum(jnp.where(_is_target(target, logits), logits, 0.0), -1)
         entropy = log_total - jnp.sum(exp * logits, -1) / total
-        return None, (chosen - log_total, entropy, log_total + peak[:, 0])
+        return chosen - log_total, entropy, log_total + peak[:, 0]
 
-    _, (logprobs, entropy, log_norm) = jax.lax.scan(chunk, None, (hidden, targets))
-    return (logprobs, entropy), (hidden, unembedding, targets, scale, entropy, log_norm)
+    def skip(states, target):
+        return (jnp.zeros(target.shape, jnp.float32),) * 3
+
+    def chunk(_, inputs):
+        wanted, *inputs = inputs
+        return None, _where(wanted, compute, skip, *inputs)
+
+    _, (logprobs, entropy, log_norm) = jax.lax.scan(chunk, None, (used, hidden, targets))
+    return (logprobs, entropy), (hidden, unembedding, targets, scale, used, entropy, log_norm)
 
 
 def _backward(saved, cotangents):
-    hidden, unembedding, targets, scale, entropy, log_norm = saved
+    hidden, unembedding, targets, scale, used, entropy, log_norm = saved
 
-    def chunk(grad_unembedding, inputs):
-        states, target, h, norm, grad_logprob, grad_entropy = inputs
+    def compute(grad_unembedding, states, target, h, norm, grad_logprob, grad_entropy):
         logp = _logits(states, unembedding, scale) - norm[:, None]
         # d logprob / dz = onehot - p;  d entropy / dz = -p * (log p + entropy)
         slope = grad_logprob[:, None] + grad_entropy[:, None] * (logp + h[:, None])
@@ -115,14 +129,28 @@ def _backward(saved, cotangents):
         dtype = jnp.promote_types(states.dtype, unembedding.dtype)
         grad = grad.astype(dtype)
         grad_states = _dot(grad, unembedding.astype(dtype), (1, 0)).astype(states.dtype)
-        grad_unembedding += _dot(grad, states.astype(dtype), (0, 0))
-        return grad_unembedding, grad_states
+        return grad_unembedding + _dot(grad, states.astype(dtype), (0, 0)), grad_states
+
+    def skip(grad_unembedding, states, *_):
+        return grad_unembedding, jnp.zeros_like(states)
+
+    def chunk(grad_unembedding, inputs):
+        wanted, *inputs = inputs
+        return _where(wanted, compute, skip, grad_unembedding, *inputs)
 
     # Accumulated over chunks in float32 whatever the dtype of the weights.
     start = jnp.zeros(unembedding.shape, jnp.float32)
-    inputs = (hidden, targets, entropy, log_norm, *cotangents)
+    inputs = (used, hidden, targets, entropy, log_norm, *cotangents)
     grad_unembedding, grad_hidden = jax.lax.scan(chunk, start, inputs)
-    return grad_hidden, grad_unembedding.astype(unembedding.dtype), None, jnp.zeros_like(scale)
+    grad_unembedding = grad_unembedding.astype(unembedding.dtype)
+    return grad_hidden, grad_unembedding, None, jnp.zeros_like(scale), None
+
+
+def _where(wanted, compute, skip, *inputs):
+    """``compute`` or ``skip`` by a run-time flag; None always computes."""
+    if wanted is None:
+        return compute(*inputs)
+    return jax.lax.cond(wanted, compute, skip, *inputs)
 
 
 _chunked.defvjp(_forward, _backward)

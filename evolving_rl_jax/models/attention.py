@@ -3,28 +3,39 @@
 Layout: queries ``[B, H, T, d]``, keys and values ``[B, Hkv, T, d]``; query head ``h`` reads key
 head ``h // (H // Hkv)``.  Scores and softmax are float32, results have the dtype of the queries.
 
-Two implementations give the same values and gradients:
+Three implementations give the same values and gradients:
 
 * ``plain``: the textbook formula; holds ``[B, H, T, T]`` scores.  Best for short rows.
 * ``blockwise``: tiles of scores that fit a CPU's cache, recomputed in the backward pass from the
   saved log-normaliser (the idea of FlashAttention, arXiv 2205.14135), so memory is linear in T.
   Keys after a span of queries are skipped, which saves 3/8 of the work.  On CPU 5 times faster than
   ``plain`` at T = 384.
+* ``splash``: the Pallas kernel for TPUs, see `splash`; ``splash_interpreted`` runs it on a CPU for
+  tests.
+
+On a mesh the last two run inside ``shard_map``, each device on its own rows and heads: a compiler
+cannot split a kernel, and would gather the rows of a loop over row groups.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import Mesh, PartitionSpec
+
+from evolving_rl_jax import parallel
+from evolving_rl_jax.models.splash import splash_attention
 
 # Large and finite: a row with nothing to attend to must give a number, not NaN.
 _MASKED = -1e30
 _SPANS = 4  # into which a row's queries are cut; a span reads only the keys up to its own end
 _TILE_BYTES = 2 << 20  # float32 scores held at a time, measured best for 1-2 MB of L2 cache
 _PLAIN_UP_TO = 64  # tokens a row
+_CACHED_SCORE_BYTES = 1 << 30  # scores of a prefill chunk held at a time, over all devices
 
 
 def _grouped(q: jax.Array, kv_heads: int) -> jax.Array:
@@ -206,7 +217,12 @@ def _blockwise(q, k, v, segment_ids):
     return _tiled(q, k, v, segment_ids, plan)[:, :, :length]
 
 
-_IMPLEMENTATIONS = {"plain": _plain, "blockwise": _blockwise}
+_IMPLEMENTATIONS = {
+    "plain": _plain,
+    "blockwise": _blockwise,
+    "splash": splash_attention,
+    "splash_interpreted": functools.partial(splash_attention, interpret=True, block=128),
+}
 
 
 def attention(
@@ -216,6 +232,7 @@ def attention(
     *,
     segment_ids: jax.Array | None = None,
     implementation: str = "auto",
+    mesh: Mesh | None = None,
 ) -> jax.Array:
     """Causal self-attention of rows in which several sequences may be packed one after the other.
 
@@ -227,7 +244,9 @@ def attention(
       k: [B, Hkv, T, d] rotated keys; Hkv divides H.
       v: [B, Hkv, T, d] values.
       segment_ids: [B, T] int; None means that every row is one segment.
-      implementation: ``plain``, ``blockwise``, or ``auto``, which chooses from the static length.
+      implementation: ``plain``, ``blockwise``, ``splash``, ``splash_interpreted``, or ``auto``:
+        splash on a mesh of TPUs, elsewhere plain for short rows and blockwise for the others.
+      mesh: where the arrays are, with the axes of `parallel.make_mesh`; None for one device.
 
     Returns:
       [B, H, T, d] in the dtype of ``q``.
@@ -246,11 +265,45 @@ def attention(
     if segment_ids.shape != (batch, length):
         raise ValueError(f"segment_ids must be [B, T] = {(batch, length)}, got {segment_ids.shape}")
     if implementation == "auto":
-        implementation = "plain" if length <= _PLAIN_UP_TO else "blockwise"
+        implementation = _choose(length, mesh)
     if implementation not in _IMPLEMENTATIONS:
         accepted = ", ".join(("auto", *_IMPLEMENTATIONS))
         raise ValueError(f"implementation must be one of {accepted}, got {implementation!r}")
-    return _IMPLEMENTATIONS[implementation](q, k, v, segment_ids)
+    function = _IMPLEMENTATIONS[implementation]
+    if mesh is None or mesh.size == 1 or implementation == "plain":
+        return function(q, k, v, segment_ids)
+    return _on_mesh(function, mesh, q, k, v, segment_ids)
+
+
+def _choose(length: int, mesh: Mesh | None) -> str:
+    """By the devices of the mesh, which need not be those of this process: a program may be
+    compiled for a slice from elsewhere."""
+    if length <= _PLAIN_UP_TO:
+        return "plain"
+    on_tpu = mesh is not None and mesh.devices.flat[0].platform == "tpu"
+    return "splash" if on_tpu else "blockwise"
+
+
+def _on_mesh(function, mesh, q, k, v, segment_ids):
+    """``function`` on every device's rows and heads; an axis that does not divide is repeated."""
+    rows = parallel.fitting(parallel.ROWS, q.shape[0], mesh)
+    heads = parallel.fitting("tensor", q.shape[1], mesh)
+    # Key heads are repeated where there are fewer than devices, as long as each device's query
+    # heads still read whole groups of them.
+    devices = mesh.shape["tensor"]
+    copies = 1 if heads is None else devices // math.gcd(k.shape[1], devices)
+    if q.shape[1] % (k.shape[1] * copies):
+        heads, copies = None, 1
+    if copies > 1:
+        k, v = (jnp.repeat(x, copies, axis=1) for x in (k, v))
+    by_head = PartitionSpec(rows, heads)
+    return jax.shard_map(
+        function,
+        mesh=mesh,
+        in_specs=(by_head, by_head, by_head, PartitionSpec(rows)),
+        out_specs=by_head,
+        check_vma=False,  # a Pallas call does not say over which axes its result varies
+    )(q, k, v, segment_ids)
 
 
 def cached_attention(q: jax.Array, k: jax.Array, v: jax.Array, positions: jax.Array) -> jax.Array:
@@ -258,10 +311,22 @@ def cached_attention(q: jax.Array, k: jax.Array, v: jax.Array, positions: jax.Ar
 
     A batched matmul was measured fastest on CPU for single tokens too (64-256 rows, 128-384
     columns): multiply and reduce is equal at two query heads a key head, and 50 times slower at
-    one.
+    one.  Queries of a long chunk take turns, so that the scores of all of them never exist.
     """
-    allowed = jnp.arange(k.shape[2]) <= positions[:, :, None]
-    return _weighted_sum(jax.nn.softmax(_scores(q, k, allowed), axis=-1), v).astype(q.dtype)
+
+    def attend(q, positions):
+        allowed = jnp.arange(k.shape[2]) <= positions[:, :, None]
+        return _weighted_sum(jax.nn.softmax(_scores(q, k, allowed), axis=-1), v).astype(q.dtype)
+
+    batch, heads, length, dim = q.shape
+    most = max(1, _CACHED_SCORE_BYTES // (4 * batch * heads * k.shape[2]))
+    size = max(n for n in range(1, min(length, most) + 1) if length % n == 0)
+    if size == length:
+        return attend(q, positions)
+    queries = jnp.moveaxis(q.reshape(batch, heads, -1, size, dim), 2, 0)
+    columns = jnp.moveaxis(positions.reshape(batch, -1, size), 1, 0)
+    out = jax.lax.map(lambda x: attend(*x), (queries, columns))
+    return jnp.moveaxis(out, 0, 2).reshape(q.shape)
 
 
 def write_cache(cache: jax.Array, values: jax.Array, positions: jax.Array) -> jax.Array:

@@ -8,6 +8,8 @@ Parameters (kernels are ``[in, out]``; everything under ``layers`` has a leading
     layers/attention/{q,k}_norm [L, d]    (qk_norm)
     layers/mlp/norm [L, D]                layers/mlp/{gate,up,down}_proj/kernel
 
+A projection may also have a low-rank branch ``lora_a, lora_b`` (see `lora.attach`).
+
 Activations are kept two-dimensional, ``[B * T, D]``, around every projection: XLA on CPU runs the
 gradient of such a matmul 2.7 times faster than that of the three-dimensional one, and no other
 backend minds.
@@ -22,7 +24,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen
+from jax.sharding import Mesh
 
+from evolving_rl_jax import parallel
 from evolving_rl_jax.models.attention import attention, cached_attention, write_cache
 from evolving_rl_jax.models.config import ModelConfig
 
@@ -96,9 +101,8 @@ def init_cache(
 
 
 def _rms_norm(x, scale, eps):
-    x32 = x.astype(jnp.float32)
-    x32 = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
-    return x32.astype(x.dtype) * scale.astype(x.dtype)
+    # A leaf module of Flax: statistics in float32 whatever the dtype of x.
+    return linen.RMSNorm(epsilon=eps, dtype=x.dtype).apply({"params": {"scale": scale}}, x)
 
 
 def rope_frequencies(cfg: ModelConfig) -> np.ndarray:
@@ -124,6 +128,8 @@ def _rotate(x, cos, sin):
 
 def _linear(x, p):
     y = x @ p["kernel"].astype(x.dtype)
+    if "lora_a" in p:
+        y = y + (x @ p["lora_a"].astype(x.dtype)) @ p["lora_b"].astype(x.dtype)
     return y + p["bias"].astype(x.dtype) if "bias" in p else y
 
 
@@ -166,6 +172,7 @@ def apply(
     kv_limit=None,
     remat: str = "full",
     implementation: str = "auto",
+    mesh: Mesh | None = None,
 ):
     """Final hidden states (after the last norm) of a batch of token rows.
 
@@ -185,6 +192,7 @@ def apply(
       remat: what the backward pass computes again: ``full`` (all but the input of each layer),
         ``dots`` (all but projections and attention) or ``none``; only without a cache.
       implementation: of the attention, see `attention.attention`; only without a cache.
+      mesh: where the arrays are; None for one device.  Only without a cache.
 
     Returns:
       (hidden [B, T, D] in ``cfg.dtype``, the updated cache or None).
@@ -197,23 +205,24 @@ def apply(
     rope = jnp.cos(angles), jnp.sin(angles)
     if cache is None:
         attend = functools.partial(
-            attention, segment_ids=segment_ids, implementation=implementation
+            attention, segment_ids=segment_ids, implementation=implementation, mesh=mesh
         )
-        x = _run_scanned(x, params["layers"], cfg, rope, shape, attend, remat)
+        x = _run_scanned(x, params["layers"], cfg, rope, shape, attend, remat, mesh)
     else:
         x, cache = _run_cached(x, params["layers"], cfg, rope, shape, positions, cache, kv_limit)
     return _rms_norm(x, params["final_norm"], cfg.rms_norm_eps).reshape(*shape, -1), cache
 
 
-def _run_scanned(x, layers, cfg, rope, shape, attend, remat):
+def _run_scanned(x, layers, cfg, rope, shape, attend, remat, mesh):
     def body(x, p):
-        return _layer(x, p, cfg, rope, shape, lambda q, k, v: (attend(q, k, v), None))
+        x, _ = _layer(x, p, cfg, rope, shape, lambda q, k, v: (attend(q, k, v), None))
+        return parallel.constrain_rows(x, mesh), None
 
     if remat not in _REMAT:
         raise ValueError(f"remat must be one of {', '.join(_REMAT)}, got {remat!r}")
     if remat != "none":
         body = jax.checkpoint(body, policy=_REMAT[remat], prevent_cse=False)
-    return jax.lax.scan(body, x, layers)[0]
+    return jax.lax.scan(body, parallel.constrain_rows(x, mesh), layers)[0]
 
 
 def _run_cached(x, layers, cfg, rope, shape, positions, cache, kv_limit):

@@ -6,6 +6,7 @@ Every stage keeps its result in the run folder and is skipped when it is already
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import pathlib
 import sys
 from collections import Counter
@@ -104,7 +105,9 @@ def check_games(config, games: list[Task] | list[Game]) -> None:
         )
     for name in config.eval.splits:
         if not sizes[name]:
-            raise ConfigError(f"config.eval.splits must be splits with games ({known}), got {name!r}")
+            raise ConfigError(
+                f"config.eval.splits must be splits with games ({known}), got {name!r}"
+            )
         if "own" in config.eval.conditions and not sizes[source_split(name)]:
             raise ConfigError(
                 f"config.eval.conditions must not have 'own' for the split {name!r} without games "
@@ -224,8 +227,10 @@ class Parts:
             return load_tokenizer(path)
 
     def _build_model(self) -> None:
+        from evolving_rl_jax.models import lora
         from evolving_rl_jax.parallel import make_mesh
 
+        self.lora = lora.from_config(self.config.model.lora)
         self.model_cfg = model_config(self.config, self.tokenizer.vocab_size)
         mesh = self.config.mesh
         with user_errors((ValueError,), "config.mesh"):
@@ -241,9 +246,13 @@ class Parts:
 
     def make_engine(self, params):
         """The generation engine with the sizes of ``config.rollout``."""
+        import jax
+
         from evolving_rl_jax.generate.engine import Engine
+        from evolving_rl_jax.parallel import generation_mesh
 
         r = self.config.rollout
+        mesh = generation_mesh(self.model_cfg.num_kv_heads, jax.local_devices())
         return Engine(
             self.model_cfg,
             params,
@@ -255,6 +264,7 @@ class Parts:
             column_buckets=r.column_buckets or None,
             pad_id=self.tokenizer.pad_id,
             seed=self.config.seed,
+            mesh=mesh if mesh.size > 1 else None,
         )
 
     def make_panel(self, num_games: int = 0):
@@ -287,7 +297,7 @@ def model_config(config, vocab_size: int):
     m = config.model
     if m.hf_path:
         with user_errors((ValueError, FileNotFoundError), "config.model.hf_path"):
-            return models.config_from_hf(m.hf_path)
+            return dataclasses.replace(models.config_from_hf(m.hf_path), dtype=m.dtype)
     return models.ModelConfig(
         vocab_size=vocab_size,
         hidden_size=m.hidden_size,

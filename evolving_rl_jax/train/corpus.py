@@ -12,7 +12,9 @@ def collect_texts(pool, tasks: list[Task], num_games: int = 96) -> list[str]:
     for task in tasks:
         for obj, place in task.meta.get("habits", {}).items():
             for negated in (False, True):
-                texts.append(facts.skill_json(obj, facts.fact_sentence(obj, place, negated=negated)))
+                texts.append(
+                    facts.skill_json(obj, facts.fact_sentence(obj, place, negated=negated))
+                )
             texts.append(f"{obj}> go to {place}")
     step = max(1, len(tasks) // num_games)
     texts += _walkthrough_texts(pool, tasks[::step])

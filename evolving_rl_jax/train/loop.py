@@ -15,6 +15,7 @@ from evolving_rl_jax.eval.evaluate import (
     write_result,
 )
 from evolving_rl_jax.eval.report import before_after_table, write_report
+from evolving_rl_jax.models.lora import Merger
 from evolving_rl_jax.parallel import host_local_to_global
 from evolving_rl_jax.rollout import facts
 from evolving_rl_jax.rollout.batch import BatchShape, make_batch, split_experience
@@ -26,8 +27,8 @@ from evolving_rl_jax.train.build import Parts
 from evolving_rl_jax.train.checkpoint import Checkpoints
 from evolving_rl_jax.train.export import load_policy
 from evolving_rl_jax.train.metrics import MetricsLogger
-from evolving_rl_jax.train.optimizer import make_optimizer
-from evolving_rl_jax.train.state import abstract_state, state_from_params
+from evolving_rl_jax.train.optimizer import DivergedError, SkipLimit, make_optimizer
+from evolving_rl_jax.train.state import abstract_state, kept, state_from_params
 from evolving_rl_jax.train.step import make_train_step
 from evolving_rl_jax.train.warmstart import initial_params
 
@@ -94,10 +95,14 @@ class Trainer:
         self.parts, config = parts, parts.config
         num_updates = config.train.num_iterations * config.train.minibatches
         self.optimizer = make_optimizer(config, num_updates)
+        self.skip_limit = SkipLimit(config.optimizer.max_skipped)
+        self.merger = Merger(parts.lora) if parts.lora else None
         self.checkpoints = Checkpoints(parts.folder.path / "checkpoints", config.checkpoint)
         self.state, self.start = self._initial_state()
-        self.train_step = make_train_step(config, parts.model_cfg, self.optimizer, parts.mesh)
-        self.engine = parts.make_engine(self.state.params)
+        self.train_step = make_train_step(
+            config, parts.model_cfg, self.optimizer, parts.mesh, lora=parts.lora
+        )
+        self.engine = parts.make_engine(self.policy_params())
         self.bank = Bank(parts.folder.bank_file)
         self.bank.truncate_to(self.start)
         self.retriever = Retriever(parts.train_tasks, TfidfEmbedder())
@@ -108,18 +113,31 @@ class Trainer:
 
     def _initial_state(self):
         parts = self.parts
-        abstract = abstract_state(parts.model_cfg, self.optimizer, parts.mesh)
-        restored = self.checkpoints.restore(abstract)
-        if restored is not None:
-            state, extra = restored
-            parts.say(f"going on from the checkpoint after iteration {extra['iteration']}")
-            return state, extra["iteration"]
-        params = initial_params(parts)
-        return state_from_params(params, parts.model_cfg, self.optimizer, parts.mesh), 0
+        abstract = abstract_state(parts.model_cfg, self.optimizer, parts.mesh, lora=parts.lora)
+        restored = self.checkpoints.restore(kept(abstract, parts.lora))
+        if restored is None:
+            return self._new_state(), 0
+        state, extra = restored
+        parts.say(f"going on from the checkpoint after iteration {extra['iteration']}")
+        if parts.lora:  # the frozen base is in no checkpoint
+            state = state._replace(ref_params=self._new_state().ref_params)
+        return state, extra["iteration"]
+
+    def _new_state(self):
+        parts, key = self.parts, jax.random.key(self.parts.config.seed)
+        return state_from_params(
+            initial_params(parts), parts.model_cfg, self.optimizer, parts.mesh,
+            lora=parts.lora, key=key,
+        )  # fmt: skip
 
     def reference_params(self):
         """The warm-started policy that the KL term compares with."""
         return self.state.ref_params
+
+    def policy_params(self):
+        """The whole weights of the policy; with LoRA valid until the next call, see `lora.Merger`."""
+        state = self.state
+        return self.merger(state.ref_params, state.params) if self.merger else state.params
 
     # -- one iteration ---------------------------------------------------------------------------
 
@@ -128,7 +146,7 @@ class Trainer:
         clock = time.perf_counter
         start = clock()
         self.engine.warmup()
-        self.engine.set_params(self.state.params, iteration)
+        self.engine.set_params(self.policy_params(), iteration)
         self.engine.reset_stats()
         temperature = self.parts.config.rollout.temperature
         driver = make_driver(self.parts, self.engine, iteration, temperature)
@@ -166,9 +184,17 @@ class Trainer:
             self.state, metrics = self.train_step(self.state, batch)
             parts_metrics.append(metrics)
         fetched = jax.device_get(parts_metrics)
+        self._stop_if_diverged([m["grad_norm"] for m in fetched])
         figures = {n: float(sum(m[n] for m in fetched) / len(fetched)) for n in fetched[0]}
         figures.update((n, float(v)) for n, v in fetched[0].items() if n.startswith("logprob_gap"))
         return {f"train/{name}": value for name, value in figures.items()}
+
+    def _stop_if_diverged(self, grad_norms) -> None:
+        try:
+            self.skip_limit.check(grad_norms)
+        except DivergedError:
+            self.checkpoints.wait()  # the newest one may still be on its way to the disk
+            raise
 
     def _times(self, driver, start, collected, trained, end) -> dict[str, float]:
         stats = self.engine.stats
@@ -195,7 +221,9 @@ class Trainer:
         records = []
         for g, source in enumerate(experience.sources):
             for n, candidate in enumerate(source.candidates):
-                played = [e for (_, m, _), e in sorted(source.episodes.items()) if m == n and e.scored]
+                played = [
+                    e for (_, m, _), e in sorted(source.episodes.items()) if m == n and e.scored
+                ]
                 wins = sum(float(e.won) for e in played)
                 records.append(
                     SkillRecord(
@@ -228,7 +256,7 @@ class Trainer:
         if done % every == 0 or done == total:
             extra = {"iteration": done, "bank_records": len(self.bank)}
             score = rollout_figures(experience)["rollout/win_rate"]
-            self.checkpoints.save(done, self.state, extra, score=score)
+            self.checkpoints.save(done, kept(self.state, self.parts.lora), extra, score=score)
 
     # -- evaluation ------------------------------------------------------------------------------
 
@@ -237,7 +265,7 @@ class Trainer:
         if config.every and (iteration + 1) % config.every == 0:
             self.evaluate(
                 f"iteration_{iteration + 1:05d}",
-                self.state.params,
+                self.policy_params(),
                 iteration + 1,
                 num_games=config.every_games,
                 temperatures=config.temperatures[:1],
@@ -266,7 +294,7 @@ class Trainer:
         """The panel after training, the table and the report."""
         parts = self.parts
         done = max(self.start, parts.config.train.num_iterations)
-        self.evaluate("final", self.state.params, done)
+        self.evaluate("final", self.policy_params(), done)
         self.checkpoints.wait()
         parts.say(before_after_table(parts.folder.path))
         parts.say(f"report: {write_report(parts.folder.path)}")
@@ -293,7 +321,9 @@ def rollout_figures(experience: Experience) -> dict[str, float]:
     candidates = [c for s in sources for c in s.candidates]
     scored = experience.episode_mask.sum()
     figures = {
-        "rollout/win_rate": float((experience.wins * experience.episode_mask).sum() / max(scored, 1)),
+        "rollout/win_rate": float(
+            (experience.wins * experience.episode_mask).sum() / max(scored, 1)
+        ),
         "rollout/scored_episodes": float(scored),
     }
     episodes = [e for s in experience.sources for e in s.episodes.values()]
@@ -343,7 +373,13 @@ def source_record(source, iteration: int) -> dict:
                 "reason": c.reason,
                 "reward": sum(e.won for e in scored) / len(scored) if scored else None,
                 "episodes": [
-                    {"task": e.task.id, "text": e.task.text, "won": e.won, "status": e.status, "turns": turns(e)}
+                    {
+                        "task": e.task.id,
+                        "text": e.task.text,
+                        "won": e.won,
+                        "status": e.status,
+                        "turns": turns(e),
+                    }
                     for e in played
                 ],
             }

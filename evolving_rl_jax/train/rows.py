@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
 
-from evolving_rl_jax import losses, models
+from evolving_rl_jax import losses, models, parallel
 
 
 class Rows(NamedTuple):
@@ -64,7 +66,7 @@ def make_rows(
 
 
 def row_logprobs(
-    params: Any, model_cfg: models.ModelConfig, rows: Rows, *, chunk: int, remat: str
+    params: Any, model_cfg: models.ModelConfig, rows: Rows, *, chunk: int, remat: str, mesh: Mesh
 ) -> tuple[jax.Array, jax.Array]:
     """Log-probabilities of the targets and entropies of their distributions, both [B, T].
 
@@ -74,6 +76,7 @@ def row_logprobs(
       rows: the rows, a micro-batch of them.
       chunk: columns of a row whose logits exist at a time.
       remat: what the backward pass recomputes, see `models.apply`.
+      mesh: the device mesh.
 
     Returns:
       float32 in the order of ``rows.columns``; 0 in chunks in which no row has a trained token.
@@ -85,29 +88,27 @@ def row_logprobs(
         positions=rows.positions,
         segment_ids=rows.segment_ids,
         remat=remat,
+        mesh=mesh,
     )
     matrix = models.unembedding(params, model_cfg).astype(hidden.dtype)
-    num_rows, length = rows.tokens.shape
-    size = min(chunk, length)
-    padding = -length % size
+    compute = functools.partial(_sorted_logprobs, chunk=chunk)
+    if mesh.size > 1:
+        # The matrix is gathered once over the data axes, then each device goes through the chunks
+        # of its own rows: the compiler, left to share out the loop, would gather the matrix and sum
+        # its gradient in every chunk.  A vocabulary sharded over `tensor` stays sharded.
+        by_row = PartitionSpec(parallel.ROWS)
+        compute = jax.shard_map(
+            compute,
+            mesh=mesh,
+            axis_names=set(parallel.ROWS),
+            in_specs=(by_row, PartitionSpec(), by_row, by_row, by_row),
+            out_specs=(by_row, by_row),
+            check_vma=False,
+        )
+    return compute(hidden, matrix, rows.columns, rows.targets, rows.mask)
 
-    def chunks(x):
-        x = jnp.pad(x, ((0, 0), (0, padding))).reshape(num_rows, -1, size)
-        return jnp.moveaxis(x, 1, 0)
 
-    def compute(columns, targets):
-        states = jnp.take_along_axis(hidden, columns[:, :, None], axis=1)
-        return losses.token_logprobs(states, matrix, targets, chunk_size=size)
-
-    def skip(columns, targets):
-        return (jnp.zeros(targets.shape, jnp.float32),) * 2
-
-    # Recomputed in the backward pass: a scan would otherwise keep the matrix once per chunk.
-    @jax.checkpoint
-    def one_chunk(columns, targets, mask):
-        return jax.lax.cond(jnp.any(mask > 0), compute, skip, columns, targets)
-
-    xs = (chunks(rows.columns), chunks(rows.targets), chunks(rows.mask))
-    _, results = jax.lax.scan(lambda carry, x: (carry, one_chunk(*x)), None, xs)
-    join = [jnp.moveaxis(x, 0, 1).reshape(num_rows, -1)[:, :length] for x in results]
-    return join[0], join[1]
+def _sorted_logprobs(hidden, matrix, columns, targets, mask, *, chunk):
+    """`losses.token_logprobs` with the hidden states in the order of ``columns``."""
+    states = jnp.take_along_axis(hidden, columns[:, :, None], axis=1)
+    return losses.token_logprobs(states, matrix, targets, chunk_size=chunk, mask=mask)

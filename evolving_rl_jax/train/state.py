@@ -10,27 +10,36 @@ import optax
 from jax.sharding import Mesh
 
 from evolving_rl_jax import models, parallel
+from evolving_rl_jax.models import lora as lora_lib
 
 
 class TrainState(NamedTuple):
     """Everything that an update reads or writes on the devices.
 
-    ``ref_params`` is the fixed policy that the KL term compares with; None where nothing does
-    (warm start, or both KL coefficients 0), which saves its memory.
+    Without LoRA, ``params`` is the whole policy and ``ref_params`` the fixed policy that the KL term
+    compares with; None where nothing does (warm start), which saves its memory.
+
+    With LoRA, ``params`` is the adapters, and ``ref_params`` the frozen base under them: the policy
+    without its adapters is the reference, so there is one copy of the weights.
     """
 
     step: Any  # [] int32: updates tried
-    params: Any  # nested dict, float32
-    opt_state: Any  # optax state
-    ref_params: Any  # like params, or None
+    params: Any  # nested dict, float32: what is trained
+    opt_state: Any  # optax state of params
+    ref_params: Any  # nested dict of a whole model in its compute dtype, or None
     skipped: Any  # [] int32: updates left out because the gradient was not finite
 
 
-def _new_state(params, optimizer, reference):
-    # A copy, not an alias: the state is donated and a buffer can be given away only once.
-    ref_params = jax.tree.map(jnp.copy, params) if reference else None
+def _new_state(params, model_cfg, optimizer, reference, lora, key):
+    # Copies, not aliases: the state is donated and a buffer can be given away only once.
+    def copied(dtype):
+        return jax.tree.map(lambda p: jnp.copy(p.astype(dtype)), params)
+
+    # What is not trained is kept as it is computed with: that changes no result.
+    frozen = copied(model_cfg.dtype) if reference or lora else None
+    trained = lora_lib.init(model_cfg, lora, key) if lora else copied(jnp.float32)
     zero = jnp.zeros((), jnp.int32)
-    return TrainState(zero, params, optimizer.init(params), ref_params, zero + 0)
+    return TrainState(zero, trained, optimizer.init(trained), frozen, zero + 0)
 
 
 def abstract_state(
@@ -39,6 +48,7 @@ def abstract_state(
     mesh: Mesh,
     *,
     reference: bool = True,
+    lora: lora_lib.LoraConfig | None = None,
 ) -> TrainState:
     """The state as ShapeDtypeStructs that carry their shardings; allocates nothing.
 
@@ -47,7 +57,9 @@ def abstract_state(
     """
 
     def create():
-        return _new_state(models.init(model_cfg, jax.random.key(0)), optimizer, reference)
+        key = jax.random.key(0)
+        params = models.init(model_cfg, key)
+        return _new_state(params, model_cfg, optimizer, reference, lora, key)
 
     shapes = jax.eval_shape(create)
     shardings = parallel.shardings(shapes, mesh)
@@ -68,12 +80,14 @@ def init_state(
     key: jax.Array,
     *,
     reference: bool = True,
+    lora: lora_lib.LoraConfig | None = None,
 ) -> TrainState:
     """A state with random parameters; every device creates only its own shards."""
-    abstract = abstract_state(model_cfg, optimizer, mesh, reference=reference)
+    abstract = abstract_state(model_cfg, optimizer, mesh, reference=reference, lora=lora)
 
     def create(key):
-        return _new_state(models.init(model_cfg, key), optimizer, reference)
+        params = models.init(model_cfg, key)
+        return _new_state(params, model_cfg, optimizer, reference, lora, key)
 
     return jax.jit(create, out_shardings=state_shardings(abstract))(key)
 
@@ -85,17 +99,34 @@ def state_from_params(
     mesh: Mesh,
     *,
     reference: bool = True,
+    lora: lora_lib.LoraConfig | None = None,
+    key: jax.Array | None = None,
 ) -> TrainState:
     """A fresh state around existing parameters (after a warm start or an import).
 
     The state holds copies, so the caller's arrays stay usable after the state is donated.
+
+    Args:
+      params: a whole model, of any dtype.
+      model_cfg: that model.
+      optimizer: what the state is for.
+      mesh: the device mesh.
+      reference: whether to keep a fixed copy to compare with; with LoRA always.
+      lora: the adapters to train instead of ``params``, or None.
+      key: of new adapters; needed with LoRA only.
     """
-    abstract = abstract_state(model_cfg, optimizer, mesh, reference=reference)
+    abstract = abstract_state(model_cfg, optimizer, mesh, reference=reference, lora=lora)
+    params = jax.device_put(params, parallel.shardings(params, mesh))
 
     def create(params):
-        return _new_state(jax.tree.map(jnp.copy, params), optimizer, reference)
+        return _new_state(params, model_cfg, optimizer, reference, lora, key)
 
     return jax.jit(create, out_shardings=state_shardings(abstract))(params)
+
+
+def kept(state: TrainState, lora: lora_lib.LoraConfig | None) -> TrainState:
+    """What a checkpoint holds of a state: with LoRA all but the frozen base, else everything."""
+    return state._replace(ref_params=None) if lora else state
 
 
 def apply_gradients(

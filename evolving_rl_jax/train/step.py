@@ -20,6 +20,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from evolving_rl_jax import losses, models, parallel
+from evolving_rl_jax.models import lora as lora_lib
 from evolving_rl_jax.train import microbatch
 from evolving_rl_jax.train import rows as rows_lib
 from evolving_rl_jax.train import state as state_lib
@@ -87,6 +88,8 @@ def make_train_step(
     model_cfg: models.ModelConfig,
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
+    *,
+    lora: lora_lib.LoraConfig | None = None,
 ) -> Callable[[state_lib.TrainState, TokenBatch], tuple[state_lib.TrainState, dict[str, Any]]]:
     """Compiles ``train_step(state, batch) -> (state, metrics)``; the given state is donated.
 
@@ -95,6 +98,7 @@ def make_train_step(
       model_cfg: the policy.
       optimizer: as `optimizer.make_optimizer` returns it.
       mesh: the device mesh.
+      lora: the adapters that are trained instead of the policy's own parameters, or None.
 
     Returns:
       A jitted function.  ``state`` as `state.init_state` makes it, with reference parameters;
@@ -111,7 +115,7 @@ def make_train_step(
 
     def train_step(state, batch):
         advantages, stats = sequence_advantages(config, batch)
-        loss_fn = _make_loss(config, model_cfg, state.ref_params, batch, advantages)
+        loss_fn = _make_loss(config, model_cfg, lora, state.ref_params, batch, advantages, mesh)
         rows, size = microbatch.split_rows(_rows(batch), config.train.micro_batch_rows, mesh)
         num_micro = (batch.num_rows + size - 1) // size
         grads, total = microbatch.accumulate_gradients(loss_fn, state.params, rows, num_micro, mesh)
@@ -121,7 +125,7 @@ def make_train_step(
         metrics = stats | norms | _step_metrics(total, count)
         return state, {name: metrics[name].astype(jnp.float32) for name in STEP_METRICS}
 
-    abstract = state_lib.abstract_state(model_cfg, optimizer, mesh)
+    abstract = state_lib.abstract_state(model_cfg, optimizer, mesh, lora=lora)
     return _compiled(train_step, abstract, batch_shardings(mesh), mesh)
 
 
@@ -148,7 +152,7 @@ def make_cloning_step(
     """
 
     def loss_fn(params, rows):
-        logprobs, _ = _logprobs(params, model_cfg, config, rows)
+        logprobs, _ = _logprobs(params, model_cfg, config, rows, mesh)
         trained = rows.mask > 0
         sums = {
             "loss": -jnp.sum(jnp.where(trained, logprobs, 0.0)),
@@ -185,9 +189,9 @@ def _compiled(step, abstract, batch_sharding, mesh):
     )
 
 
-def _logprobs(params, model_cfg, config, rows):
+def _logprobs(params, model_cfg, config, rows, mesh):
     chunk, remat = config.train.logprob_chunk, config.train.remat
-    return rows_lib.row_logprobs(params, model_cfg, rows, chunk=chunk, remat=remat)
+    return rows_lib.row_logprobs(params, model_cfg, rows, chunk=chunk, remat=remat, mesh=mesh)
 
 
 def sequence_advantages(config: Any, batch: TokenBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -257,7 +261,7 @@ def _rows(batch: TokenBatch) -> rows_lib.Rows:
     return jax.tree.map(lambda x: x[order], rows)
 
 
-def _make_loss(config, model_cfg, ref_params, batch, advantages):
+def _make_loss(config, model_cfg, lora, ref_params, batch, advantages, mesh):
     """The loss of one micro-batch as a function of (params, rows)."""
     algorithm = config.algorithm
     # Without a KL term the forward pass of the reference is left out, and the KL metrics are 0.
@@ -269,10 +273,11 @@ def _make_loss(config, model_cfg, ref_params, batch, advantages):
     )
 
     def loss_fn(params, rows):
-        logprobs, entropy = _logprobs(params, model_cfg, config, rows)
+        policy = lora_lib.attach(ref_params, params, lora) if lora else params
+        logprobs, entropy = _logprobs(policy, model_cfg, config, rows, mesh)
         ref_logprobs = jax.lax.stop_gradient(logprobs)
         if uses_reference:
-            ref_logprobs, _ = _logprobs(ref_params, model_cfg, config, rows)
+            ref_logprobs, _ = _logprobs(ref_params, model_cfg, config, rows, mesh)
         loss, parts = losses.evolving_rl_loss(
             logprobs,
             rows.old_logprobs,

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import optax
 
-from evolving_rl_jax import models
+from evolving_rl_jax import models, parallel
 from evolving_rl_jax.config import ConfigError
 from evolving_rl_jax.rollout.batch import pack_rows
 from evolving_rl_jax.rollout.demonstrations import Demonstrator
@@ -27,17 +27,25 @@ def initial_params(parts):
     """The policy that training starts from: imported, cloned (cached in the run folder), or random."""
     config = parts.config
     if config.model.hf_path:
-        params, _ = models.load_hf(config.model.hf_path)
-        return params
+        return _load(parts, config.model.hf_path)
     if not config.warmstart.enabled:
         return models.init(parts.model_cfg, jax.random.key(config.seed))
     folder = parts.folder.path / "warmstart"
     if not (folder / DONE).is_file():
         params = clone(parts)
-        models.save_hf(params, parts.model_cfg, folder, tokenizer_dir=parts.folder.path / "tokenizer")
+        models.save_hf(
+            params, parts.model_cfg, folder, tokenizer_dir=parts.folder.path / "tokenizer"
+        )
         write_atomic(folder / DONE, "")
-    params, _ = models.load_hf(folder)
-    return params
+    return _load(parts, folder)
+
+
+def _load(parts, path):
+    """A model folder, read straight into the shards of the mesh and in the dtype it will be kept in."""
+    shapes = jax.eval_shape(lambda: models.init(parts.model_cfg, jax.random.key(0)))
+    dtype = parts.model_cfg.dtype if parts.lora else "float32"
+    shardings = parallel.shardings(shapes, parts.mesh)
+    return models.load_hf(path, dtype=dtype, shardings=shardings)[0]
 
 
 def clone(parts):
@@ -113,7 +121,9 @@ def row_batches(samples: list[Sample], config, *, seed: int):
 
 def cloning_batch(rows: list[list[Sample]], num_rows: int, length: int) -> dict[str, np.ndarray]:
     """Packed rows as arrays [B, T]: tokens, positions, segment_ids, loss_mask."""
-    batch = {n: np.zeros((num_rows, length), np.int32) for n in ("tokens", "positions", "segment_ids")}
+    batch = {
+        n: np.zeros((num_rows, length), np.int32) for n in ("tokens", "positions", "segment_ids")
+    }
     batch["loss_mask"] = np.zeros((num_rows, length), np.float32)
     for row, members in enumerate(rows):
         start = 0

@@ -1,0 +1,26 @@
+"""Qwen3-1.7B on the downloaded ALFWorld games, all weights trained, shorter context.
+
+Command:   evolving-rl train --config=configs/alfworld_qwen3_1_7b.py --workdir=runs/qwen1.7b --config.data.games=GAMES
+Hardware:  a small TPU slice or one 80 GB GPU; `evolving-rl compile` says whether a slice fits (memory: not yet measured)
+Time:      not yet measured
+Expected:  not yet measured
+"""
+
+from evolving_rl_jax.config import default_config
+
+
+def get_config():
+    """The paper's algorithm with a smaller model."""
+    config = default_config()
+    config.model.update(hf_path="Qwen/Qwen3-1.7B", dtype="bfloat16")
+    config.mesh.update(data=1, fsdp=-1, tensor=1)
+    config.rollout.update(
+        style="chat",
+        max_length=8192,
+        num_slots=16,
+        prefill_buckets=(64, 256),
+        row_buckets=(4, 16),
+        column_buckets=(2048, 4096, 8192),
+    )
+    config.train.update(row_length=8192, micro_batch_rows=8)
+    return config

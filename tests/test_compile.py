@@ -1,0 +1,285 @@
+"""Reading compiled programs, the fit report and its exit code; with libtpu a real slice as well."""
+
+import copy
+import dataclasses
+import importlib.util
+import pathlib
+import textwrap
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+pytest.importorskip("ml_collections")
+
+from evolving_rl_jax import cli, models, parallel
+from evolving_rl_jax.config import ConfigError, load_config
+from evolving_rl_jax.train import chips, compile_check, compile_report, estimate, hlo
+
+ROOT = pathlib.Path(__file__).parents[1]
+SMALL = """
+from evolving_rl_jax.config import default_config
+
+
+def get_config():
+    config = default_config()
+    config.model.update(vocab_size=512, hidden_size=256, intermediate_size=256, num_layers=2,
+                        num_heads=2, num_kv_heads=2, dtype="bfloat16")
+    config.rollout.update(num_sources=2, num_retrieved=1, num_skills=2, num_slots=8,
+                          max_length=256, decode_window=8, prefill_buckets=(64,), row_buckets=(8,))
+    config.train.update(row_length=256, micro_batch_rows=4, logprob_chunk=128)
+    config.mesh.update(data=1, fsdp=-1, tensor=1)
+    return config
+"""
+
+
+@pytest.fixture
+def small(tmp_path):
+    path = tmp_path / "small.py"
+    path.write_text(SMALL, encoding="utf-8")
+    return str(path)
+
+
+# -- programs as text ------------------------------------------------------------------------------
+
+TEXT = textwrap.dedent("""
+    HloModule jit_f, is_scheduled=true
+
+    %fused (p.0: f32[10,64], p.1: s32[]) -> f32[1,64] {
+      %p.0 = f32[10,64]{1,0} parameter(0)
+      %p.1 = s32[]{:T(128)} parameter(1)
+      %z = s32[] constant(0)
+      ROOT %slice = f32[1,64]{1,0} dynamic-slice(%p.0, %p.1, %z), dynamic_slice_sizes={1,64}
+    }
+
+    %body (w: (s32[], f32[10,64])) -> (s32[], f32[10,64]) {
+      %w = (s32[], f32[10,64]{1,0}) parameter(0)
+      %i = s32[] get-tuple-element(%w), index=0
+      %x = f32[10,64]{1,0} get-tuple-element(%w), index=1
+      %row = f32[1,64]{1,0:T(8,128)} fusion(%x, %i), kind=kLoop, calls=%fused
+      %all = bf16[4,64]{1,0:T(8,128)(2,1)S(1)} all-gather(%row), dimensions={0}
+      ROOT %t = (s32[], f32[10,64]{1,0}) tuple(%i, %x)
+    }
+
+    %condition (w.1: (s32[], f32[10,64])) -> pred[] {
+      %n = s32[]{:T(128)} constant(5)
+      %w.1 = (s32[], f32[10,64]{1,0}) parameter(0)
+      %i.1 = s32[] get-tuple-element(%w.1), index=0
+      ROOT %lt = pred[] compare(%i.1, %n), direction=LT
+    }
+
+    ENTRY %main (a: f32[10,64]) -> f32[10,64] {
+      %a = f32[10,64]{1,0} parameter(0)
+      %zero = s32[] constant(0)
+      %start = (s32[], f32[10,64]{1,0}) tuple(%zero, %a)
+      %loop = (s32[], f32[10,64]{1,0}) while(%start), condition=%condition, body=%body
+      %out = f32[10,64]{1,0} get-tuple-element(%loop), index=1
+      %sum = (f32[10,64]{1,0}, f32[10,64]{1,0}) all-reduce-start(%out), to_apply=%add
+      ROOT %done = f32[10,64]{1,0} all-reduce-done(%sum)
+    }
+""")
+
+
+def test_traffic_counts_loops_slices_and_collectives():
+    found = hlo.traffic(TEXT)
+    assert found.counts == {"all-gather": 5, "all-reduce": 1}
+    assert found.sent_bytes == {"all-gather": 5 * 4 * 64 * 2, "all-reduce": 2 * 10 * 64 * 4}
+    # A turn of the loop reads one row (and its number), writes it, and gathers it on the chip.
+    loop = 5 * ((256 + 4 + 256) + 256)
+    assert found.hbm_bytes == loop + 10 * 64 * 4
+
+
+def test_bytes_of_shapes():
+    assert hlo.array_bytes("(bf16[2,3]{1,0}, /*index=1*/pred[5]{0}, f32[])") == 12 + 5 + 4
+    on_chip = "(f32[8]{0:T(128)S(1)}, u32[]{:S(2)}, s8[8]{0})"
+    assert hlo.array_bytes(on_chip, memory_only=True) == 8
+    with pytest.raises(ValueError, match="ENTRY"):
+        hlo.traffic("nothing")
+
+
+def test_traffic_of_a_real_program_counts_every_turn_of_a_scan():
+    weights = jnp.ones((7, 128, 128))
+
+    def f(x, weights):
+        return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, weights)[0]
+
+    compiled = jax.jit(f).lower(jnp.ones((64, 128)), weights).compile()
+    moved = hlo.traffic(compiled.as_text()).hbm_bytes
+    least = weights.nbytes + 7 * 2 * 64 * 128 * 4  # each matrix once, the state in and out
+    assert least <= moved <= 4 * least
+
+
+# -- arithmetic ------------------------------------------------------------------------------------
+
+
+def test_flops_are_those_of_the_compiler_on_an_unrolled_model():
+    cfg = models.ModelConfig(512, 64, 128, 1, 4, 2, 16, tie_word_embeddings=False)
+    params = jax.eval_shape(lambda: models.init(cfg, jax.random.key(0)))
+    rows, columns = 4, 64
+    cache = jax.eval_shape(lambda: models.init_cache(cfg, rows, columns))
+    tokens = jax.ShapeDtypeStruct((rows, 1), jnp.int32)
+
+    def one(params, tokens, cache):
+        hidden, _ = models.apply(params, cfg, tokens, positions=tokens, cache=cache)
+        return models.logits(params, cfg, hidden)
+
+    counted = jax.jit(one).lower(params, tokens, cache).compile().cost_analysis()["flops"]
+    assert estimate.decode_flops(cfg, rows, columns) == pytest.approx(counted, rel=0.15)
+    matrices = [x.size for x in jax.tree.leaves(params["layers"]) if x.ndim == 3]
+    assert estimate.layer_weights(cfg) == sum(matrices)
+
+
+def test_training_takes_more_with_remat_and_a_reference_and_less_with_adapters():
+    cfg = models.ModelConfig(512, 64, 128, 2, 4, 2, 16)
+
+    def flops(remat="none", reference=False, lora=False):
+        return estimate.train_flops(cfg, 100, 50, remat=remat, reference=reference, lora=lora)
+
+    matmul = 2 * 100 * (estimate.layer_weights(cfg) + estimate.unembedding_weights(cfg))
+    assert flops() > 3 * matmul
+    assert flops(lora=True) < flops() < flops(remat="full") < flops(remat="full", reference=True)
+
+
+def test_roofline_is_bound_by_the_busiest_resource():
+    chip = chips.CHIPS["v5p"]
+    found = estimate.Roofline.of(chip, 2 * chip.flops, chip.bandwidth, 3 * chip.link)
+    assert (found.compute, found.memory, found.network) == (2, 1, 3)
+    assert found.seconds == 3 and found.bound_by == "interconnect"
+
+
+@pytest.mark.parametrize("name", ["v5p", "v5p:4x4", "v5e:2x2x4", "h100:2x2", "v5e:0x4", "v5e:2x2 "])
+def test_topology_names_are_checked(name):
+    with pytest.raises(ConfigError, match="--topology must be CHIP:SIDES .*v4, v5e, v5p, v6e"):
+        compile_check.topology_devices(name)
+
+
+def test_topology_of_less_than_a_host():
+    assert chips.parse_topology("v5e:1x1")[1] == (1, 1)
+    assert chips.host_bounds((1, 1)) == (1, 1, 1)
+    assert chips.host_bounds((2, 2)) is None
+
+
+# -- the command -----------------------------------------------------------------------------------
+
+
+def stand_in(memory):
+    """This process's own device in the place of a slice; ``memory`` bytes of it may be used."""
+    return chips.Chip("stand-in", memory, 1e12, 1e11, 1e10), jax.devices()[:1]
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    """The report of the small configuration, made once."""
+    path = tmp_path_factory.mktemp("compiled") / "small.py"
+    path.write_text(SMALL, encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compile_check, "topology_devices", lambda name: stand_in(2**30))
+        return compile_check.check(load_config(str(path)), str(path), "v5e:1x1")
+
+
+@pytest.fixture
+def report(compiled):
+    """A copy that a test may change."""
+    parts = {"resident": dict(compiled.resident), "programs": copy.deepcopy(compiled.programs)}
+    return dataclasses.replace(compiled, **parts)
+
+
+def test_what_fits_exits_0_and_prints_every_part(monkeypatch, capsys, small, report):
+    monkeypatch.setattr(compile_check, "check", lambda *_: report)
+    assert cli.main(["compile", f"--config={small}", "--topology=v5e:1x1"]) == 0
+    out = capsys.readouterr().out
+    for part in (
+        *("parameters", "optimizer state", "reference policy", "generation weights", "KV cache"),
+        *("activations, gradients", "TFLOPs", "HBM GB", "not measurements", "fits: "),
+    ):
+        assert part in out, out
+    assert "small on v5e:1x1: 1 devices" in out
+
+
+def test_what_does_not_fit_exits_1_and_says_what_to_change(monkeypatch, capsys, small, report):
+    report.chip = stand_in(2**20)[0]
+    monkeypatch.setattr(compile_check, "check", lambda *_: report)
+    assert cli.main(["compile", f"--config={small}", "--topology=v5e:1x1"]) == 1
+    out = capsys.readouterr().out
+    assert "does not fit: " in out and "GiB a device too much" in out
+    assert "rollout.num_slots below 8" in out
+
+
+def test_sizes_are_those_of_the_shards(report, small):
+    cfg = compile_check.load_architecture(report.config, small)
+    count = sum(x.size for x in jax.tree.leaves(models.init(cfg, jax.random.key(0))))
+    assert report.resident["parameters"] == pytest.approx(4 * count, abs=16)
+    assert report.resident["optimizer state"] == pytest.approx(8 * count, abs=16)
+    assert report.resident["reference policy"] == 2 * count
+    assert report.resident["KV cache"] == 8 * 256 * 2 * 2 * 2 * 128 * 2
+    assert [p.name for p in report.programs] == ["train step", "prefill 8x64", "decode 8 rows"]
+    assert (report.micro_tokens, report.num_micro) == (4 * 256, 2)
+
+
+def test_out_of_memory_of_the_compiler_is_a_figure(small):
+    class Lowered:
+        def compile(self):
+            text = "RESOURCE_EXHAUSTED: Ran out of memory. Used 23.50G of 15.75G hbm. Exceeded."
+            raise jax.errors.JaxRuntimeError(text)
+
+    found = compile_check._compile("train step", Lowered(), 1.0, 2**30, 0)
+    assert found.temporary == 22.5 * 2**30 and found.error.startswith("Ran out of memory")
+
+
+def test_advice_names_the_largest_part(report):
+    step, prefill, _ = report.programs
+    step.temporary = prefill.temporary = 1e12
+    assert "train.micro_batch_rows=1" in compile_report.advice(report, step)[0]
+    assert "rollout.row_buckets" in compile_report.advice(report, prefill)[0]
+    report.resident["parameters"] = 1e13
+    assert "mesh.fsdp" in compile_report.advice(report, step)[0]
+
+
+def test_a_mistake_is_one_line(monkeypatch, capsys, small):
+    assert cli.main(["compile", f"--config={small}", "--topology=v5p"]) == 2
+    assert "--topology must be CHIP:SIDES" in capsys.readouterr().err
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert cli.main(["compile", f"--config={small}", "--topology=v5e:2x2"]) == 2
+    assert 'pip install ".[tpu]"' in capsys.readouterr().err
+    monkeypatch.setattr(compile_check, "topology_devices", lambda name: stand_in(2**30))
+    command = ["compile", f"--config={small}", "--topology=v5e:1x1"]
+    assert cli.main([*command, "--config.mesh.tensor=3"]) == 2
+    assert "config.mesh: mesh axis sizes" in capsys.readouterr().err
+    assert cli.main([*command, "--config.model.hf_path=some/model"]) == 2
+    error = capsys.readouterr().err
+    assert "config.model.hf_path 'some/model'" in error and "models/model.json" in error
+
+
+@pytest.mark.parametrize(
+    ("name", "billions"),
+    [
+        ("alfworld_qwen2_5_7b", 7.62),
+        ("alfworld_qwen3_1_7b", 1.72),
+        ("alfworld_qwen2_5_7b_lora", 7.62),
+    ],
+)
+def test_architectures_of_the_configs_are_here_without_a_download(name, billions):
+    path = str(ROOT / "configs" / f"{name}.py")
+    cfg = compile_check.load_architecture(load_config(path), path)
+    shapes = jax.eval_shape(lambda: models.init(cfg, jax.random.key(0)))
+    assert sum(x.size for x in jax.tree.leaves(shapes)) / 1e9 == pytest.approx(billions, abs=0.01)
+    assert cfg.dtype == "bfloat16"
+
+
+def test_generation_uses_as_many_devices_as_key_heads_allow():
+    devices = [jax.devices()[0]] * 8
+    for heads, expected in ((4, 4), (8, 8), (3, 3), (1, 1), (7, 7)):
+        assert parallel.generation_mesh(heads, np.array(devices)).size == expected
+
+
+@pytest.mark.slow
+def test_a_real_slice(capfd, small):
+    pytest.importorskip("libtpu")
+    command = ["compile", f"--config={small}", "--topology=v5e:2x2"]
+    assert cli.main(command) == 0
+    out = capfd.readouterr().out
+    assert "4 devices (TPU v5 lite) on 1 hosts" in out and "all-gather" in out
+    cache = "--config.rollout.num_slots=100000"
+    assert cli.main([*command, cache, "--config.rollout.row_buckets=100000"]) == 1
+    assert "rollout.num_slots below 100000" in capfd.readouterr().out
