@@ -2,8 +2,8 @@
 
 Command:   evolving-rl train --config=configs/alfworld_quickstart.py --workdir=runs/quickstart
 Hardware:  two CPU cores, 4 GB of memory; no accelerator, no network
-Time:      not yet measured
-Expected:  not yet measured
+Time:      11 minutes with the install, on two cores that other work shared
+Expected:  own skill, temperature 1: valid_unseen 30 -> 64 %, heldout_types 31 -> 61 % (a second seed: 31 -> 55, 33 -> 56)
 """
 
 from evolving_rl_jax.config import default_config
