@@ -13,6 +13,7 @@ import importlib.util
 import math
 import pathlib
 import re
+import sys
 from typing import Any
 
 import jax
@@ -145,12 +146,11 @@ def check(config, config_file: str, topology: str) -> Report:
     resident = _sizes(state, bool(config.model.lora.rank))
     weights, cache, generation = _lower_generation(config, cfg, engine_mesh)
     resident |= {"generation weights": _bytes(weights), "KV cache": _bytes(cache)}
-    held = _bytes(state), _bytes(weights) + _bytes(cache)
     flops = _train_flops(config, cfg, shape) / mesh.size
-    programs = [_compile("train step", step, flops, held[0], sum(resident.values()) - held[0])]
+    programs = [_compile("train step", step, flops, _bytes(state))]
     for name, lowered, total in generation:
-        flops = total / engine_mesh.size
-        programs.append(_compile(name, lowered, flops, held[1], held[0]))
+        held = _bytes(weights) + _bytes(cache)
+        programs.append(_compile(name, lowered, total / engine_mesh.size, held))
     shown = " ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
     hosts = len({d.process_index for d in devices})
     return Report(
@@ -229,7 +229,11 @@ def _lower_generation(config, cfg, mesh):
                 prefill,
                 estimate.prefill_flops(cfg, some * chunk, columns),
             ),
-            (f"decode {all_rows} rows", decode, estimate.decode_flops(cfg, all_rows, columns)),
+            (
+                f"decode {all_rows}x{r.decode_window}",
+                decode,
+                estimate.decode_flops(cfg, all_rows * r.decode_window, columns),
+            ),
         ],
     )
 
@@ -265,8 +269,9 @@ def _sizes(state, lora: bool) -> dict[str, float]:
 _NEEDED = re.compile(r"(?:Used |temporaries \(|required[^(]*\()([\d.]+)([KMGT])")
 
 
-def _compile(name, lowered, flops, arguments, others) -> Program:
-    """Compiles; ``arguments`` are the bytes of inputs that stay, ``others`` what else does."""
+def _compile(name, lowered, flops, arguments) -> Program:
+    """Compiles; ``arguments`` are the bytes of its inputs that stay."""
+    print(f"compiling: {name}", file=sys.stderr, flush=True)  # minutes, for a large model
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as e:

@@ -38,20 +38,21 @@ def _memory(report: Report) -> list[str]:
 
 
 def _work(report: Report) -> list[str]:
-    """What each program computes and moves once: a micro-batch, a chunk, a token of every row."""
+    """What each program computes and moves: for a micro-batch, a prefill chunk, a decode window."""
     programs = report.programs
-    once = ["micro-batch", "chunk", "token a row"]
+    once = ["micro-batch", "chunk", "window"]
     lines = [_row("a device, for one", once[: len(programs)])]
     lines.append(_row("TFLOPs (formula)", [f"{p.flops / 1e12:.2f}" for p in programs]))
     lines.append(_row("HBM GB (program)", [_moved(p) for p in programs]))
     for kind in COLLECTIVES:
         if any(p.traffic.counts[kind] for p in programs):
-            cells = [
-                f"{p.traffic.counts[kind]:.0f} x, {p.traffic.sent_bytes[kind] / 1e9:.2f} GB"
-                for p in programs
-            ]
-            lines.append(_row(kind, cells))
+            lines.append(_row(kind, [_sent(p, kind) for p in programs]))
     return lines
+
+
+def _sent(p: Program, kind: str) -> str:
+    count = p.traffic.counts[kind]
+    return f"{count:.0f} x, {p.traffic.sent_bytes[kind] / 1e9:.2f} GB" if count else "-"
 
 
 def _moved(p: Program) -> str:

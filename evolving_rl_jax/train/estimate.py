@@ -60,10 +60,10 @@ def prefill_flops(cfg: ModelConfig, tokens: int, columns: int) -> float:
     return tokens * (2.0 * layer_weights(cfg) + attention_flops(cfg, columns))
 
 
-def decode_flops(cfg: ModelConfig, rows: int, columns: int) -> float:
-    """FLOPs of one token for each of ``rows`` rows."""
+def decode_flops(cfg: ModelConfig, tokens: int, columns: int) -> float:
+    """FLOPs of ``tokens`` sampled tokens, all rows and steps together."""
     weights = layer_weights(cfg) + unembedding_weights(cfg)
-    return rows * (2.0 * weights + attention_flops(cfg, columns))
+    return tokens * (2.0 * weights + attention_flops(cfg, columns))
 
 
 @dataclasses.dataclass(frozen=True)

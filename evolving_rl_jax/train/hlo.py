@@ -1,8 +1,9 @@
 """What a compiled program moves through memory and between devices, read from its HLO text.
 
 XLA's own cost analysis counts the body of a loop once, whatever its trip count.  Here every
-instruction is counted as often as the loops around it run.  A loop whose trip count is a run-time
-value (the micro-batches of a step) counts once, so the result is per micro-batch.
+instruction is counted as often as the loops around it run.  A loop that may end early counts with
+its limit (the tokens of a decode window), one whose trip count is a run-time value counts once (the
+micro-batches of a step), so the result is per micro-batch.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ _FREE = frozenset(
     "opt-barrier partition-id replica-id iota".split()
 )
 _SLICES = ("dynamic-slice", "slice", "gather")
+_UPDATES = {"dynamic-update-slice": 1, "scatter": 2}  # which operand is written into the first one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,8 +175,8 @@ def _moved(i: Instruction, shapes, computations) -> int:
 
     if i.opcode in _SLICES:
         return 2 * size(i.shape)
-    if i.opcode == "dynamic-update-slice":
-        return 2 * size(shapes.get(i.operands[1], ""))
+    if i.opcode in _UPDATES:
+        return 2 * size(shapes.get(i.operands[_UPDATES[i.opcode]], ""))
     read = [size(shapes.get(o, "")) for o in i.operands]
     if i.opcode != "fusion":
         return sum(read) + (0 if i.opcode.endswith("-start") else size(i.shape))
@@ -187,11 +189,10 @@ def _moved(i: Instruction, shapes, computations) -> int:
         users = [j for j in body if p.name in j.operands]
         if users and all(j.opcode in _SLICES and j.operands[0] == p.name for j in users):
             read[n] = min(read[n], sum(array_bytes(j.shape) for j in users))
-        updates = [
-            j for j in users if j.opcode == "dynamic-update-slice" and j.operands[0] == p.name
-        ]
+        updates = [j for j in users if j.opcode in _UPDATES and j.operands[0] == p.name]
         if updates and len(users) == len(updates):  # in place: the rest of the buffer stays
-            touched = sum(array_bytes(inside[j.operands[1]].shape) for j in updates)
+            changes = [inside[j.operands[_UPDATES[j.opcode]]] for j in updates]
+            touched = sum(array_bytes(j.shape) for j in changes)
             written -= max(0, read[n] - touched)
             read[n] = 0
     return sum(read) + max(0, written)
