@@ -39,4 +39,8 @@ def get_config():
         remat="full",
     )
     config.optimizer.update(learning_rate=1e-6, b1=0.9, b2=0.98, weight_decay=0.1)
+    # Downloaded games name no household facts, and only valid_seen has past experience in `train`.
+    config.eval.update(
+        temperatures=(0.0,), splits=("valid_seen",), conditions=("none", "own"), num_games=0
+    )
     return config

@@ -24,4 +24,8 @@ def get_config():
         column_buckets=(2048, 4096, 8192, 16384),
     )
     config.train.update(micro_batch_rows=1, minibatches=1)
+    # Downloaded games name no household facts, and only valid_seen has past experience in `train`.
+    config.eval.update(
+        temperatures=(0.0,), splits=("valid_seen",), conditions=("none", "own"), num_games=0
+    )
     return config

@@ -23,4 +23,8 @@ def get_config():
         column_buckets=(2048, 4096, 8192),
     )
     config.train.update(row_length=8192, micro_batch_rows=8)
+    # Downloaded games name no household facts, and only valid_seen has past experience in `train`.
+    config.eval.update(
+        temperatures=(0.0,), splits=("valid_seen",), conditions=("none", "own"), num_games=0
+    )
     return config
