@@ -5,10 +5,14 @@ import dataclasses
 import numpy as np
 import pytest
 
+from evolving_rl_jax import envs
 from evolving_rl_jax.data.tasks import load_tasks
 from evolving_rl_jax.envs import pddl_problem
-from evolving_rl_jax.envs.experts import SearchingExpert, Walkthrough
+from evolving_rl_jax.envs.base import EnvError
+from evolving_rl_jax.envs.experts import SearchingExpert, Walkthrough, play
+from evolving_rl_jax.envs.household_plan import TASK_TYPES
 from evolving_rl_jax.envs.households import generate_even
+from evolving_rl_jax.envs.scene_layouts import usual_places
 
 pytest.importorskip("alfworld")
 
@@ -91,7 +95,7 @@ class ToyRoom:
         return any(verb is None or (verb, t) in self.state for t in there)
 
 
-def play(task, expert):
+def play_toy(task, expert):
     """(won, steps) in the toy room within the task's own limit."""
     room, text = ToyRoom(task), "You are in the middle of a room."
     for steps in range(1, task.step_limit + 1):
@@ -105,7 +109,7 @@ def play(task, expert):
 
 def test_walkthroughs_win_the_toy_room_in_the_shortest_number_of_steps(tasks):
     for task in tasks:
-        assert play(task, Walkthrough(task)) == (True, task.meta["shortest"])
+        assert play_toy(task, Walkthrough(task)) == (True, task.meta["shortest"])
 
 
 def success(tasks, **options):
@@ -114,7 +118,9 @@ def success(tasks, **options):
     wins = []
     for i, task in enumerate(tasks):
         rng = np.random.default_rng([7, i])
-        wins.append(play(task, SearchingExpert(task, rng, make_beliefs(task, rng), **options))[0])
+        wins.append(
+            play_toy(task, SearchingExpert(task, rng, make_beliefs(task, rng), **options))[0]
+        )
     return np.mean(wins)
 
 
@@ -146,7 +152,7 @@ def test_what_is_excluded_is_searched_last(tasks):
         rng = np.random.default_rng([8, i])
         others = sorted(p for p in task.meta["habits"].values() if p != task.meta["place"])
         excluded = {task.meta["object"]: set(others[:4])}
-        wins.append(play(task, SearchingExpert(task, rng, excluded=excluded))[0])
+        wins.append(play_toy(task, SearchingExpert(task, rng, excluded=excluded))[0])
     assert np.mean(wins) == 1.0
 
 
@@ -183,3 +189,99 @@ def test_experts_name_their_target_and_refuse_nonsense(tasks):
 def test_the_searcher_reads_both_wordings_of_alfworld(tasks, text, target):
     task = dataclasses.replace(tasks[0], text=text)
     assert SearchingExpert(task, np.random.default_rng(0)).target == target
+
+
+# -- on the engine, in both kinds of rooms ---------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=["compact", "scenes"])
+def played(request, tmp_path_factory, engine_options):
+    """Room kind, and by player: wins by task type and mean steps, of 60 games within 50 steps."""
+    rooms = request.param
+    generate_even(path := tmp_path_factory.mktemp(rooms), num=60, seed=8, rooms=rooms)
+    games = load_tasks(path)
+    usual = usual_places() if rooms == "scenes" else None
+
+    def search(task, i, **options):
+        return SearchingExpert(task, np.random.default_rng([4, i]), usual=usual, **options)
+
+    players = {
+        "walkthrough": lambda task, i: Walkthrough(task),
+        "search": search,
+        "noisy": lambda task, i: search(task, i, noise=0.1),
+        "knows": lambda task, i: search(task, i, beliefs=right(task, None)),
+    }
+    env = envs.make("alfworld", **engine_options)
+    results = {}
+    for name, make in players.items():
+        ends = [(t.task_type, *play(env, t, make(t, i))) for i, t in enumerate(games)]
+        wins = {k: np.mean([won for kind, won, _ in ends if kind == k]) for k in TASK_TYPES}
+        results[name] = wins, np.mean([steps for *_, steps in ends])
+    return rooms, results
+
+
+def test_experts_win_all_six_task_types_within_fifty_steps(played):
+    _, results = played
+    assert set(results["walkthrough"][0].values()) == {1.0}
+    assert min(results["search"][0].values()) >= 0.9
+    assert min(results["knows"][0].values()) >= 0.9
+    assert min(results["noisy"][0].values()) >= 0.7
+    assert len(results["noisy"][0]) == 6
+
+
+def test_searching_takes_steps_that_knowing_saves_and_noise_costs(played):
+    rooms, results = played
+    steps = {name: mean for name, (_, mean) in results.items()}
+    assert steps["walkthrough"] <= steps["knows"] < steps["search"] < steps["noisy"]
+    assert steps["search"] > steps["knows"] + (3 if rooms == "compact" else 4)
+
+
+def test_common_sense_saves_steps_in_scenes(tmp_path, engine_options):
+    generate_even(tmp_path, num=24, seed=9, rooms="scenes")
+    env, steps = envs.make("alfworld", **engine_options), {}
+    for name, usual in (("common sense", usual_places()), ("none", None)):
+        players = [
+            SearchingExpert(t, np.random.default_rng(i), usual=usual)
+            for i, t in enumerate(load_tasks(tmp_path))
+        ]
+        steps[name] = [
+            play(env, t, p)[1] for t, p in zip(load_tasks(tmp_path), players, strict=True)
+        ]
+    assert np.mean(steps["common sense"]) < 0.8 * np.mean(steps["none"])
+
+
+class Room(ToyRoom):
+    """Two places at one standing point: the agent cannot go from one to the other, nor needs to."""
+
+    def actions(self):
+        shared = {"microwave 1", "countertop 1"}
+        if self.at not in shared:
+            return super().actions()
+        other = next(iter(shared - {self.at}))
+        found = [a for a in super().actions() if a != f"go to {other}"]
+        if self.held and other in self.open:
+            found.append(f"move {self.held} to {other}")
+        return found
+
+    def step(self, action):
+        if action.startswith("move"):
+            self.at = " ".join(action.split()[-2:])
+        return super().step(action)
+
+
+def test_a_target_at_the_same_standing_point_needs_no_way(tasks):
+    heats = [t for t in tasks if t.task_type == "pick_heat_then_place_in_recep"]
+    heats = [t for t in heats if t.meta["target"] == "countertop"]
+    assert heats
+    for task in heats:
+        room, text = Room(task), "You are in the middle of a room."
+        expert = SearchingExpert(task, np.random.default_rng(0), right(task, None))
+        for _ in range(task.meta["shortest"]):
+            text = room.step(expert.act(text, room.actions()))
+        assert room.won()
+
+
+def test_a_failed_environment_has_no_result(tasks, engine_options):
+    env = envs.make("alfworld", **engine_options)
+    with pytest.raises(EnvError, match="nowhere"):
+        play(env, dataclasses.replace(tasks[0], path="/nowhere"), Walkthrough(tasks[0]))

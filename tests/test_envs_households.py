@@ -4,6 +4,7 @@ import collections
 import hashlib
 import json
 import pathlib
+import random
 import re
 
 import numpy as np
@@ -62,10 +63,8 @@ def stock_engine():
 # -- the published engine ------------------------------------------------------------------------
 
 
-def test_sixty_new_games_are_won_by_their_walkthrough_on_the_published_engine(tmp_path):
-    generate_even(tmp_path, num=60, seed=20240611, split="fresh")
-    games = load_tasks(tmp_path, "fresh")
-    assert collections.Counter(t.task_type for t in games) == dict.fromkeys(TASK_TYPES, 10)
+def won_by_walkthrough(games):
+    """Plays them on the published engine; every command must be one that it offers."""
     env = stock_engine()
     for task in games:
         env.load(f"{task.path}/game.tw-pddl")
@@ -76,6 +75,21 @@ def test_sixty_new_games_are_won_by_their_walkthrough_on_the_published_engine(tm
             assert command in state.admissible_commands, (task.id, command)
             state, _, done = env.step(command)
         assert state.won and done, task.id
+
+
+@pytest.mark.parametrize("rooms", ["compact", "scenes"])
+def test_new_games_are_won_by_their_walkthrough_on_the_published_engine(tmp_path, rooms):
+    generate_even(tmp_path, num=12, seed=20240611, split="fresh", rooms=rooms)
+    games = load_tasks(tmp_path, "fresh")
+    assert collections.Counter(t.task_type for t in games) == dict.fromkeys(TASK_TYPES, 2)
+    won_by_walkthrough(games[:10])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rooms", ["compact", "scenes"])
+def test_sixty_of_a_thousand_games_are_won_on_the_published_engine(tmp_path, rooms):
+    generate_even(tmp_path, num=1000, seed=20240612, rooms=rooms)
+    won_by_walkthrough(random.Random(1).sample(load_tasks(tmp_path), 60))
 
 
 def test_the_agent_reads_the_same_name_for_the_same_place_in_every_game(tasks):
@@ -112,16 +126,33 @@ def test_the_published_loader_takes_a_split(folder, capsys):
 # -- what the splits promise ---------------------------------------------------------------------
 
 
+def digest(root, names=("*",)):
+    files = sorted(p for name in names for p in pathlib.Path(root).rglob(name) if p.is_file())
+    parts = [str(p.relative_to(root)).encode() + p.read_bytes() for p in files]
+    return hashlib.sha256(b"".join(parts)).hexdigest()
+
+
 def test_the_same_seed_gives_the_same_bytes(folder, tmp_path):
     generate_games(tmp_path / "a", seed=3, spec=SPEC)
     generate_games(tmp_path / "b", seed=4, spec=SPEC)
-
-    def digest(root):
-        files = sorted(p for p in pathlib.Path(root).rglob("*") if p.is_file())
-        parts = [str(p.relative_to(root)).encode() + p.read_bytes() for p in files]
-        return hashlib.sha256(b"".join(parts)).hexdigest()
-
     assert digest(folder) == digest(tmp_path / "a") != digest(tmp_path / "b")
+
+
+def test_compact_games_keep_their_bytes(tmp_path):
+    """Measured results name a seed: the problems and facts of its games must never change."""
+    generate_games(tmp_path, seed=0, spec=GamesSpec(num_train_households=4, num_warmstart=12))
+    texts = []
+    for path in sorted(tmp_path.rglob("game.tw-pddl")):
+        game = json.loads(path.read_text())
+        texts += [
+            game["pddl_problem"],
+            *game["walkthrough"],
+            path.with_name("traj_data.json").read_text(),
+        ]
+    texts.append((tmp_path / "games.json").read_text())
+    assert hashlib.sha256("\n".join(texts).encode()).hexdigest() == (
+        "ec6936b828524d890e223b7ff0e22c72b7c51815bc586f79a1eaa148fc61b60a"
+    )
 
 
 def test_split_sizes_and_types(tasks):
@@ -228,8 +259,6 @@ def test_texts_are_plain(tasks):
 
 
 def test_household_names_are_unique_up_to_the_limit():
-    import random
-
     names = household_names(MAX_HOUSEHOLDS, 100, random.Random(0))
     assert len(set(names)) == MAX_HOUSEHOLDS
     assert len({h.id for h in make_households(200, 50, seed=1)}) == 200

@@ -1,116 +1,48 @@
-"""Tasks on disk: game folders, splits, content hashes, and the order of training.
+"""Tasks on disk: folders of games, their splits, and the order of training.
 
-A game folder is the same whether it was generated here or downloaded from ALFWorld.
+A folder of games is generated (``evolving-rl games``), indexed (``evolving-rl data``) or just a
+folder of game folders as ALFWorld's download has it.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
+import functools
 import os
 import pathlib
-import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
+from evolving_rl_jax.data.game_folder import (
+    TaskError,
+    alfworld_task,
+    content_hash,
+    field,
+    is_left_out,
+    read_object,
+)
+from evolving_rl_jax.data.task_source import TaskSource
 from evolving_rl_jax.types import Task
 
-__all__ = ["TaskError", "TaskOrder", "alfworld_task", "content_hash", "load_tasks"]
-
-_PHRASES = {  # how ALFWorld words a task of each type
-    "pick_and_place_simple": "put a {obj} in {target}",
-    "pick_clean_then_place_in_recep": "put a clean {obj} in {target}",
-    "pick_heat_then_place_in_recep": "put a hot {obj} in {target}",
-    "pick_cool_then_place_in_recep": "put a cool {obj} in {target}",
-    "pick_two_obj_and_place": "put two {obj} in {target}",
-    "look_at_obj_in_light": "look at {obj} under the {target}",
-}
-_SPLITS = ("train", "valid_seen", "valid_unseen")
-_STEP_LIMIT = 50
-_OWN_META = ("place", "habits", "things", "shortest", "source")
-_OWN_KEYS = ("id", "split", "name", "step_limit", *_OWN_META)
-_SENTENCE = re.compile(r'Your task is to: ([^"]*?)\.?"')
+__all__ = [
+    "TaskError",
+    "TaskOrder",
+    "alfworld_task",
+    "content_hash",
+    "load_tasks",
+    "select",
+    "source_split",
+]
 
 
-class TaskError(ValueError):
-    """A game folder or an index that cannot be used; the message names the file."""
-
-
-def content_hash(pddl_problem: str, task_type: str) -> str:
-    """sha256 (hex) of what a game is: its problem, name and layout aside, and its task type."""
-    unnamed = re.sub(r"\(\s*problem\s+[^\s()]*\s*\)", "", pddl_problem, count=1)
-    text = " ".join(unnamed.split())
-    return hashlib.sha256(f"{task_type}\n{text}".encode()).hexdigest()
-
-
-def alfworld_task(game_dir: str | os.PathLike[str]) -> Task:
-    """Reads one game folder, generated or downloaded.
-
-    Args:
-      game_dir: holds ``traj_data.json`` and ``game.tw-pddl``.
-
-    Returns:
-      The task.  ``text`` is the sentence that the engine shows.  A downloaded game has the step
-      limit 50, its two innermost folder names as id, and its split from the folder names.  ``meta``
-      has ``object`` and ``target`` (class words as the agent reads them; the lamp is the target of
-      ``look_at_obj_in_light``) and ``walkthrough`` (commands, empty when unknown); for a generated
-      game also ``household``, ``place`` (where the object is kept), ``habits`` (class word ->
-      place, all six), ``things`` (object -> place at the start), ``shortest`` (steps of the
-      shortest solution) and ``source`` (id of the game to learn from in the unseen panels, or "").
-
-    Raises:
-      TaskError: the folder or a file is missing or malformed.
-    """
-    folder = pathlib.Path(game_dir).absolute()
-    if not folder.is_dir():
-        raise TaskError(f"{folder}: must be a game folder, found no such folder")
-    traj_path, game_path = folder / "traj_data.json", folder / "game.tw-pddl"
-    traj, game = _read_object(traj_path), _read_object(game_path)
-    task_type = _field(traj, "task_type", str, traj_path)
-    if task_type not in _PHRASES:
-        raise TaskError(
-            f"{traj_path}: task_type must be one of {', '.join(_PHRASES)}, got {task_type!r}"
-        )
-    params = _field(traj, "pddl_params", dict, traj_path)
-    target_key = "toggle_target" if task_type == "look_at_obj_in_light" else "parent_target"
-    obj, target = (_field(params, k, str, traj_path).lower() for k in ("object_target", target_key))
-    meta = {"object": obj, "target": target, "walkthrough": list(game.get("walkthrough") or ())}
-    own = _own_facts(traj, traj_path)
-    if own:
-        meta["household"] = own["name"]
-        meta |= {key: own[key] for key in _OWN_META}
-    problem = _field(game, "pddl_problem", str, game_path)
-    return Task(
-        id=own.get("id") or "/".join(folder.parts[-2:]),
-        env="alfworld",
-        split=own.get("split") or next((p for p in folder.parts[::-1] if p in _SPLITS), ""),
-        task_type=task_type,
-        text=_sentence(game, _PHRASES[task_type].format(obj=obj, target=target), game_path),
-        path=str(folder),
-        content_hash=content_hash(problem, task_type),
-        group=own.get("name", ""),
-        step_limit=own.get("step_limit", _STEP_LIMIT),
-        meta=meta,
-    )
-
-
-def _own_facts(traj: dict[str, Any], path: pathlib.Path) -> dict[str, Any]:
-    """What a generated game says of its household; empty for a downloaded game."""
-    own = traj.get("household") or {}
-    for key in _OWN_KEYS if own else ():
-        if key not in own:
-            raise TaskError(f"{path}: household must have {key}, found none")
-    return own
-
-
-def load_tasks(folder: str | os.PathLike[str], split: str | None = None) -> list[Task]:
+def load_tasks(folder: str | os.PathLike[str], split: str | None = None) -> Sequence[Task]:
     """All tasks of a folder of games, sorted by id.
 
     Args:
-      folder: generated (with ``games.json``) or downloaded (searched for game folders; those that
-        the published loader leaves out, sliced, movable or unsolvable, are left out here too).
+      folder: generated (with ``games.json``), indexed by ``evolving-rl data`` (the tasks are then
+        read from its data set when they are asked for, see ``TaskSource``), or downloaded (searched
+        for game folders; those that the published loader leaves out, sliced, movable or unsolvable,
+        are left out here too).
       split: only this split; None = all.
 
     Raises:
@@ -120,12 +52,18 @@ def load_tasks(folder: str | os.PathLike[str], split: str | None = None) -> list
     if not root.is_dir():
         raise TaskError(f"{root}: must be a folder of games, found no such folder")
     index = root / "games.json"
-    tasks = _indexed(root, index, split) if index.is_file() else _found(root, split)
-    return sorted(tasks, key=lambda task: task.id)
+    if not index.is_file():
+        return sorted(_found(root, split), key=lambda task: task.id)
+    content = read_object(index)
+    if "dataset" in content:
+        source = TaskSource.open(root, content)
+        _check_split(index, split, set(source.splits))
+        return source if split is None else source.select(split=split)
+    return sorted(_indexed(root, index, content, split), key=lambda task: task.id)
 
 
-def _indexed(root: pathlib.Path, index: pathlib.Path, split: str | None) -> list[Task]:
-    entries = _field(_read_object(index), "games", list, index)
+def _indexed(root: pathlib.Path, index: pathlib.Path, content: dict, split: str | None):
+    entries = field(content, "games", list, index)
     try:
         rows = [(e["id"], e["split"], e["path"], e["content_hash"]) for e in entries]
     except (KeyError, TypeError) as error:
@@ -148,11 +86,11 @@ def _found(root: pathlib.Path, split: str | None) -> list[Task]:
     tasks = []
     for path in sorted(root.rglob("traj_data.json")):
         folder = path.parent
-        if "movable" in str(folder) or "Sliced" in str(folder):
+        if is_left_out(folder.relative_to(root)):
             continue
         if not (folder / "game.tw-pddl").is_file():
             continue
-        if _read_object(folder / "game.tw-pddl").get("solvable") is not False:
+        if read_object(folder / "game.tw-pddl").get("solvable") is not False:
             tasks.append(alfworld_task(folder))
     if not tasks:
         raise TaskError(
@@ -168,39 +106,42 @@ def _check_split(where: pathlib.Path, split: str | None, known: set[str]) -> Non
         raise TaskError(f"{where}: split must be one of {', '.join(sorted(known))}, got {split!r}")
 
 
-def _read_object(path: pathlib.Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise TaskError(f"{path}: must exist, found no such file") from None
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise TaskError(f"{path}: must be a JSON file, found {reason}") from error
-    if not isinstance(data, dict):
-        raise TaskError(f"{path}: must hold a JSON object, found {type(data).__name__}")
-    return data
+def select(
+    tasks: Sequence[Task], *, split: str | None = None, types: Collection[str] | None = None
+) -> Sequence[Task]:
+    """The tasks of a split and of some task types (None = all), in their order."""
+    if isinstance(tasks, TaskSource):
+        return tasks.select(split=split, types=types)
+    return [
+        task
+        for task in tasks
+        if split in (None, task.split) and (types is None or task.task_type in types)
+    ]
 
 
-def _field(data: dict[str, Any], key: str, kind: type, path: pathlib.Path) -> Any:
-    value = data.get(key)
-    if not isinstance(value, kind):
-        raise TaskError(f"{path}: {key} must be a {kind.__name__}, found {type(value).__name__}")
-    return value
+def source_split(split: str, known: Collection[str]) -> str:
+    """The declared pool that a panel split draws its past experience from.
 
+    Panels of unseen generated households or web sites have a split of sources of their own; all
+    others, those of downloaded tasks among them, draw from ``train``, but one of the training games
+    themselves.
 
-def _sentence(game: dict[str, Any], usual: str, path: pathlib.Path) -> str:
-    """The task as the engine words it; the usual phrase where the grammar leaves it open."""
-    found = _SENTENCE.search(_field(game, "grammar", str, path))
-    if found is None:
-        raise TaskError(f"{path}: grammar must have a sentence 'Your task is to: ...', found none")
-    return usual if found[1] == "UNKNOWN GOAL" else found[1]
+    Args:
+      split: of a panel.
+      known: names of all splits.
+    """
+    if f"{split}_sources" in known:
+        return f"{split}_sources"
+    of_unseen = split != "valid_seen" and "valid_unseen_sources" in known
+    return "valid_unseen_sources" if of_unseen or split == "train" else "train"
 
 
 class TaskOrder:
     """The endless order in which training takes tasks: one permutation of all of them an epoch.
 
     A pure function of the ids, the seed and the position, so a resumed run needs nothing but its
-    iteration number.
+    iteration number.  Several hosts take disjoint shares of the same order.  A task is read only
+    when it is taken.
 
     Args:
       tasks: at least one; their order does not matter.
@@ -216,25 +157,36 @@ class TaskOrder:
     def __init__(self, tasks: Sequence[Task], seed: int):
         if not tasks:
             raise ValueError("tasks must hold at least one task, got none")
-        self._tasks = sorted(tasks, key=lambda task: task.id)
+        by_id = isinstance(tasks, TaskSource)  # sorted already, and read one by one
+        self._tasks = tasks if by_id else sorted(tasks, key=lambda task: task.id)
+        self._permutation = functools.lru_cache(maxsize=2)(self._shuffled)
         self._seed = seed
 
-    def take(self, iteration: int, n: int) -> list[Task]:
+    def _shuffled(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng([self._seed, epoch]).permutation(len(self._tasks))
+
+    def take(self, iteration: int, n: int, *, host: int = 0, num_hosts: int = 1) -> list[Task]:
         """Tasks ``iteration * n`` to ``(iteration + 1) * n`` of the endless order.
 
         With the same ``n`` at every iteration no task is left out of an epoch or taken twice in it.
 
+        Args:
+          iteration: from 0.
+          n: tasks an iteration, over all hosts.
+          host: which share to return: every ``num_hosts``-th task from this one on.  The shares
+            together are the tasks of one host that takes all, whatever the number of hosts, so a
+            run may go on with another number.
+          num_hosts: how many hosts share the tasks.
+
         Raises:
-          ValueError: ``iteration`` is negative or ``n`` is below 1.
+          ValueError: ``iteration`` is negative, ``n`` is below 1, or ``host`` is not one of them.
         """
         if iteration < 0 or n < 1:
             raise ValueError(f"iteration must be >= 0 and n >= 1, got {iteration} and {n}")
-        size = len(self._tasks)
-        epochs: dict[int, np.ndarray] = {}
+        if not 0 <= host < num_hosts:
+            raise ValueError(f"host must be in [0, num_hosts), got {host} of {num_hosts}")
         taken = []
-        for position in range(iteration * n, (iteration + 1) * n):
-            epoch, rank = divmod(position, size)
-            if epoch not in epochs:
-                epochs[epoch] = np.random.default_rng([self._seed, epoch]).permutation(size)
-            taken.append(self._tasks[epochs[epoch][rank]])
+        for position in range(iteration * n + host, (iteration + 1) * n, num_hosts):
+            epoch, rank = divmod(position, len(self._tasks))
+            taken.append(self._tasks[int(self._permutation(epoch)[rank])])
         return taken

@@ -1,6 +1,6 @@
 """Scripted players of ALFWorld games: a walkthrough, and a searcher that acts on beliefs.
 
-Both see what an agent sees: the task sentence, observations and admissible actions.  ``target`` is
+The searcher is noisy with ``noise`` above 0.  ``play`` runs any of them.  Both see what an agent sees: the task sentence, observations and admissible actions.  ``target`` is
 the class word of the object that they are after (``"mug"``).
 """
 
@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 
-from evolving_rl_jax.types import Task
+from evolving_rl_jax.envs.base import EnvError, Environment
+from evolving_rl_jax.types import OK, Task
 
-__all__ = ["SearchingExpert", "Walkthrough"]
+__all__ = ["SearchingExpert", "Walkthrough", "play"]
 
 _STATES = {"clean": "clean", "hot": "heat", "heat": "heat", "cool": "cool", "cold": "cool"}
 _APPLIANCES = {
@@ -38,7 +40,10 @@ _PROCESSED = re.compile(r"^You (clean|heat|cool) the (\w+ \d+) using")
 _LISTED = re.compile(r"(?:The (\w+ \d+) is open\. In it|On the (\w+ \d+)), you see (.*?)\.(?:\s|$)")
 _THING = re.compile(r"\b(\w+ \d+)")
 _SMALL = ("cabinet", "drawer")
+_CLOSED = (*_SMALL, "fridge", "microwave", "safe")
 _SURFACES = ("countertop", "diningtable", "sidetable", "desk", "dresser")
+_LAMP_PLACES = ("sidetable", "desk", "dresser", "shelf")
+_MOST_OF_A_CLASS = 48  # the largest layout has 47 receptacles
 
 
 class Walkthrough:
@@ -73,6 +78,9 @@ class SearchingExpert:
         class are tried late.
       excluded: object class -> places where it is said not to be; tried late.
       noise: probability of a random admissible action, each turn.
+      usual: object class -> classes of the places where such things are usually kept, tried early,
+        open ones before closed ones; see ``scene_layouts.usual_places``.  None: small closed places
+        first, as fits the compact rooms.
       ignore_belief: probability of playing the whole episode without ``beliefs`` and ``excluded``.
       random_place: probability of a random place instead of the next one of the search.
 
@@ -87,6 +95,7 @@ class SearchingExpert:
         beliefs: Mapping[str, str] | None = None,
         *,
         excluded: Mapping[str, Collection[str]] | None = None,
+        usual: Mapping[str, Collection[str]] | None = None,
         noise: float = 0.0,
         ignore_belief: float = 0.0,
         random_place: float = 0.0,
@@ -104,9 +113,11 @@ class SearchingExpert:
             beliefs, excluded = None, None
         self._believed = dict(beliefs or {})
         self._excluded = set((excluded or {}).get(self.target, ()))
+        self._usual = None if usual is None else set(usual.get(self.target, ()))
         self._here: str | None = None
         self._held: str | None = None
         self._contents: dict[str, set[str]] = {}  # place -> things seen in it
+        self._places: set[str] = set()
         self._done: set[tuple[str, str]] = set()  # (verb, thing)
         self._priority: dict[str, float] = {}  # place -> its random place in the search
 
@@ -121,7 +132,7 @@ class SearchingExpert:
         if self._rng.random() < self._noise:
             # Not "help": its long answer says nothing about the game.
             return str(self._rng.choice([a for a in actions if a != "help"]))
-        wanted = self._held_steps() if self._held else self._search_steps(actions)
+        wanted = self._held_steps(actions) if self._held else self._search_steps(actions)
         for action in wanted:
             if action in actions:
                 return action
@@ -157,28 +168,36 @@ class SearchingExpert:
 
     # -- what to do, best first; the first admissible one is taken ---------------------------------
 
-    def _held_steps(self) -> list[str]:
+    def _held_steps(self, actions: Sequence[str]) -> list[str]:
         held, here = self._held, self._here
         if not self._is_class(held, self.target):
             return [f"move {held} to {here}", *self._go_to(*_SURFACES)]
         if self._lamp:
             known = [place for place, _ in self._known(self._lamp)]
-            lamp = [f"use {self._lamp} {n}" for n in (1, 2, 3)] if here in known else []
+            lamp = [f"use {self._lamp} {n}" for n in (1, 2, 3)]
             go = [f"go to {place}" for place in known if place != here]
-            return [*lamp, *go, *self._go_to("sidetable", "desk", "dresser", "shelf")]
+            return [*lamp, *go, *self._lamp_search(actions)]
         if self._verb and (self._verb, held) not in self._done:
             kinds = _APPLIANCES[self._verb]
             return [
-                *(f"{self._verb} {held} with {kind} {n}" for kind in kinds for n in (1, 2)),
+                *(f"{self._verb} {held} with {kind} {n}" for kind in kinds for n in (1, 2, 3)),
                 *self._go_to(*kinds),
             ]
-        if here and self._is_class(here, self._goal_place):
-            return [f"move {held} to {here}", f"open {here}"]
-        return self._go_to(self._goal_place)
+        goals = [a.removeprefix("go to ") for a in self._go_to(self._goal_place)]
+        goals = [here, *goals] if here and self._is_class(here, self._goal_place) else goals
+        moves = [f"move {held} to {place}" for place in goals]  # possible without going, at times
+        return [*moves, *(f"open {place}" for place in goals), *(f"go to {g}" for g in goals)]
+
+    def _lamp_search(self, actions: Sequence[str]) -> list[str]:
+        """Places where a lamp can stand, then all others, those not seen yet first."""
+        likely = self._go_to(*_LAMP_PLACES)
+        every = [*likely, *(a for a in actions if a.startswith("go to "))]
+        unseen = [a for a in every if a.removeprefix("go to ") not in self._contents]
+        return [*unseen, *likely]
 
     def _go_to(self, *kinds: str) -> list[str]:
         """Going to the first places of these classes, in that order, except where it stands."""
-        numbered = (f"{kind} {n}" for kind in kinds for n in range(1, 10))
+        numbered = (f"{kind} {n}" for kind in kinds for n in range(1, _MOST_OF_A_CLASS))
         return [f"go to {place}" for place in numbered if place != self._here]
 
     def _search_steps(self, actions: Sequence[str]) -> list[str]:
@@ -186,17 +205,32 @@ class SearchingExpert:
         known = self._known(self.target, avoid=self._goal_place)
         if known:
             takes = [f"take {thing} from {place}" for place, thing in known]
-            return [*takes, f"open {here}", *(f"go to {place}" for place, _ in known)]
+            opens = [f"open {here}", *(f"open {place}" for place, _ in known)]
+            return [*takes, *opens, *(f"go to {place}" for place, _ in known)]
         if here and here not in self._contents and f"open {here}" in actions:
             return [f"open {here}"]
+        # Places may share a standing point: what can be opened from here costs no step to get to.
         places = [a.removeprefix("go to ") for a in actions if a.startswith("go to ")]
+        self._places.update(places)
+        near = [a for a in actions if a.startswith("open ") and self._unseen(a)]
+        near += [a for a in actions if a.startswith("examine ") and self._unseen(a)]
+        if near:
+            return near
         if places and self._rng.random() < self._random_place:
             return [f"go to {self._rng.choice(places)}"]
         unseen = [place for place in places if place not in self._contents]
+        if not unseen and (left := self._known(self.target)):
+            # Nowhere else: one that lies where it belongs has to be taken, to be cleaned, say.
+            place, thing = left[0]
+            return [f"take {thing} from {place}", f"open {place}", f"go to {place}"]
         return [f"go to {place}" for place in sorted(unseen or places, key=self._rank)]
 
-    def _rank(self, place: str) -> tuple[int, float]:
-        """Believed place, then small closed places, then those believed wrong, then the rest."""
+    def _unseen(self, action: str) -> bool:
+        name = action.split(" ", 1)[1]
+        return name in self._places and name not in self._contents
+
+    def _rank(self, place: str) -> tuple[float, float]:
+        """Believed place, then likely places, then those believed wrong, then the rest."""
         if place not in self._priority:
             self._priority[place] = float(self._rng.random())
         others = {p for obj, p in self._believed.items() if obj != self.target}
@@ -205,8 +239,37 @@ class SearchingExpert:
         elif place in self._excluded or place in others:
             tier = 2
         else:
-            tier = 1 if place.split()[0] in _SMALL else 3
+            tier = self._likelihood(place.split()[0])
         return tier, self._priority[place]
+
+    def _likelihood(self, word: str) -> float:
+        """Tier of a class of places: 1 to 2 likely, 3 to 4 not."""
+        if self._usual is None:
+            return 1 if word in _SMALL else 3
+        return (1 if word in self._usual else 3) + (0.5 if word in _CLOSED else 0)
+
+
+class _Player(Protocol):
+    def act(self, observation: str, actions: Sequence[str]) -> str: ...
+
+
+def play(env: Environment, task: Task, player: _Player, *, max_steps: int = 50) -> tuple[bool, int]:
+    """One episode of a scripted player.
+
+    Returns:
+      (won, steps taken).
+
+    Raises:
+      EnvError: the environment failed, so there is no result.
+    """
+    seen = env.reset(task)
+    for step in range(1, max_steps + 1):
+        if seen.status != OK:
+            raise EnvError(f"task {task.id}: {seen.status}: {seen.text}")
+        seen = env.step(player.act(seen.text, seen.actions))
+        if seen.won or seen.done:
+            return seen.won, step
+    return False, max_steps
 
 
 def _parse_goal(task: Task) -> dict[str, str | None]:

@@ -1,12 +1,9 @@
-"""Which games a set of households consists of: names, habits, splits, sentences and solutions.
+"""Which games a set of households consists of: splits, sentences, solutions and step limits.
 
-A household keeps each of its six habit classes in a closed place of its own, the same in all of its
-games; games differ in task type, object, target and clutter.  The household's name and the object
-open the task sentence, so that text similarity brings games of the same household and the same
-object first.  Everything follows from the seed; solutions are built, not searched for.
-
-Three of the habit classes (bowl, bread, lettuce) get one property that ALFRED does not give them,
-so that every class supports every task type; drawers and cabinets hold them all.
+A household keeps each of its six habit classes in a place of its own, the same in all of its games;
+games differ in task type, object, target and clutter.  The household's name and the object open the
+task sentence, so that text similarity brings games of the same household and the same object first.
+Everything follows from the seed; solutions are built, not searched for.
 """
 
 from __future__ import annotations
@@ -17,41 +14,38 @@ import math
 import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from typing import Any
 
-from evolving_rl_jax.envs.pddl_problem import (
-    LAMP,
-    LAMP_PLACE,
-    SURFACES,
-    agent_class,
-    receptacle_classes,
+from evolving_rl_jax.envs.homes import (
+    HABIT_CLASSES,
+    HELDOUT_TYPES,
+    MAX_HOUSEHOLDS,
+    NUM_HABITS,
+    ROOMS,
+    TASK_TYPES,
+    TRAINED_TYPES,
+    Household,
+    household_names,
+    make_households,
 )
+from evolving_rl_jax.envs.pddl_problem import LAMP, Room, agent_class
 
-TRAINED_TYPES = (
-    "pick_and_place_simple",
-    "pick_clean_then_place_in_recep",
-    "pick_heat_then_place_in_recep",
-    "pick_cool_then_place_in_recep",
-)
-HELDOUT_TYPES = ("pick_two_obj_and_place", "look_at_obj_in_light")
-TASK_TYPES = TRAINED_TYPES + HELDOUT_TYPES
-
-HABIT_CLASSES = (
-    *("Apple", "Bowl", "Bread", "Cup", "Egg"),
-    *("Lettuce", "Mug", "Plate", "Potato", "Tomato"),
-)
-NUM_HABITS = 6
-
-_FIRST_WORDS = (
-    "amber apricot ash aspen autumn birch blue bramble cedar cherry clover copper coral crystal "
-    "dawn elm fern forest garden golden hazel heather iris ivory jade juniper lake laurel lilac "
-    "maple meadow olive pine river rose silver spring thistle violet willow"
-).split()
-_SECOND_WORDS = (
-    "abbey arcade barn brook bungalow castle chalet chapel cottage court croft farm field gate "
-    "grange grove hall harbour haven hill hollow house hut inn lodge loft manor mansion mill nook "
-    "orchard palace park point priory ranch rectory tower view villa"
-).split()
-MAX_HOUSEHOLDS = len(_FIRST_WORDS) * len(_SECOND_WORDS)
+__all__ = [
+    "HABIT_CLASSES",
+    "HELDOUT_TYPES",
+    "MAX_HOUSEHOLDS",
+    "NUM_HABITS",
+    "TASK_TYPES",
+    "TRAINED_TYPES",
+    "Game",
+    "GamesSpec",
+    "Household",
+    "Planner",
+    "household_names",
+    "make_households",
+    "plan_games",
+    "spread_spec",
+]
 
 _PHRASES = {
     "pick_and_place_simple": "put a {obj} in {target}",
@@ -66,9 +60,8 @@ _PROCESS = {  # command and appliance
     "pick_heat_then_place_in_recep": ("heat", "microwave 1"),
     "pick_cool_then_place_in_recep": ("cool", "fridge 1"),
 }
-_HABIT_PLACES = tuple(
-    place for place, (kind, _) in receptacle_classes().items() if kind in ("Cabinet", "Drawer")
-)
+_STEP_LIMIT = 50  # ALFWorld's own
+_SLACK = 3  # compact rooms: one wrong place out of six
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +82,9 @@ class GamesSpec:
       num_unseen: games of ``valid_unseen``; None = one for each household and object.
       num_heldout: games of ``heldout_types``.
       num_warmstart: games of ``warmstart``, six to a household.
-      slack: steps that the limit allows beyond the shortest solution.
+      slack: steps that the limit allows beyond the shortest solution; None = enough to try a third
+        of the places where the object could be (``Game.slack``).
+      rooms: ``"compact"`` or ``"scenes"``, see ``homes``.
     """
 
     num_train_households: int = 32
@@ -99,12 +94,17 @@ class GamesSpec:
     num_unseen: int | None = None
     num_heldout: int = 240
     num_warmstart: int = 768
-    slack: int = 3
+    slack: int | None = None
+    rooms: str = "compact"
 
     def __post_init__(self):
+        if self.rooms not in ROOMS:
+            raise ValueError(
+                f"GamesSpec.rooms must be one of {', '.join(ROOMS)}, got {self.rooms!r}"
+            )
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.name == "num_unseen" and value is None:
+            if field.name == "rooms" or (value is None and field.name in ("num_unseen", "slack")):
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < 0:
                 raise ValueError(
@@ -124,23 +124,18 @@ class GamesSpec:
         """Households of the warm-start split."""
         return math.ceil(self.num_warmstart / NUM_HABITS)
 
+    def description(self) -> dict[str, Any]:
+        """What the index of the games says of it."""
+        facts = dataclasses.asdict(self)
+        if self.rooms == "compact":  # games of earlier versions keep their bytes
+            facts["slack"] = _SLACK if self.slack is None else self.slack
+            del facts["rooms"]
+        return facts
+
 
 def _need_households(name: str, games: int, households: int) -> None:
     if games and not households:
         raise ValueError(f"GamesSpec.{name} must be 0 without households, got {games}")
-
-
-@dataclasses.dataclass(frozen=True)
-class Household:
-    """A name and where each habit class is kept (class -> agent-visible place)."""
-
-    name: str
-    habits: dict[str, str]
-
-    @property
-    def id(self) -> str:
-        """The name as a path component."""
-        return self.name.replace(" ", "-")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,48 +162,62 @@ class Game:
         phrase = _PHRASES[self.task_type].format(obj=obj, target=agent_class(self.target))
         return f"find {obj} at {self.household.name} and {phrase}"
 
+    @property
+    def room(self) -> Room:
+        """Where it is played."""
+        return self.household.room(self.kind)
+
+    @property
+    def slack(self) -> int:
+        """Steps beyond the shortest solution that let a third of the possible places be tried.
+
+        Going to a place costs a step, opening it another.  In the compact room that is one wrong
+        place of six; never more than ALFWorld's own limit allows.
+        """
+        if not self.household.scenes:
+            return _SLACK
+        places = [self.room.places[name] for name in self.room.holding(self.kind)]
+        wanted = max(_SLACK, math.ceil(sum(1 + place.openable for place in places) / 3))
+        return min(wanted, _STEP_LIMIT - len(self.walkthrough()))
+
     def walkthrough(self) -> list[str]:
         """A shortest solution, as commands."""
-        obj, place = f"{self.kind.lower()} 1", self.place
-        steps = [f"go to {place}", f"open {place}", f"take {obj} from {place}"]
-        if self.task_type == "look_at_obj_in_light":
-            return [*steps, f"go to {LAMP_PLACE}", f"use {LAMP.lower()} 1"]
-        if self.task_type in _PROCESS:
-            verb, appliance = _PROCESS[self.task_type]
-            steps += [f"go to {appliance}", f"{verb} {obj} with {appliance}"]
+        route, place = _Route(self.room), self.place
         target = f"{agent_class(self.target)} 1"
-        steps += [f"go to {target}", f"move {obj} to {target}"]
-        if self.task_type == "pick_two_obj_and_place":
-            second = f"{self.kind.lower()} 2"
-            steps += [f"go to {place}", f"take {second} from {place}"]
-            steps += [f"go to {target}", f"move {second} to {target}"]
-        return steps
+        for number in (1, 2) if self.task_type == "pick_two_obj_and_place" else (1,):
+            obj = f"{self.kind.lower()} {number}"
+            route.visit(place)
+            route.steps.append(f"take {obj} from {place}")
+            if self.task_type == "look_at_obj_in_light":
+                route.visit(self.room.lamp_place, closed=True)
+                route.steps.append(f"use {LAMP.lower()} 1")
+                break
+            if self.task_type in _PROCESS:
+                verb, appliance = _PROCESS[self.task_type]
+                route.visit(appliance, closed=True)
+                route.steps.append(f"{verb} {obj} with {appliance}")
+            route.visit(target)
+            route.steps.append(f"move {obj} to {target}")
+        return route.steps
 
 
-def household_names(num: int, cover: int, rng: random.Random) -> list[str]:
-    """``num`` different two-word names.
+class _Route:
+    """Commands that go somewhere and open it, each only where it is needed."""
 
-    When ``cover`` is at least 16 (or more, for very many names), the first ``cover`` of them use
-    every word that any of them uses, so that a vocabulary made from those covers the rest.  Fewer
-    than 16 words would make names so much alike that text similarity mixes households up.
-    """
-    size = min(len(_FIRST_WORDS), max(16, math.ceil(math.sqrt(1.2 * num))))
-    first, second = rng.sample(_FIRST_WORDS, size), rng.sample(_SECOND_WORDS, size)
-    diagonals = [(i % size, (i + i // size) % size) for i in range(size * size)]
-    rest = diagonals[cover:]
-    rng.shuffle(rest)
-    return [f"{first[i]} {second[j]}" for i, j in (diagonals[:cover] + rest)[:num]]
+    def __init__(self, room: Room):
+        self.steps: list[str] = []
+        self._room, self._at = room, room.start
+        self._opened: set[str] = set()
 
-
-def make_households(num: int, cover: int, seed: int) -> list[Household]:
-    """``num`` households: see ``household_names`` for ``cover``."""
-    rng = random.Random(f"households/{seed}")
-    households = []
-    for name in household_names(num, cover, rng):
-        kinds = rng.sample(HABIT_CLASSES, NUM_HABITS)
-        places = rng.sample(_HABIT_PLACES, NUM_HABITS)
-        households.append(Household(name, dict(zip(kinds, places, strict=True))))
-    return households
+    def visit(self, place: str, *, closed: bool = False) -> None:
+        """Goes to a place; ``closed``: what is wanted there works through a closed door."""
+        location = self._room.places[place].location
+        if self._at != location:  # the engine offers no way from a place to its own location
+            self.steps.append(f"go to {place}")
+            self._at = location
+        if self._room.places[place].openable and not closed and place not in self._opened:
+            self.steps.append(f"open {place}")
+            self._opened.add(place)
 
 
 class Planner:
@@ -217,6 +226,7 @@ class Planner:
     def __init__(self, seed: int):
         self.rng = random.Random(f"games/{seed}")
         self._counts: Counter[str] = Counter()
+        self._by_type: Counter[tuple[str, str]] = Counter()
 
     def game(
         self,
@@ -229,22 +239,26 @@ class Planner:
     ) -> Game:
         """A game; a target is drawn when None, other than that of ``source``."""
         if target is None:
-            target = self.rng.choice([s for s in SURFACES if not source or s != source.target])
+            choice = household.targets(kind)
+            target = self.rng.choice([s for s in choice if not source or s != source.target])
         if task_type == "look_at_obj_in_light":
             target = ""
         stem = f"{household.id}/{kind.lower()}/{task_type}"
         number = self._counts[stem]
         self._counts[stem] += 1
+        self._by_type[split, task_type] += 1
         source_id = source.id if source else ""
         return Game(f"{stem}-{number}", split, household, kind, task_type, target, source_id)
 
     def train(self, household: Household, kind: str, num: int) -> Iterator[Game]:
         """``num`` games of one object: task types in turn, targets in turn within a type."""
         types = self.rng.sample(TRAINED_TYPES, len(TRAINED_TYPES))
-        targets = {t: self.rng.sample(SURFACES, len(SURFACES)) for t in types}
+        types = [t for t in types if household.supports(kind, t)]
+        choice = household.targets(kind)
+        targets = {t: self.rng.sample(choice, len(choice)) for t in types}
         for i in range(num):
             task_type, turn = types[i % len(types)], i // len(types)
-            target = targets[task_type][turn % len(SURFACES)]
+            target = targets[task_type][turn % len(choice)]
             yield self.game("train", household, kind, task_type, target)
 
     def spread(
@@ -252,13 +266,28 @@ class Planner:
     ) -> Iterator[Game]:
         """``num`` games over households, then objects; task types as evenly as that allows."""
         for household, kind, turn in itertools.islice(_rounds(households), num):
-            yield self.game(split, household, kind, types[turn % len(types)])
+            yield self.game(
+                split, household, kind, self.next_type(split, household, kind, types, turn)
+            )
+
+    def next_type(
+        self, split: str, household: Household, kind: str, types: Sequence[str], turn: int
+    ) -> str:
+        """The task type of the next game: in turn, or where few classes support a type, the rarest."""
+        if not household.scenes:
+            return types[turn % len(types)]
+        able = [t for t in types if household.supports(kind, t)]
+        return min(
+            able, key=lambda t: (self._by_type[split, t], (types.index(t) + turn) % len(types))
+        )
 
     def full_sets(self, split: str, households: Sequence[Household], num: int) -> Iterator[Game]:
         """``num`` games, all six task types in one household before the next one."""
         for i in range(num):
             h, t = divmod(i, len(TASK_TYPES))
-            kind = sorted(households[h].habits)[(h + t) % NUM_HABITS]
+            kinds = sorted(households[h].habits)
+            kinds = [k for k in kinds if households[h].supports(k, TASK_TYPES[t])]
+            kind = kinds[(h + t) % len(kinds)]
             yield self.game(split, households[h], kind, TASK_TYPES[t])
 
 
@@ -277,7 +306,8 @@ def plan_games(spec: GamesSpec, seed: int) -> list[Game]:
     """All games of all splits, in a fixed order."""
     n_train, n_warm = spec.num_train_households, spec.warmstart_households
     num = n_train + n_warm + spec.num_unseen_households
-    everyone = make_households(num, n_train + n_warm, seed)
+    known = n_train + n_warm
+    everyone = make_households(num, known, seed, rooms=spec.rooms, test_from=known)
     train, warm = everyone[:n_train], everyone[n_train : n_train + n_warm]
     planner = Planner(seed)
     games = [
@@ -303,7 +333,35 @@ def _plan_panels(planner: Planner, spec: GamesSpec, unseen: Sequence[Household])
     ):
         for household, kind, turn in itertools.islice(_rounds(unseen), num):
             source = by_pair[household.id, kind]
-            others = [t for t in types if t != source.task_type]
-            task_type = others[turn % len(others)]
+            others = [t for t in types if t != source.task_type and household.supports(kind, t)]
+            # A class with one trained type differs from its source in target and clutter only.
+            task_type = planner.next_type(split, household, kind, others or types, turn)
             games.append(planner.game(split, household, kind, task_type, source=source))
     return games
+
+
+def spread_spec(num: int, *, rooms: str = "compact", slack: int | None = None) -> GamesSpec:
+    """All splits with ``num`` games in all.
+
+    About a half are for training, an eighth in the same households, a quarter in unseen ones, an
+    eighth for the warm start.
+
+    Raises:
+      ValueError: ``num`` is too small for one household of each kind, or asks for too many.
+    """
+    per_train, per_unseen = NUM_HABITS * 4, NUM_HABITS * 5 // 2  # games to a household
+    least = 2 * (per_train + per_unseen)
+    if num < least:
+        raise ValueError(f"num must be at least {least} to give every split games, got {num}")
+    num_train, num_unseen = num // 2 // per_train, num // 4 // per_unseen
+    num_warm = num // 8
+    used = num_train * per_train + num_unseen * per_unseen + num_warm
+    return GamesSpec(
+        num_train_households=num_train,
+        num_unseen_households=num_unseen,
+        num_heldout=num_unseen * NUM_HABITS // 2,
+        num_warmstart=num_warm,
+        num_seen=num - used,
+        slack=slack,
+        rooms=rooms,
+    )

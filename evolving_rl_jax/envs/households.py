@@ -2,12 +2,12 @@
 
 A game is a folder that the published engine plays as it is: ``traj_data.json`` and
 ``game.tw-pddl``.  The step limit is the shortest solution plus a slack too small to search
-everything, so knowing where things are kept decides a game (see ``household_plan``).
+everything, so knowing where things are kept decides a game (see ``household_plan``).  Before a game
+is written its walkthrough is played by the rules of its own PDDL (see ``plan_check``).
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import os
@@ -18,8 +18,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from evolving_rl_jax.data.tasks import content_hash
+from evolving_rl_jax.envs.homes import CLUTTER_CLASSES, ROOMS, compact
 from evolving_rl_jax.envs.household_plan import (
-    HABIT_CLASSES,
     MAX_HOUSEHOLDS,
     TASK_TYPES,
     Game,
@@ -30,21 +30,19 @@ from evolving_rl_jax.envs.household_plan import (
 )
 from evolving_rl_jax.envs.pddl_problem import (
     LAMP,
-    LAMP_PLACE,
     SURFACES,
     Thing,
     engine_logic,
     problem,
-    receptacle_classes,
 )
+from evolving_rl_jax.envs.plan_check import PlanChecker, PlanError
 
 __all__ = ["GamesSpec", "generate_even", "generate_games"]
 
-CLUTTER_CLASSES = ("Book", "Candle", "CellPhone", "Newspaper", "Pen", "Spoon", "Vase", "Watch")
 NUM_CLUTTER = 5
-
-_PLACES = receptacle_classes()
-_SURFACE_PLACES = tuple(place for place, (kind, _) in _PLACES.items() if kind in SURFACES)
+_SURFACE_PLACES = tuple(n for n, p in compact().places.items() if p.type in SURFACES)
+# Splits whose scenes are ALFRED's test scenes, which no other split has.
+UNSEEN_SPLITS = ("valid_unseen", "valid_unseen_sources", "heldout_types")
 
 
 def generate_games(
@@ -69,9 +67,10 @@ def generate_games(
     Raises:
       FileExistsError: ``out_dir`` already holds ``games.json``.
       FileNotFoundError: the alfworld package is not installed.
+      PlanError: a game is not won by its walkthrough (never seen; nothing is indexed then).
     """
     spec = spec or GamesSpec()
-    description = {"seed": seed, "spec": dataclasses.asdict(spec)}
+    description = {"seed": seed, "spec": spec.description()}
     return _write_games(out_dir, plan_games(spec, seed), spec.slack, description, progress)
 
 
@@ -81,39 +80,54 @@ def generate_even(
     num: int,
     seed: int,
     split: str = "train",
-    slack: int = 3,
+    rooms: str = "compact",
+    slack: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
     """Writes ``num`` games of one split, spread evenly over the six task types.
 
-    As ``generate_games``; six games (one of each type) to a household.
+    As ``generate_games``; six games (one of each type) to a household.  With ``rooms="scenes"`` the
+    splits of ``UNSEEN_SPLITS`` live in ALFRED's test scenes, all others in its training scenes.
 
     Raises:
-      ValueError: ``num`` is not between 1 and what the number of household names allows, or
-        ``split`` is not a plain name.
+      ValueError: ``num`` is not between 1 and what the number of household names allows, ``split``
+        is not a plain name, or ``rooms`` or ``slack`` has a wrong value.
     """
     most = MAX_HOUSEHOLDS * len(TASK_TYPES)
     if not 1 <= num <= most:
         raise ValueError(f"num must be between 1 and {most}, got {num}")
     if not re.fullmatch(r"[A-Za-z0-9_]+", split):
         raise ValueError(f"split must be made of letters, digits and underscores, got {split!r}")
+    if rooms not in ROOMS:
+        raise ValueError(f"rooms must be one of {', '.join(ROOMS)}, got {rooms!r}")
+    if slack is not None and slack < 0:
+        raise ValueError(f"slack must be at least 0, got {slack}")
     num_households = math.ceil(num / len(TASK_TYPES))
-    households = make_households(num_households, num_households, seed)
+    test_from = 0 if split in UNSEEN_SPLITS else None
+    households = make_households(
+        num_households, num_households, seed, rooms=rooms, test_from=test_from
+    )
     games = list(Planner(seed).full_sets(split, households, num))
-    return _write_games(out_dir, games, slack, {"seed": seed, "num": num}, progress)
+    description = {"seed": seed, "num": num} | ({} if rooms == "compact" else {"rooms": rooms})
+    return _write_games(out_dir, games, slack, description, progress)
 
 
 def _write_games(
-    out_dir, games: Sequence[Game], slack: int, description: dict, progress
+    out_dir, games: Sequence[Game], slack: int | None, description: dict, progress
 ) -> dict[str, Any]:
     out = pathlib.Path(out_dir)
     index = out / "games.json"
     if index.exists():
         raise FileExistsError(f"{out}: must not hold games already, found games.json")
+    checker = PlanChecker(engine_logic()[0])
     taken: set[str] = set()
     entries = []
     for done, game in enumerate(games, start=1):
         pddl, things = _place_clutter(game, description["seed"], taken)
+        try:
+            checker.check(pddl, game.walkthrough())
+        except PlanError as error:
+            raise PlanError(f"game {game.id}: {error}") from error
         folder = f"{game.split}/{game.id}"
         _write_game(out / folder, game, pddl, things, slack)
         digest = content_hash(pddl, game.task_type)
@@ -130,29 +144,37 @@ def _write_games(
 
 def _place_clutter(game: Game, seed: int, taken: set[str]) -> tuple[str, list[Thing]]:
     """The problem of a game, with clutter that makes it different from all in ``taken``."""
-    things = [Thing(kind, 1, place) for kind, place in game.household.habits.items()]
-    things.append(Thing(LAMP, 1, LAMP_PLACE))
+    habits = game.household.room_habits(game.kind)
+    things = [Thing(kind, 1, place) for kind, place in habits.items()]
+    if game.room.lamp_place:
+        things.append(Thing(LAMP, 1, game.room.lamp_place))
     if game.task_type == "pick_two_obj_and_place":
         things.append(Thing(game.kind, 2, game.place))
     rng = random.Random(f"clutter/{seed}/{game.id}")
+    about = {"task_type": game.task_type, "kind": game.kind, "target": game.target}
     while True:
-        kinds = rng.sample(CLUTTER_CLASSES, NUM_CLUTTER)
-        placed = [*things, *(Thing(kind, 1, rng.choice(_SURFACE_PLACES)) for kind in kinds)]
-        text = problem(
-            _PLACES,
-            placed,
-            HABIT_CLASSES,
-            task_type=game.task_type,
-            kind=game.kind,
-            target=game.target,
-        )
+        placed = things + _clutter(game, rng)
+        text = problem(game.room, placed, **about)
         if text not in taken:
             taken.add(text)
             return text, placed
 
 
+def _clutter(game: Game, rng: random.Random) -> list[Thing]:
+    """Things of other classes: on the open surfaces of a compact room, where they fit in scenes."""
+    scene = game.household.scene(game.kind)
+    if scene is None:
+        kinds = rng.sample(CLUTTER_CLASSES, NUM_CLUTTER)
+        return [Thing(kind, 1, rng.choice(_SURFACE_PLACES)) for kind in kinds]
+    kinds = [k for k in scene.kinds if k not in game.household.habits and scene.room.holding(k)]
+    number = min(len(kinds), max(NUM_CLUTTER, len(scene.room.places) // 2))
+    return [
+        Thing(kind, 1, rng.choice(scene.room.holding(kind))) for kind in rng.sample(kinds, number)
+    ]
+
+
 def _write_game(
-    folder: pathlib.Path, game: Game, pddl: str, things: list[Thing], slack: int
+    folder: pathlib.Path, game: Game, pddl: str, things: list[Thing], slack: int | None
 ) -> None:
     domain, grammar = engine_logic()
     steps = game.walkthrough()
@@ -177,9 +199,11 @@ def _write_game(
             "things": {thing.name: thing.place for thing in things},
             "source": game.source,
             "shortest": len(steps),
-            "step_limit": len(steps) + slack,
+            "step_limit": len(steps) + (game.slack if slack is None else slack),
         },
     }
+    if scene := game.household.scene(game.kind):
+        traj_data["scene"] = {"floor_plan": scene.name}
     game_data = {
         "pddl_domain": domain,
         "grammar": grammar.replace("UNKNOWN GOAL", game.text),

@@ -5,17 +5,19 @@ receptacles and ``canContain`` facts, so a problem here declares only what its g
 distances.  The domain and the text grammar are read from the installed ``alfworld`` package.
 
 Names follow the engine's rule for what the agent reads: an id ``<Class>_bar_<position>`` becomes
-``<class> <number>``, and ids of one class are numbered downwards in the order of their text.  The
-position therefore decreases with the number that is wanted, and ``cabinet 2`` is the same piece of
-furniture in every problem.
+``<class> <number>``, and ids of one class are numbered downwards in the order of their text.  In the
+compact room the position therefore decreases with the number that is wanted; the ids of scenes are
+given, and so are their numbers.  Either way ``cabinet 2`` is the same piece of furniture in every
+problem of a room.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib.util
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 SURFACES = ("CounterTop", "DiningTable", "SideTable")
@@ -31,6 +33,7 @@ PROCESS = {
     "pick_cool_then_place_in_recep": ("coolable", "isCool"),
 }
 _START = "loc_bar_0_bar_0_bar_0_bar_30"
+_DECLARED = ("SinkBasin", "Microwave", "Fridge")  # the domain names these types, present or not
 
 
 class Thing(NamedTuple):
@@ -44,6 +47,45 @@ class Thing(NamedTuple):
     def name(self) -> str:
         """The name that the agent reads, e.g. ``mug 1``."""
         return f"{self.kind.lower()} {self.number}"
+
+
+class Place(NamedTuple):
+    """A receptacle of a room.
+
+    Attributes:
+      id: its PDDL object.
+      type: its class as goals name it, without the suffix ``Type`` (a ``Sink`` is a ``SinkBasin``).
+      location: the PDDL object where the agent stands to use it; several places may share one.
+      openable: closed at the start.
+    """
+
+    id: str
+    type: str
+    location: str
+    openable: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Room:
+    """Everything about a room that is the same in all of its games.
+
+    Attributes:
+      places: agent-visible name -> receptacle, in the order of the problem's text.
+      contains: receptacle type -> object classes that can be put there.
+      properties: object class -> what can be done to it (``cleanable``, ``heatable``, ``coolable``).
+      lamp_place: name of the place where the desk lamp stands; "" = the room has none.
+      start: the PDDL object where the agent stands at the start.
+    """
+
+    places: Mapping[str, Place]
+    contains: Mapping[str, Collection[str]]
+    properties: Mapping[str, Sequence[str]]
+    lamp_place: str = LAMP_PLACE
+    start: str = _START
+
+    def holding(self, kind: str) -> list[str]:
+        """Names of the places that an object of that class can be put into."""
+        return [n for n, p in self.places.items() if kind in self.contains.get(p.type, ())]
 
 
 def receptacle_classes(cabinets: int = 3, drawers: int = 3) -> dict[str, tuple[str, int]]:
@@ -113,10 +155,27 @@ def _goal(task_type: str, kind: str, target: str) -> str:
     )
 
 
+def compact_room(processable: Sequence[str], others: Sequence[str]) -> Room:
+    """The smallest room in which all six task types can be played.
+
+    Args:
+      processable: object classes that can be cleaned, heated and cooled; they fit everywhere.
+      others: object classes that fit on the open surfaces only.
+    """
+    places = {}
+    for i, (name, (kind, number)) in enumerate(receptacle_classes().items(), start=1):
+        rtype = "SinkBasin" if kind == "Sink" else kind
+        location = f"loc_bar_{i}_bar_1_bar_1_bar_30"
+        places[name] = Place(_receptacle_id(kind, number), rtype, location, kind in OPENABLE)
+    kinds = frozenset(processable)
+    contains = {p.type: kinds for p in places.values()}
+    contains |= {kind: kinds | set(others) for kind in SURFACES}
+    return Room(places, contains, dict.fromkeys(processable, ("cleanable", "heatable", "coolable")))
+
+
 def problem(
-    places: Mapping[str, tuple[str, int]],
+    room: Room,
     things: Sequence[Thing],
-    processable: Sequence[str],
     *,
     task_type: str,
     kind: str,
@@ -125,47 +184,49 @@ def problem(
     """Writes one problem.
 
     Args:
-      places: agent-visible name -> (class, number), see `receptacle_classes`.
+      room: its places and what its objects can do.
       things: the movable objects, lamps included, where they are at the start.
-      processable: object classes that can be cleaned, heated and cooled; they fit everywhere, other
-        classes on the open surfaces only.
       task_type: one of ALFWorld's six.
       kind: class of the object that the task is about.
-      target: class of the receptacle to fill (ignored by ``look_at_obj_in_light``).
+      target: type of the receptacle to fill (ignored by ``look_at_obj_in_light``).
 
     Returns:
-      The text of ``pddl_problem``.  Two problems over the same places and the same things (class
-      and number) differ in where the things are and in the goal, in nothing else.
+      The text of ``pddl_problem``.  Two problems of the same room with the same things (class and
+      number) differ in where the things are and in the goal, in nothing else.
     """
-    recep = {name: _receptacle_id(*place) for name, place in places.items()}
-    loc = {name: f"loc_bar_{i}_bar_1_bar_1_bar_30" for i, name in enumerate(places, start=1)}
     thing_id = {t: f"{t.kind}_bar_{_position(t.number, 1)}" for t in things}
-    rtypes = {name: ("SinkBasin" if k == "Sink" else k) for name, (k, _) in places.items()}
     kinds = sorted({t.kind for t in things})
+    places = room.places.values()
+    rtypes = list(dict.fromkeys([*(p.type for p in places), *_DECLARED]))
 
-    objects = ["agent1 - agent", f"{_START} - location"]
+    objects = ["agent1 - agent", f"{room.start} - location"]
     objects += [f"{kind}Type - otype" for kind in kinds]
-    objects += [f"{rtype}Type - rtype" for rtype in dict.fromkeys(rtypes.values())]
-    objects += [f"{recep[name]} - receptacle\n{loc[name]} - location" for name in places]
+    objects += [f"{rtype}Type - rtype" for rtype in rtypes]
+    known = {room.start}  # places may share a location
+    for place in places:
+        objects.append(f"{place.id} - receptacle")
+        if place.location not in known:
+            known.add(place.location)
+            objects.append(f"{place.location} - location")
     objects += [f"{thing_id[t]} - object" for t in sorted(things)]
 
-    init = ["(= (total-cost) 0)", f"(atLocation agent1 {_START})"]
-    for name, (place_kind, _) in places.items():
-        init.append(f"(receptacleType {recep[name]} {rtypes[name]}Type)")
-        init.append(f"(receptacleAtLocation {recep[name]} {loc[name]})")
-        if place_kind in OPENABLE:
-            init.append(f"(openable {recep[name]})")
-    for rtype in dict.fromkeys(rtypes.values()):
-        fitting = [k for k in kinds if k in processable or (k != LAMP and rtype in SURFACES)]
+    init = ["(= (total-cost) 0)", f"(atLocation agent1 {room.start})"]
+    for place in places:
+        init.append(f"(receptacleType {place.id} {place.type}Type)")
+        init.append(f"(receptacleAtLocation {place.id} {place.location})")
+        if place.openable:
+            init.append(f"(openable {place.id})")
+    for rtype in rtypes:
+        fitting = [k for k in kinds if k in room.contains.get(rtype, ())]
         init += [f"(canContain {rtype}Type {k}Type)" for k in fitting]
     for t in sorted(things):
         facts = ["toggleable"] if t.kind == LAMP else ["pickupable"]
-        facts += ["cleanable", "heatable", "coolable"] if t.kind in processable else []
-        init += [f"({fact} {thing_id[t]})" for fact in facts]
+        init += [f"({fact} {thing_id[t]})" for fact in (*facts, *room.properties.get(t.kind, ()))]
         init.append(f"(objectType {thing_id[t]} {t.kind}Type)")
     for t in sorted(things):
-        init.append(f"(inReceptacle {thing_id[t]} {recep[t.place]})")
-        init.append(f"(objectAtLocation {thing_id[t]} {loc[t.place]})")
+        place = room.places[t.place]
+        init.append(f"(inReceptacle {thing_id[t]} {place.id})")
+        init.append(f"(objectAtLocation {thing_id[t]} {place.location})")
 
     sections = ("\n".join(objects), "\n".join(init), _goal(task_type, kind, target))
     return (
