@@ -107,3 +107,56 @@ def test_compare_with_one_side_only():
     (row,) = statistics.compare(_result([True, False]), None)
     assert row["after"] is None and row["difference"] is None
     assert statistics.compare(None, None) == []
+
+
+def test_an_interval_of_plays_that_share_a_cause():
+    rng = np.random.default_rng(2)
+    won = np.repeat(rng.random(40) < 0.5, 10)
+    low, high, how = statistics.success_interval(won, np.repeat(np.arange(40), 10).tolist())
+    alone_low, alone_high, alone = statistics.success_interval(won, list(range(400)))
+    assert (how, alone) == ("bootstrap", "wilson")
+    assert (alone_low, alone_high) == statistics.wilson_interval(int(won.sum()), 400)
+    assert (high - low) / (alone_high - alone_low) == pytest.approx(math.sqrt(10), rel=0.12)
+    same = statistics.success_interval([1] * 30, [i // 10 for i in range(30)])
+    assert same == (*statistics.wilson_interval(3, 3), "wilson over groups")
+
+
+def test_macro_is_the_mean_of_types_and_its_interval_covers():
+    won, types = [1] * 9 + [0] * 1 + [0, 1], ["a"] * 10 + ["b"] * 2
+    value, low, high = statistics.macro_success(won, types, list(range(12)))
+    assert value == pytest.approx((0.9 + 0.5) / 2) and low < value < high
+    rng = np.random.default_rng(3)
+    covered = 0
+    for seed in range(24):
+        a, b = rng.random(60) < 0.3, rng.random(30) < 0.8
+        sample = np.concatenate([a, b])
+        kinds = ["a"] * 60 + ["b"] * 30
+        _, low, high = statistics.macro_success(sample, kinds, list(range(90)), seed)
+        covered += low <= 0.55 <= high
+    assert covered >= 20
+    value, low, high = statistics.macro_success([1, 1], ["a", "b"], [0, 1])
+    assert value == 1.0 and low < 0.6 and high == pytest.approx(1.0)
+
+
+def test_sign_flips_are_mcnemar_for_single_games_and_wider_for_groups():
+    a = [1] * 3 + [0] * 9 + [1] * 5
+    b = [0] * 3 + [1] * 9 + [1] * 5
+    exact = statistics.mcnemar_p(a, b)
+    assert statistics.sign_flip_p(a, b, list(range(17))) == pytest.approx(exact, abs=0.01)
+    groups = [0] * 3 + [1] * 9 + [2] * 5
+    assert statistics.sign_flip_p(a, b, groups) == 1.0  # two groups that disagree
+    assert statistics.sign_flip_p(a, a, groups) == 1.0
+    four = [i // 3 for i in range(12)]
+    assert statistics.sign_flip_p([0] * 12, [1] * 12, four) == pytest.approx(2 / 2**4)
+
+
+def test_pairs_without_any_difference_still_have_a_width():
+    plays = {(f"g{i}", 1): True for i in range(20)}
+    row = statistics.paired(plays, plays, {})
+    assert row["value"] == 0 and row["low"] < 0 < row["high"] and row["p"] == 1.0
+    few = statistics.paired(plays, plays, {f"g{i}": "one skill" for i in range(20)})
+    assert few["high"] > row["high"]  # twenty games with one skill say less
+    lost = {play: False for play in plays}
+    row = statistics.paired(lost, plays, {})
+    assert row["value"] == 1 and row["low"] < 0.95 and (row["gained"], row["lost"]) == (20, 0)
+    assert statistics.paired(plays, {("other", 1): True}, {}) is None

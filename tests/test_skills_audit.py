@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from evolving_rl_jax.skills import audit
+from evolving_rl_jax.skills import AuditRules, audit
+from evolving_rl_jax.types import Task
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "skill_audit.json").read_text())["cases"]
 
@@ -84,3 +85,31 @@ def test_megabytes_of_each_pattern():
         "".join(map(chr, range(0x20000))),
     ):
         audit(text, leakage_texts=["word5 word7"])  # quadratic time would not come back
+
+
+TASK = Task("t", "e", "s", "y", "x", "/", "h", meta={
+    "walkthrough": ["look", "go to cabinet 3", "take mug 1 from cabinet 3"], "answers": ["Boston"]
+})  # fmt: skip
+SEEN = ["On the cabinet 3, you see a mug 1.", "You open the Drawer 12."]
+
+
+@pytest.mark.parametrize(
+    ("text", "rules", "flag"),
+    [
+        ("Go to cabinet 3, then look.", {}, ""),
+        ("Go to cabinet 3, then look.", {"leakage": True}, "has_leakage"),
+        ("They fly from boston.", {"leakage": True}, "has_leakage"),
+        ("Look around first.", {"leakage": True}, ""),
+        ("Mugs are in cabinet 3.", {"leakage": True}, ""),
+        ("Mugs are in cabinet 3.", {"entities": True}, "has_copied_entities"),
+        ("Try drawer 12.", {"entities": True}, "has_copied_entities"),
+        ("Mugs are in cabinets, see cabinet 33.", {"entities": True}, ""),
+        ("x" * 7, {"max_chars": 7}, ""),
+        ("some more", {"max_chars": 7}, "too_long"),
+    ],
+)
+def test_each_audit_is_switched_on_by_itself(text, rules, flag):
+    result = AuditRules(**rules).apply(text, TASK, SEEN)
+    flags = {name for name, value in result._asdict().items() if value is True} - {"passed"}
+    assert flags == ({flag} if flag else set()) and result.passed == (not flag)
+    assert len(result.reasons) == len(flags)

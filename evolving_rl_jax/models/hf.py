@@ -120,6 +120,8 @@ def _open_folder(path: Path) -> dict[str, np.ndarray]:
                 f"{path / name} must hold the model's weights, found no such file"
             )
         tensors |= safetensors.open_tensors(path / name)
+    if "embed_tokens.weight" in tensors:  # saved without a head, as embedding models are
+        tensors = {f"model.{name}": tensor for name, tensor in tensors.items()}
     return tensors
 
 

@@ -1,19 +1,32 @@
-"""Skills: their schema, language audit, bank and retrieval.  Never imports jax."""
+"""Skills: their schema, language audit, bank, curation and retrieval.  Never imports jax."""
 
-from evolving_rl_jax.skills.audit import AuditResult, audit
+from evolving_rl_jax.skills.audit import AuditResult, AuditRules, audit
 from evolving_rl_jax.skills.bank import Bank, SkillRecord
-from evolving_rl_jax.skills.retrieval import Embedder, Retriever, TfidfEmbedder
-from evolving_rl_jax.skills.schema import Skill, parse_skill, render_skill
+from evolving_rl_jax.skills.embedders import (
+    CachedEmbedder,
+    Embedder,
+    SentenceTransformerEmbedder,
+    TfidfEmbedder,
+)
+from evolving_rl_jax.skills.records import Outcome
+from evolving_rl_jax.skills.retrieval import Retriever, SkillRetriever
+from evolving_rl_jax.skills.schema import Skill, fit_text, parse_skill, render_skill
 
 __all__ = [
     "AuditResult",
+    "AuditRules",
     "Bank",
+    "CachedEmbedder",
     "Embedder",
+    "Outcome",
     "Retriever",
+    "SentenceTransformerEmbedder",
     "Skill",
     "SkillRecord",
+    "SkillRetriever",
     "TfidfEmbedder",
     "audit",
+    "fit_text",
     "parse_skill",
     "render_skill",
 ]

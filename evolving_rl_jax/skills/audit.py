@@ -6,11 +6,14 @@ readable; an audited failure earns reward 0.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from typing import NamedTuple
+
+from evolving_rl_jax.types import Task
 
 CHARACTER_RUN = 8  # one character this often in a row
 TOKEN_RUN = 8  # one token this often in a row
@@ -27,6 +30,7 @@ _ALLOWED_CONTROLS = frozenset("\t\n\r")
 _REPEATED_CHARACTER = re.compile(rf"([^\n])\1{{{CHARACTER_RUN - 1}}}")
 _BLANKS = re.compile(r"[^\S\n]+")
 _WORD = re.compile(r"\w+")
+_THING = re.compile(r"\b([a-z]+) (\d+)\b")
 _SHOWN = 5  # characters named in a reason
 
 
@@ -43,10 +47,15 @@ class AuditResult(NamedTuple):
     has_leakage: bool
     too_long: bool
     reasons: tuple[str, ...]
+    has_copied_entities: bool = False
 
 
 def audit(
-    text: str, *, leakage_texts: Iterable[str] = (), max_chars: int | None = None
+    text: str,
+    *,
+    leakage_texts: Iterable[str] = (),
+    entities: Iterable[str] = (),
+    max_chars: int | None = None,
 ) -> AuditResult:
     """Audits the text of a skill, in time linear in its length.
 
@@ -54,6 +63,7 @@ def audit(
       text: what the policy would read.
       leakage_texts: answers that the skill must not contain, compared as whole words without case
         and punctuation.  None by default.
+      entities: names of single things of the source that the skill must not copy, compared alike.
       max_chars: longest text that passes, in characters.  No limit by default.
 
     Returns:
@@ -68,7 +78,8 @@ def audit(
     uncommon = [c for c in characters if _is_uncommon(c)]
     foreign = [c for c in characters if _is_non_english(c)]
     repetition = _find_repetition(text)
-    leaked = _find_leakage(text, leakage_texts)
+    words = f" {' '.join(_WORD.findall(text.casefold()))} "
+    leaked, copied = _find_words(words, leakage_texts), _find_words(words, entities)
     too_long = max_chars is not None and len(text) > max_chars
     reasons = (
         uncommon and f"uncommon characters: {_code_points(uncommon)}",
@@ -76,10 +87,52 @@ def audit(
         repetition,
         leaked and f"contains the answer {leaked!r}",
         too_long and f"{len(text)} characters, more than {max_chars}",
+        copied and f"copies {copied!r} of its source",
     )
     return AuditResult(
-        not any(reasons), *map(bool, reasons), tuple(str(reason) for reason in reasons if reason)
+        not any(reasons),
+        *map(bool, reasons[:-1]),
+        tuple(str(reason) for reason in reasons if reason),
+        bool(copied),
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class AuditRules:
+    """Which audits are switched on beside the language; see ``config.skills``.
+
+    Attributes:
+      max_chars: longest skill, None = any.
+      leakage: refuse commands of the source's known solution and its known answers.
+      entities: refuse names of single things that the source episode showed ("mug 2").
+    """
+
+    max_chars: int | None = None
+    leakage: bool = False
+    entities: bool = False
+
+    def apply(self, text: str, task: Task, observations: Iterable[str] = ()) -> AuditResult:
+        """Audits a skill extracted from an episode of ``task`` that read ``observations``."""
+        return audit(
+            text,
+            leakage_texts=answers(task) if self.leakage else (),
+            entities=numbered_things(observations) if self.entities else (),
+            max_chars=self.max_chars,
+        )
+
+
+def answers(task: Task) -> list[str]:
+    """What gives a task away: ``meta["answers"]``, and the commands of its known solution.
+
+    Commands of one or two words ("look", "open it") say nothing of a task and are left out.
+    """
+    commands = [c for c in task.meta.get("walkthrough", ()) if len(c.split()) > 2]
+    return list(dict.fromkeys([*task.meta.get("answers", ()), *commands]))
+
+
+def numbered_things(observations: Iterable[str]) -> list[str]:
+    """Names of single things ("cabinet 3") in what an episode read, sorted."""
+    return sorted({" ".join(m) for text in observations for m in _THING.findall(text.lower())})
 
 
 def _is_uncommon(character: str) -> bool:
@@ -145,13 +198,10 @@ def _find_period(
     return None
 
 
-def _find_leakage(text: str, answers: Iterable[str]) -> str:
-    """The first answer that occurs in the text as whole words; empty if there is none."""
-    words = None
+def _find_words(words: str, answers: Iterable[str]) -> str:
+    """The first answer that occurs in ``words`` (" one two ") as whole words, or ""."""
     for answer in answers:
         needle = " ".join(_WORD.findall(answer.casefold()))
-        if words is None:
-            words = f" {' '.join(_WORD.findall(text.casefold()))} "
         if needle and f" {needle} " in words:
             return answer
     return ""

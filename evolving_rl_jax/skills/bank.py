@@ -1,93 +1,27 @@
 """The skill bank: every extracted skill with where it came from and what it was worth.
 
 One JSON object a line, only ever appended to.  A record that is measured again is written again
-with the next ``version``; the last line of an id counts.  An append is one write followed by fsync,
-so a kill leaves at most one torn line at the end, which loading leaves out and the next append
-removes.
+with the next ``version``; the last line of an id counts.  An append is one write followed by fsync
+under a lock, so a kill leaves at most one torn line at the end, which loading leaves out and the
+next append removes, and of two writers the second is told and changes nothing.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
+import hashlib
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from evolving_rl_jax.skills.schema import Skill
+from evolving_rl_jax.skills.records import SCHEMA_VERSION, SkillRecord, decode, encode
 
-SCHEMA_VERSION = 1
-
-
-@dataclasses.dataclass(frozen=True)
-class SkillRecord:
-    """One extracted skill with its provenance and utility.
-
-    Attributes:
-      id: unique and reproducible from the run, e.g. ``"it00012-g03-n1"``.
-      iteration: training iteration (from 0) in which this version was written.
-      source_task_id: task whose episode it was extracted from.
-      source_task_hash: content hash of that task.
-      episode_id: the parent episode.
-      policy_step: optimizer steps of the policy that wrote it.
-      reward: extractor reward, None while not evaluated.
-      skill: the skill as JSON values (``Skill.to_dict``), None when the text had none.
-      reason: why there is no skill; empty when there is one.
-      audit: verdict of ``audit`` as JSON values, None when it was not applied.
-      uses, wins: scored episodes with the skill in the prompt, and those won.
-      baseline_uses, baseline_wins: the paired episodes without it (same tasks, same seeds).
-      version: 0 for the first line of an id, then counted up by ``Bank.revise``.
-      meta: further facts for reports, JSON values.
-    """
-
-    id: str
-    iteration: int
-    source_task_id: str
-    source_task_hash: str
-    episode_id: str = ""
-    policy_step: int = 0
-    reward: float | None = None
-    skill: Mapping[str, Any] | None = None
-    reason: str = ""
-    audit: Mapping[str, Any] | None = None
-    uses: int = 0
-    wins: float = 0.0
-    baseline_uses: int = 0
-    baseline_wins: float = 0.0
-    version: int = 0
-    meta: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-    @property
-    def usable(self) -> bool:
-        """Whether there is a skill and it did not fail its audit."""
-        return self.skill is not None and (self.audit is None or bool(self.audit.get("passed")))
-
-    @property
-    def utility(self) -> float | None:
-        """Success rate with the skill minus without it; None when either was not measured."""
-        if not self.uses or not self.baseline_uses:
-            return None
-        return self.wins / self.uses - self.baseline_wins / self.baseline_uses
-
-    def as_skill(self) -> Skill:
-        """The skill itself.
-
-        Raises:
-          ValueError: the record has none.
-        """
-        if self.skill is None:
-            raise ValueError(f"record {self.id!r} must hold a skill, got none: {self.reason}")
-        return Skill.from_dict(self.skill)
-
-
-_FIELDS = {field.name: field for field in dataclasses.fields(SkillRecord)}
-_REQUIRED = {
-    name
-    for name, field in _FIELDS.items()
-    if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-}
+__all__ = ["SCHEMA_VERSION", "Bank", "SkillRecord", "new_bank", "write_bank"]
 
 
 class Bank:
@@ -132,7 +66,7 @@ class Bank:
         offset = 0
         for number, raw in enumerate(data.splitlines(keepends=True), 1):
             try:
-                lines.append(_decode(raw))
+                lines.append(decode(raw))
             except ValueError as error:
                 if offset + len(raw) < len(data):
                     raise ValueError(f"{self.path}: line {number}: {error}") from error
@@ -171,10 +105,18 @@ class Bank:
         Raises:
           KeyError: the id is not in the bank.
         """
-        version = self._latest[record.id].version + 1
-        record = dataclasses.replace(record, version=version)
-        self._write([record])
-        return self._latest[record.id]
+        return self.revise_all([record])[0]
+
+    def revise_all(self, records: Iterable[SkillRecord]) -> list[SkillRecord]:
+        """``revise`` for records of different ids, in one durable write."""
+        records = list(records)
+        ids = [record.id for record in records]
+        if len(set(ids)) < len(ids):
+            raise ValueError(f"records to revise must have different ids, got {sorted(ids)}")
+        self._write(
+            [dataclasses.replace(r, version=self._latest[r.id].version + 1) for r in records]
+        )
+        return [self._latest[i] for i in ids]
 
     def truncate_to(self, next_iteration: int) -> int:
         """Drops what the iterations from ``next_iteration`` on wrote; the file changes at once.
@@ -187,18 +129,34 @@ class Bank:
         """
         kept = [record for record in self._lines if record.iteration < next_iteration]
         dropped = len(self._lines) - len(kept)
-        if not dropped:
-            return 0
-        data = b"".join(map(_encode, kept))
-        temporary = self.path.with_name(self.path.name + ".tmp")
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self.path)
-        _sync_folder(self.path.parent)
-        self._lines, self._end, self._torn, self._newline_missing = kept, len(data), 0, False
-        self._index()
+        if dropped:
+            self._replace(kept)
+        return dropped
+
+    def snapshot(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the bank: its length and the hash of its lines, JSON values."""
+        data = b"".join(map(encode, self._lines))
+        return {"lines": len(self._lines), "sha256": hashlib.sha256(data).hexdigest()}
+
+    def restore(self, snapshot: Mapping[str, Any]) -> int:
+        """Drops every line after those of a ``snapshot``; the file changes at once.
+
+        Returns:
+          How many lines were dropped.
+
+        Raises:
+          ValueError: the first lines are not those of the snapshot; the file is left as it is.
+        """
+        kept = self._lines[: snapshot["lines"]]
+        found = hashlib.sha256(b"".join(map(encode, kept))).hexdigest()
+        if len(kept) < snapshot["lines"] or found != snapshot["sha256"]:
+            raise ValueError(
+                f"{self.path} must begin with the {snapshot['lines']} lines of the snapshot, got "
+                f"{len(self._lines)} lines, or others"
+            )
+        dropped = len(self._lines) - len(kept)
+        if dropped:
+            self._replace(kept)
         return dropped
 
     def top(
@@ -231,26 +189,17 @@ class Bank:
         self._latest = {record.id: record for record in self._lines}
 
     def _write(self, records: list[SkillRecord]) -> None:
-        if not records:
+        if not records and not self._newline_missing:
             return
-        lines = [_encode(record) for record in records]
-        records = [_decode(line) for line in lines]  # memory holds what the file holds
+        lines = [encode(record) for record in records]
+        records = [decode(line) for line in lines]  # memory holds what the file holds
         data = b"".join([b"\n" if self._newline_missing else b"", *lines])
         created = not self.path.exists()
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT, 0o644)
-        try:
-            size, expected = os.fstat(descriptor).st_size, self._end + self._torn
-            if size != expected:
-                raise ValueError(
-                    f"{self.path} must have {expected} bytes as this process left it, "
-                    f"got {size}: another process writes to it"
-                )
+        with self._locked() as descriptor:
             os.ftruncate(descriptor, self._end)
             self._torn = 0
             self._put(descriptor, data)
-        finally:
-            os.close(descriptor)
         if created:
             _sync_folder(self.path.parent)
         self._end += len(data)
@@ -270,35 +219,52 @@ class Bank:
             os.ftruncate(descriptor, self._end)
             raise
 
+    def _replace(self, records: list[SkillRecord]) -> None:
+        """Makes the file hold these lines and no other, all at once."""
+        data = b"".join(map(encode, records))
+        temporary = self.path.with_name(self.path.name + ".tmp")
+        with self._locked():
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, self.path)
+            _sync_folder(self.path.parent)
+        self._lines, self._end, self._torn = records, len(data), 0
+        self._newline_missing = False
+        self._index()
 
-def _encode(record: SkillRecord) -> bytes:
-    fields = {"schema_version": SCHEMA_VERSION, **dataclasses.asdict(record)}
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[int]:
+        """The open file, locked against other writers and as this process left it.
+
+        Raises:
+          ValueError: another process wrote to it.
+        """
+        while True:
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                status = os.fstat(descriptor)
+                if not _is_at(self.path, status):  # replaced while this one waited for the lock
+                    continue
+                expected = self._end + self._torn
+                if status.st_size != expected:
+                    raise ValueError(
+                        f"{self.path} must have {expected} bytes as this process left it, "
+                        f"got {status.st_size}: another process writes to it"
+                    )
+                yield descriptor
+                return
+            finally:
+                os.close(descriptor)  # and unlocks
+
+
+def _is_at(path: Path, status: os.stat_result) -> bool:
     try:
-        return json.dumps(fields, allow_nan=False, default=_plain).encode() + b"\n"
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"record {record.id!r} must be JSON, got: {error}") from error
-
-
-def _plain(value: Any) -> Any:
-    if hasattr(value, "item"):  # a numpy scalar
-        return value.item()
-    raise TypeError(f"a value of type {type(value).__name__}")
-
-
-def _decode(raw: bytes) -> SkillRecord:
-    fields = json.loads(raw)  # both of its errors are ValueErrors
-    if not isinstance(fields, dict):
-        raise ValueError(f"a record must be a JSON object, got {type(fields).__name__}")
-    version = fields.pop("schema_version", None)
-    if version != SCHEMA_VERSION:
-        raise ValueError(f"schema_version must be {SCHEMA_VERSION}, got {version!r}")
-    unknown, missing = fields.keys() - _FIELDS.keys(), _REQUIRED - fields.keys()
-    if unknown or missing:
-        raise ValueError(
-            f"a record must have the fields of schema {SCHEMA_VERSION}, "
-            f"got unknown {sorted(unknown)}, missing {sorted(missing)}"
-        )
-    return SkillRecord(**fields)
+        return os.path.samestat(os.stat(path), status)
+    except FileNotFoundError:
+        return False
 
 
 def _sync_folder(folder: Path) -> None:
@@ -308,3 +274,19 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def new_bank(path: str | os.PathLike[str]) -> Bank:
+    """An empty bank; what ``path`` held is gone."""
+    Path(path).unlink(missing_ok=True)
+    return Bank(path)
+
+
+def write_bank(path: str | os.PathLike[str], records: Iterable[SkillRecord]) -> None:
+    """Makes ``path`` a bank of these records; a reader sees the old one or the new one."""
+    path = Path(path)
+    partial = path.with_name(path.name + ".partial")
+    if new_bank(partial).append(records):
+        os.replace(partial, path)
+    else:
+        path.unlink(missing_ok=True)

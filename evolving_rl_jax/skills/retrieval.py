@@ -1,4 +1,4 @@
-"""Which tasks of a declared pool are most like a given one: exact cosine search over embeddings.
+"""What of a declared pool is most like a task: tasks for training, skills of a bank for playing.
 
 A task never finds itself: its id and its content hash are both excluded, so a copy under another id
 is excluded too.
@@ -6,92 +6,76 @@ is excluded too.
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Collection, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 
+from evolving_rl_jax.skills.curate import worth
+from evolving_rl_jax.skills.embedders import Embedder, TfidfEmbedder
+from evolving_rl_jax.skills.index import Index
+from evolving_rl_jax.skills.records import SkillRecord
+from evolving_rl_jax.skills.schema import Skill
 from evolving_rl_jax.types import Task
 
-_CACHED_QUERIES = 256
-_TIE_DECIMALS = 9  # sums in another order differ by 1e-16; that must not decide a tie
-
-
-class Embedder(Protocol):
-    """Turns texts into vectors.  Rows need not have unit length."""
-
-    def fit(self, texts: Sequence[str]) -> Any:
-        """Learns from the pool what it needs (nothing, for a pretrained embedder)."""
-
-    def embed(self, texts: Sequence[str]) -> Any:
-        """Returns [n, D], a numpy array or a scipy sparse matrix."""
-
-
-class TfidfEmbedder:
-    """Word 1-grams and 2-grams weighted by TF-IDF, fit on the pool (scikit-learn)."""
-
-    def __init__(self) -> None:
-        # imported here because environment workers import this package and need no scikit-learn
-        from sklearn.feature_extraction.text import TfidfVectorizer
-
-        # single characters count: "cabinet 3" and "cabinet 4" differ by one
-        self._vectorizer = TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b")
-
-    def fit(self, texts: Sequence[str]) -> TfidfEmbedder:
-        """Learns vocabulary and document frequencies.
-
-        Raises:
-          ValueError: no text has a word.
-        """
-        try:
-            self._vectorizer.fit(texts)
-        except ValueError as error:
-            raise ValueError(
-                f"task texts must contain words, got {len(texts)} texts without any"
-            ) from error
-        return self
-
-    def embed(self, texts: Sequence[str]) -> Any:
-        """Returns a scipy sparse matrix [n, D]; a text of unknown words gives a zero row."""
-        return self._vectorizer.transform(texts)
+__all__ = ["Embedder", "Retriever", "SkillRetriever", "TfidfEmbedder"]
 
 
 class Retriever:
-    """Top-k search over a fixed pool, deterministic, with exclusions.
+    """Top-k search over a pool of tasks, deterministic, with exclusions.
 
     Args:
       tasks: the pool; at least one task, unique ids, every one with a content hash.
       embedder: fit on the texts of the pool here; ``TfidfEmbedder()`` by default.
+      exclude_identical_text: leave out tasks whose text equals that of the query.
 
     Raises:
       ValueError: the pool is empty, has a duplicate id or a task without a content hash.
     """
 
-    def __init__(self, tasks: Sequence[Task], embedder: Embedder | None = None) -> None:
-        # sorted by id, so that a stable sort by score breaks ties by id, whatever the pool's order
-        self._tasks = sorted(tasks, key=lambda task: task.id)
-        if not self._tasks:
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        embedder: Embedder | None = None,
+        *,
+        exclude_identical_text: bool = False,
+    ) -> None:
+        if not tasks:
             raise ValueError("the retrieval pool must hold at least one task, got none")
-        for previous, task in zip(self._tasks, self._tasks[1:], strict=False):
-            if previous.id == task.id:
-                raise ValueError(f"ids in the retrieval pool must be unique, got {task.id!r} twice")
-        for task in self._tasks:
-            _require_hash(task)
+        self._index = Index(embedder)
+        self._exclude_text = exclude_identical_text
+        self._tasks: list[Task] = []
         self._by_id: dict[str, list[int]] = {}
         self._by_hash: dict[str, list[int]] = {}
-        for row, task in enumerate(self._tasks):
-            self._by_id.setdefault(task.id, []).append(row)
-            self._by_hash.setdefault(task.content_hash, []).append(row)
-        texts = [task.text for task in self._tasks]
-        self._embedder = TfidfEmbedder() if embedder is None else embedder
-        self._embedder.fit(texts)
-        self._matrix = self._embedder.embed(texts)
-        self._norms = _row_norms(self._matrix)
-        self._cache: OrderedDict[str, np.ndarray] = OrderedDict()
+        self._by_text: dict[str, list[int]] = {}
+        self.add(tasks)
 
     def __len__(self) -> int:
         return len(self._tasks)
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """The pool, in the order in which its tasks came (those of one call by id)."""
+        return tuple(self._tasks)
+
+    def add(self, tasks: Sequence[Task]) -> None:
+        """Adds tasks to the pool; only their own texts are embedded (but see the embedder).
+
+        Raises:
+          ValueError: an id is in the pool already, or a task has no content hash.
+        """
+        tasks = sorted(tasks, key=lambda task: task.id)
+        for previous, task in zip([None, *tasks], tasks, strict=False):
+            if task.id in self._by_id or previous is not None and previous.id == task.id:
+                raise ValueError(f"ids in the retrieval pool must be unique, got {task.id!r} twice")
+            _require_hash(task)
+        self._index.add([task.text for task in tasks])
+        for row, task in enumerate(tasks, len(self._tasks)):
+            self._by_id.setdefault(task.id, []).append(row)
+            self._by_hash.setdefault(task.content_hash, []).append(row)
+            self._by_text.setdefault(task.text, []).append(row)
+        self._tasks += tasks
+        # Ties are broken by id, whatever the order in which the pool came.
+        self._order = np.argsort(np.array([task.id for task in self._tasks]), kind="stable")
 
     def retrieve(
         self,
@@ -129,7 +113,9 @@ class Retriever:
         """As ``retrieve``, with the cosine of each task (for reports of what was retrieved)."""
         _require_hash(task)
         excluded = self._excluded_rows(
-            {task.id, *exclude_ids}, {task.content_hash, *exclude_hashes}
+            {task.id, *exclude_ids},
+            {task.content_hash, *exclude_hashes},
+            {task.text} if self._exclude_text else set(),
         )
         available = len(self._tasks) - len(excluded)
         if k < 1:
@@ -139,47 +125,92 @@ class Retriever:
                 f"K must be at most {available}, the tasks that a pool of {len(self._tasks)} "
                 f"allows for {task.id!r}, got {k}"
             )
-        scores = self._scores(task.text).copy()
+        scores = self._index.scores(task.text).copy()
         scores[excluded] = -np.inf
-        rows = np.argsort(-scores, kind="stable")[:k]
+        rows = self._order[np.argsort(-scores[self._order], kind="stable")[:k]]
         return [(self._tasks[row], float(scores[row])) for row in rows]
 
-    def _excluded_rows(self, ids: set[str], hashes: set[str]) -> list[int]:
+    def _excluded_rows(self, ids: set[str], hashes: set[str], texts: set[str]) -> list[int]:
         rows: set[int] = set()
-        for value in ids:
-            rows.update(self._by_id.get(value, ()))
-        for value in hashes:
-            rows.update(self._by_hash.get(value, ()))
+        for table, values in (
+            (self._by_id, ids), (self._by_hash, hashes), (self._by_text, texts),
+        ):  # fmt: skip
+            for value in values:
+                rows.update(table.get(value, ()))
         return sorted(rows)
 
-    def _scores(self, text: str) -> np.ndarray:
-        """Cosine of every task of the pool with the text, [pool]."""
-        if text in self._cache:
-            self._cache.move_to_end(text)
-            return self._cache[text]
-        query = self._embedder.embed([text])
-        products = self._matrix @ query.T
-        products = products.toarray() if hasattr(products, "toarray") else products
-        norms = self._norms * _row_norms(query)
-        products = np.asarray(products, np.float64).ravel()
-        scores = np.divide(products, norms, out=np.zeros_like(products), where=norms > 0)
-        scores = np.round(scores, _TIE_DECIMALS)
-        self._cache[text] = scores
-        if len(self._cache) > _CACHED_QUERIES:
-            self._cache.popitem(last=False)
-        return scores
+
+class SkillRetriever:
+    """Top-k search over the usable skills of a bank, by what their source tasks are about.
+
+    Args:
+      embedder: as for ``Retriever``.
+      min_similarity: skills below this cosine are not returned; a cosine of 0 never is.
+      exclude_identical_text: leave out skills of sources whose text equals that of the query.
+      text_of: what of a record is compared; by default its source's text, or else its own words.
+    """
+
+    def __init__(
+        self,
+        embedder: Embedder | None = None,
+        *,
+        min_similarity: float = 0.0,
+        exclude_identical_text: bool = False,
+        text_of: Callable[[SkillRecord], str] | None = None,
+    ) -> None:
+        self._index = Index(embedder)
+        self._records: list[SkillRecord] = []
+        self._texts: list[str] = []
+        self._min_similarity = min_similarity
+        self._exclude_text = exclude_identical_text
+        self._text_of = text_of or searched_text
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def add(self, records: Sequence[SkillRecord]) -> int:
+        """Adds the usable ones of ``records``; returns how many these are."""
+        usable = [record for record in records if record.usable]
+        texts = [self._text_of(record) for record in usable]
+        if usable:
+            self._index.add(texts)
+        self._records += usable
+        self._texts += texts
+        return len(usable)
+
+    def retrieve(
+        self, task: Task, k: int = 1, *, exclude_hashes: Collection[str] = ()
+    ) -> list[tuple[SkillRecord, float]]:
+        """At most ``k`` (record, cosine), best first; ties by worth, then by id.
+
+        Skills from the task itself, by id or by content hash, are left out.
+        """
+        _require_hash(task)
+        hashes = {task.content_hash, *exclude_hashes}
+        found = [
+            (record, float(score))
+            for record, text, score in zip(
+                self._records, self._texts, self._index.scores(task.text), strict=True
+            )
+            if score > 0
+            and score >= self._min_similarity
+            and record.source_task_id != task.id
+            and record.source_task_hash not in hashes
+            and not (self._exclude_text and text == task.text)
+        ]
+        found.sort(key=lambda pair: pair[0].id)
+        found.sort(key=lambda pair: (pair[1], *worth(pair[0])), reverse=True)
+        return found[:k]
+
+
+def searched_text(record: SkillRecord) -> str:
+    """The sentence of the source task; for a skill of unknown origin what it says of itself."""
+    if record.source_text:
+        return record.source_text
+    skill: Skill = record.as_skill()
+    return "\n".join([skill.name, skill.description, *skill.when_to_use])
 
 
 def _require_hash(task: Task) -> None:
     if not task.content_hash:
         raise ValueError(f"content_hash of task {task.id!r} must be a non-empty text, got ''")
-
-
-def _row_norms(matrix: Any) -> np.ndarray:
-    """Euclidean length of the rows of a dense or sparse [n, D], in float64, [n]."""
-    sparse = hasattr(matrix, "multiply")
-    squares = matrix.multiply(matrix) if sparse else np.square(np.asarray(matrix, np.float64))
-    norms = np.sqrt(np.asarray(squares.sum(axis=1), np.float64).ravel())
-    if not np.isfinite(norms).all():
-        raise ValueError("embeddings must be finite, got NaN or infinity")
-    return norms

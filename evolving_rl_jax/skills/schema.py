@@ -161,10 +161,22 @@ def render_skill(
         lines = _markdown_lines(skill)
     if max_tokens is None:
         return "\n".join(lines)
-    if max_tokens < 1:
-        raise ValueError(f"max_tokens must be at least 1, got {max_tokens}")
     if count_tokens is None:
         raise ValueError(f"count_tokens must be given with max_tokens={max_tokens}, got None")
+    return fit_text("\n".join(lines), max_tokens, count_tokens)
+
+
+def fit_text(text: str, max_tokens: int, count_tokens: Callable[[str], int]) -> str:
+    """The beginning of a text that fits a number of tokens: whole lines, or else whole words.
+
+    Headings that nothing follows any more are left out too.
+
+    Raises:
+      ValueError: ``max_tokens`` is below 1.
+    """
+    if max_tokens < 1:
+        raise ValueError(f"max_tokens must be at least 1, got {max_tokens}")
+    lines = text.split("\n")
     fitting = _longest_prefix(lines, "\n", max_tokens, count_tokens)
     if fitting:
         return "\n".join(_drop_open_heading(lines[:fitting]))

@@ -1,0 +1,261 @@
+"""An OpenAI-compatible chat endpoint: retries, a rate limit and a cap on cost.
+
+The endpoint is trusted with nothing: it may be slow, refuse, be down, or answer something that is
+no answer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import email.utils
+import json
+import threading
+import time
+
+import httpx
+import tenacity
+
+_MAX_WAIT_S = 60.0  # between attempts, also where the server asks for more
+_MAX_ANSWER_BYTES = 4_000_000
+_TRY_AGAIN = (408, 409, 425, 429)
+
+
+class EndpointError(RuntimeError):
+    """The endpoint cannot be used at all: wrong address, key or model, or it is down."""
+
+
+class BudgetSpent(RuntimeError):
+    """The next request could exceed the cap on cost."""
+
+
+class _Retry(Exception):
+    """An attempt that may succeed later; ``after`` is what the server asked to wait, in seconds."""
+
+    def __init__(self, reason: str, after: float | None = None):
+        super().__init__(reason)
+        self.after = after
+
+
+@dataclasses.dataclass(frozen=True)
+class EndpointSettings:
+    """How to talk to the endpoint.
+
+    Attributes:
+      base_url: up to and with ``/v1``.
+      model: name that the server knows it by.
+      api_key: sent as a bearer token; "" sends none.
+      temperature, top_p, max_tokens: of every request.
+      timeout_s: of one attempt.
+      attempts: of one request.
+      requests_per_minute: most requests, retries counted; 0 = any.
+      concurrency: requests at a time.
+      price_in, price_out: per million tokens, in any currency.
+      max_cost: never exceeded, in the same currency; 0 = no cap.
+      first_wait_s: before the second attempt; it doubles from there on.
+    """
+
+    base_url: str
+    model: str
+    api_key: str = dataclasses.field(default="", repr=False)
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_tokens: int = 512
+    timeout_s: float = 60.0
+    attempts: int = 5
+    requests_per_minute: float = 0.0
+    concurrency: int = 8
+    price_in: float = 0.0
+    price_out: float = 0.0
+    max_cost: float = 0.0
+    first_wait_s: float = 1.0
+
+
+@dataclasses.dataclass
+class Usage:
+    """What was asked of the endpoint; tokens are the server's own count, or upper estimates."""
+
+    requests: int = 0
+    retries: int = 0
+    tokens_in: int = 0
+    tokens_out: int = 0
+    estimated: int = 0  # requests whose tokens the server did not count
+    cost: float = 0.0
+
+
+class ChatClient:
+    """Chat completions with retries, a rate limit and a cap on cost.  Safe to use from threads.
+
+    Args:
+      settings: how.
+      usage: of an earlier client of the same run, which is counted on.
+    """
+
+    def __init__(self, settings: EndpointSettings, usage: Usage | None = None):
+        self.settings, self.usage = settings, Usage() if usage is None else usage
+        headers = {"Authorization": f"Bearer {settings.api_key}"} if settings.api_key else {}
+        self._http = httpx.Client(
+            headers=headers, timeout=settings.timeout_s, follow_redirects=False
+        )
+        self._lock = threading.Lock()
+        self._reserved = 0.0  # worst-case cost of requests under way
+        self._next_start = 0.0
+        self._stopped = threading.Event()
+
+    def close(self) -> None:
+        """Ends waiting requests soon and closes the connections."""
+        self._stopped.set()
+        self._http.close()
+
+    def complete(self, messages: list[dict[str, str]]) -> str:
+        """The text of the next assistant message.
+
+        Raises:
+          BudgetSpent: it could cost more than is left of the cap.
+          EndpointError: the endpoint refuses such requests (4xx).
+          TimeoutError: every attempt failed; names the last reason.
+        """
+        size = sum(
+            len(m["content"].encode()) + 8 for m in messages
+        )  # tokens are not smaller than a byte
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(_Retry),
+            stop=tenacity.stop_after_attempt(self.settings.attempts),
+            wait=self._wait,
+            sleep=self._sleep,
+            reraise=True,
+        )
+        try:
+            return retrying(self._attempt, messages, size)
+        except _Retry as error:
+            raise TimeoutError(
+                f"no answer after {self.settings.attempts} attempts: {error}"
+            ) from None
+
+    # -- one attempt -----------------------------------------------------------------------------
+
+    def _attempt(self, messages, size: int) -> str:
+        s = self.settings
+        worst = (size * s.price_in + s.max_tokens * s.price_out) / 1e6
+        self._reserve(worst)
+        try:
+            self._wait_for_turn()
+            tokens, text = self._post(messages, size)
+            self._count(*tokens)
+            return text
+        finally:
+            with self._lock:
+                self._reserved -= worst
+
+    def _post(self, messages, size: int) -> tuple[tuple[int, int, bool], str]:
+        s = self.settings
+        body = {
+            "model": s.model,
+            "messages": messages,
+            "temperature": s.temperature,
+            "top_p": s.top_p,
+            "max_tokens": s.max_tokens,
+        }
+        status, headers, raw = self._send(body, size)
+        if status in _TRY_AGAIN or status >= 500:
+            raise _Retry(f"HTTP {status}", _retry_after(headers))
+        if status != 200:
+            raise EndpointError(
+                f"{s.base_url} must accept chat completions of model {s.model!r}, got HTTP {status}: "
+                f"{' '.join(raw.decode(errors='replace').split())[:200]}"
+            )
+        answer = _read(raw)
+        if answer is None:
+            self._count(size, s.max_tokens, True)  # perhaps charged for
+            raise _Retry(f"an answer that is no chat completion: {raw[:80]!r}")
+        text, usage = answer
+        return usage or (size, len(text.encode()), True), text
+
+    def _send(self, body, size: int) -> tuple[int, httpx.Headers, bytes]:
+        """(status, headers, body); the time limit is for all of it, however it trickles in."""
+        s = self.settings
+        deadline = time.monotonic() + s.timeout_s
+        url = f"{s.base_url.rstrip('/')}/chat/completions"
+        sent = False
+        try:
+            with self._http.stream("POST", url, json=body) as response:
+                sent, raw = True, b""
+                for chunk in response.iter_bytes():
+                    raw += chunk
+                    if len(raw) > _MAX_ANSWER_BYTES or time.monotonic() > deadline:
+                        raise httpx.ReadTimeout(f"incomplete after {len(raw)} bytes")
+                return response.status_code, response.headers, raw
+        except httpx.TransportError as error:
+            if sent or isinstance(error, httpx.ReadTimeout):
+                self._count(size, s.max_tokens, True)  # perhaps charged for
+            raise _Retry(f"{type(error).__name__} {error}".strip()) from None
+
+    def _count(self, tokens_in: int, tokens_out: int, estimated: bool) -> None:
+        s = self.settings
+        with self._lock:
+            self.usage.tokens_in += tokens_in
+            self.usage.tokens_out += tokens_out
+            self.usage.estimated += estimated
+            self.usage.cost += (tokens_in * s.price_in + tokens_out * s.price_out) / 1e6
+
+    def _reserve(self, worst: float) -> None:
+        cap = self.settings.max_cost
+        with self._lock:
+            if cap and self.usage.cost + self._reserved + worst > cap:
+                raise BudgetSpent(
+                    f"the cap of {cap:g} is reached: {self.usage.cost:.4g} spent, and one more "
+                    f"request may cost {worst:.4g}"
+                )
+            self._reserved += worst
+            self.usage.requests += 1
+
+    # -- waiting ---------------------------------------------------------------------------------
+
+    def _wait_for_turn(self) -> None:
+        rate = self.settings.requests_per_minute
+        if not rate:
+            return
+        with self._lock:
+            start = max(time.monotonic(), self._next_start)
+            self._next_start = start + 60.0 / rate
+        self._sleep(start - time.monotonic())
+
+    def _wait(self, state: tenacity.RetryCallState) -> float:
+        with self._lock:
+            self.usage.retries += 1
+        asked = getattr(state.outcome.exception(), "after", None)
+        doubled = self.settings.first_wait_s * 2 ** (state.attempt_number - 1)
+        jitter = tenacity.wait_random(0, self.settings.first_wait_s)(state)
+        return min(_MAX_WAIT_S, max(asked or 0.0, doubled + jitter))
+
+    def _sleep(self, seconds: float) -> None:
+        if self._stopped.wait(max(seconds, 0.0)):
+            raise TimeoutError("the run was stopped")
+
+
+def _retry_after(headers: httpx.Headers) -> float | None:
+    """Seconds that a ``Retry-After`` header asks for, as a number or as a date."""
+    value = headers.get("retry-after", "")
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    except (TypeError, ValueError):
+        return None
+
+
+def _read(raw: bytes) -> tuple[str, tuple[int, int, bool] | None] | None:
+    """(text, (tokens in, tokens out, False) or None) of an answer; None when it is no answer."""
+    try:
+        body = json.loads(raw)
+        text = body["choices"][0]["message"]["content"]
+    except (ValueError, KeyError, IndexError, TypeError, RecursionError):
+        return None
+    if not isinstance(text, str):
+        return None
+    try:
+        counts = [int(body["usage"][key]) for key in ("prompt_tokens", "completion_tokens")]
+    except (KeyError, TypeError, ValueError):
+        return text, None
+    return text, (*counts, False) if min(counts) >= 0 else None

@@ -1,0 +1,379 @@
+"""What a panel gave: success with intervals, paired comparisons, failures, leaks, and the file."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+from evolving_rl_jax import __version__
+from evolving_rl_jax.eval import statistics, web_results
+from evolving_rl_jax.skills.records import Outcome, SkillRecord
+from evolving_rl_jax.types import SCORED, Episode, Task
+
+# Distributions whose versions can change a number.
+PACKAGES = (
+    "jax", "jaxlib", "numpy", "scipy", "scikit-learn", "tokenizers", "alfworld",
+    "textworld",
+)  # fmt: skip
+BASELINE = "none"
+
+
+@dataclasses.dataclass
+class PanelGame:
+    """One game of the panel, played with one seed, and what each condition gave.
+
+    Attributes:
+      task: the game.
+      source: the retrieved game that its own skill comes from, with its ``similarity``.
+      source_episode: that episode; a failed one makes the game's ``own`` outcome not count.
+      candidate: the skill extracted from it (``rollout.evolve.Candidate``), or None.
+      episodes: condition -> episode.
+      others: protocol -> the same, of web tasks played under another protocol too.
+    """
+
+    task: Task
+    source: Task | None = None
+    episodes: dict[str, Episode] = dataclasses.field(default_factory=dict)
+    seed: int | None = None
+    similarity: float | None = None
+    source_episode: Episode | None = None
+    candidate: Any = None
+    others: dict[str, dict[str, Episode]] = dataclasses.field(default_factory=dict)
+
+    def under(self, protocol: str) -> dict[str, Episode]:
+        """condition -> episode, under a protocol of web tasks."""
+        return self.others.get(protocol, self.episodes)
+
+    def status(self, condition: str) -> tuple[str, str]:
+        """(status, error) of a condition: for ``own`` that of its source when that failed."""
+        episode, source = self.episodes[condition], self.source_episode
+        if condition == "own" and source is not None and not source.scored:
+            return source.status, f"source {source.task.id}: {source.error}"
+        return episode.status, episode.error
+
+
+# -- figures ---------------------------------------------------------------------------------------
+
+
+def summarise(games: list[PanelGame], conditions: tuple[str, ...], seed: int = 0) -> dict:
+    """split -> condition -> success over plays (micro) and as the mean over task types (macro).
+
+    Micro figures are ``n``, ``success``, ``low``, ``high``, ``interval`` (how it was made),
+    ``excluded``; macro ones ``macro``, ``macro_low``, ``macro_high``; ``by_type`` has the micro
+    figures of each task type.  Intervals are 95 %; plays that share a skill or a game are resampled
+    together, see `statistics.success_interval`.
+    """
+    summary: dict = {}
+    for split in sorted({g.task.split for g in games}):
+        members = [g for g in games if g.task.split == split]
+        summary[split] = {c: _condition(members, c, seed) for c in conditions}
+    return summary
+
+
+def _condition(games: list[PanelGame], condition: str, seed: int) -> dict[str, Any]:
+    scored = [g for g in games if g.status(condition)[0] in SCORED]
+    types = sorted({g.task.task_type for g in games})
+    figures = {
+        **_rate(scored, condition, seed),
+        "excluded": len(games) - len(scored),
+        **dict.fromkeys(("macro", "macro_low", "macro_high")),
+        "by_type": {
+            t: _rate([g for g in scored if g.task.task_type == t], condition, seed) for t in types
+        },
+    }
+    if scored:
+        figures["macro"], figures["macro_low"], figures["macro_high"] = statistics.macro_success(
+            [g.episodes[condition].won for g in scored],
+            [g.task.task_type for g in scored],
+            [_group(g, condition) for g in scored],
+            seed,
+        )
+    return figures
+
+
+def _rate(games: list[PanelGame], condition: str, seed: int) -> dict[str, Any]:
+    plays = {(g.task.id, g.seed): bool(g.episodes[condition].won) for g in games}
+    groups = {g.task.id: _group(g, condition) for g in games}
+    found = statistics.success(plays, groups, seed)
+    if found is None:
+        found = dict.fromkeys(("n", "success", "low", "high", "interval")) | {"n": 0}
+    found.pop("excluded", None)
+    return found
+
+
+def _group(game: PanelGame, condition: str) -> Hashable:
+    """What shares a cause: the plays of one source's skill, or those of one game."""
+    if condition == "own" and game.source is not None:
+        return "source", game.source.id
+    return game.task.id
+
+
+def paired_rows(result: Mapping[str, Any], seed: int = 0) -> list[dict[str, Any]]:
+    """With and without skills on the same games: one row for each split and condition."""
+    found, sources = statistics.outcomes(result), statistics.sources_of(result)
+    rows = []
+    for (split, condition), plays in sorted(found.items()):
+        if condition == BASELINE or (split, BASELINE) not in found:
+            continue
+        groups = sources if condition == "own" else {}
+        row = statistics.paired(found[split, BASELINE], plays, groups, seed)
+        if row:
+            rows.append({"split": split, "condition": condition, "baseline": BASELINE, **row})
+    return rows
+
+
+def failures(games: list[PanelGame]) -> list[dict[str, Any]]:
+    """Every play that the infrastructure failed; none of them counts."""
+    found = []
+    for game in games:
+        for condition in sorted(game.episodes):
+            status, error = game.status(condition)
+            if status not in SCORED:
+                where = {"id": game.task.id, "seed": game.seed, "condition": condition}
+                found.append({**where, "status": status, "error": error})
+    return found
+
+
+# -- leaks -----------------------------------------------------------------------------------------
+
+
+def leak_report(
+    games: list[PanelGame], pool: Sequence[Task], training: Sequence[Task] = ()
+) -> dict[str, Any]:
+    """What the panel could have learned of itself.
+
+    Returns:
+      ``pool`` and ``retrieved`` (tasks), ``excluded`` (tasks of the pool that are panel games, by
+      id or by content; they are never retrieved), ``training_copies`` (the same of the training
+      split; training leaves them out), ``identical_texts`` (games whose retrieved task has the
+      same sentence, though it is another game) and ``violations`` (panel games that were retrieved
+      all the same: always empty unless something is broken).
+    """
+    panel = [g.task for g in games]
+    retrieved = {g.source.id: g.source for g in games if g.source is not None}
+    same_text = {g.task.id for g in games if g.source is not None and g.source.text == g.task.text}
+    return {
+        "pool": len(pool),
+        "retrieved": len(retrieved),
+        "excluded": copies_of(panel, pool),
+        "training_copies": copies_of(panel, training),
+        "identical_texts": len(same_text),
+        "violations": copies_of(panel, [retrieved[i] for i in sorted(retrieved)]),
+    }
+
+
+def copies_of(panel: Sequence[Task], tasks: Sequence[Task]) -> list[dict[str, str]]:
+    """Those of ``tasks`` that are games of the panel, by ``id`` or by ``content``."""
+    by_id = {t.id: t for t in panel}
+    by_hash = {t.content_hash: t for t in panel}
+    found = []
+    for task in tasks:
+        same = by_id.get(task.id) or by_hash.get(task.content_hash)
+        if same is not None:
+            reason = "id" if task.id == same.id else "content"
+            found.append({"id": task.id, "same": reason, "panel_game": same.id})
+    return found
+
+
+# -- the skills that were measured -----------------------------------------------------------------
+
+
+def skill_records(
+    games: list[PanelGame], name: str, iteration: int, policy_step: int
+) -> list[SkillRecord]:
+    """The ``own`` skills of a panel as records, with the utility that the panel measured.
+
+    A skill's pairs are the games that were played with it and, under the same seed, without.
+    """
+    records: dict[str, SkillRecord] = {}
+    for game in games:
+        if game.candidate is None:
+            continue
+        record_id = f"{name}-s{game.seed or 0}-{game.source.id}"
+        candidate, source = game.candidate, game.source
+        record = records.get(record_id) or SkillRecord(
+            id=record_id,
+            iteration=iteration,
+            source_task_id=source.id,
+            source_task_hash=source.content_hash,
+            source_text=source.text,
+            episode_id=record_id,
+            policy_step=policy_step,
+            skill=candidate.skill.to_dict() if candidate.skill else None,
+            reason=candidate.reason,
+            audit=candidate.audit._asdict() if candidate.audit else None,
+        )
+        records[record_id] = record.measured(_outcomes(game, record))
+    return list(records.values())
+
+
+def _outcomes(game: PanelGame, record: SkillRecord) -> list[Outcome]:
+    sides = [game.episodes.get("own"), game.episodes.get(BASELINE)]
+    if not record.usable or not all(e is not None and e.scored for e in sides):
+        return []
+    ours, without = sides
+    return [Outcome(ours.won, without.won, len(ours.turns), len(without.turns))]
+
+
+# -- the file --------------------------------------------------------------------------------------
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that can change a number; "not installed" where one is not."""
+    found = {"python": platform.python_version(), "evolving-rl-jax": __version__}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def write_result(
+    path: pathlib.Path,
+    panel,
+    games: list[PanelGame],
+    *,
+    name: str,
+    iteration: int,
+    temperature: float,
+    seed: int,
+    conditions: tuple[str, ...],
+    figures: dict,
+    data: Mapping[str, Any] | None = None,
+) -> dict:
+    """Writes ``eval/NAME.json`` atomically; docs/metrics.md describes every field.
+
+    Args:
+      path: of the file.
+      panel: that was played.
+      games: with their episodes, of all seeds.
+      name, iteration: which policy.
+      temperature: of sampling.
+      seed: the first seed.
+      conditions: that were played.
+      figures: on the source episodes.
+      data: further facts about the games, such as the hash of the whole data set.
+    """
+    for game in games:
+        game.seed = seed if game.seed is None else game.seed
+    result = {
+        "name": name,
+        "iteration": iteration,
+        "temperature": temperature,
+        "seed": seed,
+        "seeds": sorted({g.seed for g in games}) or [seed],
+        "game_list_hash": panel.game_list_hash,
+        "dataset": {"games": len(panel.tasks), **(data or {})},
+        "versions": versions(),
+        "sources": figures,
+        "summary": summarise(games, conditions, seed),
+        "games": [_game_record(g) for g in games],
+    }
+    if panel.protocols:
+        web_results.add_to(result, games, panel.protocols)
+    result["paired"] = paired_rows(result, seed)
+    result["failures"] = failures(games)
+    result["leaks"] = panel.leaks(games)
+    write_json(path, result)
+    return result
+
+
+def write_json(path: pathlib.Path, value: Mapping[str, Any]) -> None:
+    """Writes JSON so that a reader sees the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(value), encoding="utf-8")
+    os.replace(partial, path)
+
+
+def _game_record(game: PanelGame) -> dict:
+    task = game.task
+    record = {
+        "id": task.id,
+        "hash": task.content_hash,
+        "split": task.split,
+        "type": task.task_type,
+        "group": task.group,
+        "seed": game.seed,
+        "conditions": {},
+    }
+    if game.source is not None:
+        record["retrieved"] = {
+            "id": game.source.id,
+            "hash": game.source.content_hash,
+            "split": game.source.split,
+            "similarity": game.similarity,
+        }
+    for condition, e in sorted(game.episodes.items()):
+        record["conditions"][condition] = {
+            "won": bool(e.won),
+            "status": game.status(condition)[0],
+            "steps": len(e.turns),
+            # Texts of the password-protected archive are never written down.
+            "skill": "" if task.meta.get("sealed") else e.skill_text,
+        }
+    return record
+
+
+# -- the table -------------------------------------------------------------------------------------
+
+
+def success_table(result: Mapping[str, Any]) -> str:
+    """The summary of a result as plain text: one line for each split and condition."""
+    lines = [
+        f"success in % [95 % interval], {result['name']}, temperature {result['temperature']:g}"
+    ]
+    differences = {(r["split"], r["condition"]): r for r in result.get("paired", ())}
+    for split, conditions in result["summary"].items():
+        for condition, r in conditions.items():
+            line = f"{split:<16} {condition:<12} {r['n']:>5} games  {_share(r)}"
+            row = differences.get((split, condition))
+            lines.append(line + (f"  against none {points(row)}" if row else ""))
+    lines += _notes(result)
+    if "web" in result:
+        lines.append(web_results.web_table(result))
+    return "\n".join(lines)
+
+
+def _share(r: Mapping[str, Any]) -> str:
+    if not r["n"]:
+        return "no game could be scored"
+    low, high, macro = 100 * r["low"], 100 * r["high"], 100 * r["macro"]
+    return f"{100 * r['success']:5.1f} [{low:.1f}, {high:.1f}]  macro {macro:5.1f}"
+
+
+def points(row: Mapping[str, Any]) -> str:
+    """A paired difference in percentage points."""
+    value, low, high = (100 * row[key] for key in ("value", "low", "high"))
+    return (
+        f"{value:+.1f} [{low:+.1f}, {high:+.1f}] (+{row['gained']} -{row['lost']}, "
+        f"McNemar p {row['p']:.2g}, by group {row['p_grouped']:.2g})"
+    )
+
+
+def _notes(result: Mapping[str, Any]) -> list[str]:
+    """What a reader of the table must know: several seeds, failures, leaks."""
+    seeds, failed, leaks = result["seeds"], result["failures"], result["leaks"]
+    notes = [f"seeds {', '.join(map(str, seeds))}; a game's seeds count as one for the intervals"]
+    notes = notes if len(seeds) > 1 else []
+    if failed:
+        shown = "; ".join(f"{f['id']} ({f['condition']}): {f['status']}" for f in failed[:3])
+        notes.append(f"excluded, {len(failed)} plays that the infrastructure failed: {shown}")
+    for key, text in (
+        ("excluded", "tasks of the source pool are panel games and were never retrieved"),
+        (
+            "training_copies",
+            "training tasks are copies of panel games and are left out of training",
+        ),
+        ("violations", "PANEL GAMES WERE RETRIEVED; the result must not be used"),
+    ):
+        if leaks[key]:
+            notes.append(f"leak report: {len(leaks[key])} {text}, {leaks[key][0]['id']} first")
+    return notes

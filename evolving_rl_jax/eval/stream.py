@@ -1,0 +1,325 @@
+"""Test-time evolution: a frozen policy that goes on learning through its skill bank alone.
+
+Tasks arrive in order.  For each, the policy plays with the most similar skill that it has banked so
+far, then writes a skill of that episode, which is banked for later tasks.  Success is counted before
+anything is learned from a task.  The same tasks are also played with the bank off.
+
+A stream is sequential; those of several seeds (other orders, other draws) run side by side.  What
+a stream samples depends on its seed and on the position in it, never on slots or on other streams.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from evolving_rl_jax.eval import statistics
+from evolving_rl_jax.rollout.episode import Driver
+from evolving_rl_jax.rollout.evolve import Candidate, judge, make_candidate
+from evolving_rl_jax.skills.audit import AuditRules
+from evolving_rl_jax.skills.bank import Bank, SkillRecord
+from evolving_rl_jax.skills.records import Outcome
+from evolving_rl_jax.skills.retrieval import SkillRetriever
+from evolving_rl_jax.types import SCORED, Episode, Task
+
+STREAM_ITERATION = 1_500_000_000  # sampling keys above those of panels
+_STREAM_KEYS = 20_000_000  # keys a stream: bank on, extractions, bank off
+_EXTRACTIONS, _BANK_OFF = 5_000_000, 10_000_000
+_BINS = 10  # points of the growth curve
+_RELATED = 4  # earlier tasks of the same household from which on they are one point
+
+
+@dataclasses.dataclass
+class StreamPlay:
+    """One task of a stream, with the bank on and off.  ``skills`` are those in its prompt."""
+
+    task: Task
+    seed: int
+    position: int
+    related: int
+    skills: list[tuple[SkillRecord, float]] = dataclasses.field(default_factory=list)
+    with_bank: Episode | None = None
+    without: Episode | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class StreamSettings:
+    """How a stream uses its bank.
+
+    Attributes:
+      prompts: the policy's prompt style.
+      max_chars: longest accepted skill.
+      make_retriever: of an empty skill retriever.
+      top: skills in a prompt, at most.
+      rules: further audits; None = those of training.
+      fit: cuts the skills' text to what the prompt may hold.
+      policy_step, iteration, name: of the policy, for the records.
+      num_tasks: a stream ends after so many.
+    """
+
+    prompts: Any
+    max_chars: int
+    make_retriever: Callable[[], SkillRetriever]
+    top: int = 1
+    rules: AuditRules | None = None
+    fit: Callable[[str], str] = str
+    policy_step: int = 0
+    iteration: int = 0
+    name: str = "stream"
+    num_tasks: int = sys.maxsize
+
+
+def arrival_order(tasks: Sequence[Task], seed: int) -> list[Task]:
+    """The order in which tasks arrive: a permutation of their ids by the seed."""
+    tasks = sorted(tasks, key=lambda t: t.id)
+    return [tasks[i] for i in np.random.default_rng([seed, 7]).permutation(len(tasks))]
+
+
+def play_streams(
+    driver: Driver,
+    tasks: Sequence[Task],
+    banks: dict[int, Bank],
+    settings: StreamSettings,
+    progress: Callable[[int], None] | None = None,
+) -> list[StreamPlay]:
+    """Plays one stream for each seed, bank on and bank off.
+
+    Args:
+      driver: whose iteration is ``STREAM_ITERATION`` plus the first seed.
+      tasks: their order here does not matter.
+      banks: seed -> an empty bank, which is filled.
+      settings: how.
+      progress: called with the number of finished episodes.
+
+    Returns:
+      The plays, by seed and position.
+    """
+    streams = [
+        _Stream(
+            driver,
+            arrival_order(tasks, seed)[: settings.num_tasks],
+            seed,
+            i * _STREAM_KEYS,
+            bank,
+            settings,
+        )  # fmt: skip
+        for i, (seed, bank) in enumerate(sorted(banks.items()))
+    ]
+    for stream in streams:
+        stream.start()
+    driver.run(progress)
+    for stream in streams:
+        stream.measure()
+    return [play for stream in streams for play in stream.plays]
+
+
+class _Stream:
+    """One seed's stream: the next task starts when the last one's skill is banked."""
+
+    def __init__(self, driver, tasks, seed, first_key, bank, settings: StreamSettings):
+        self.driver, self.bank, self.settings = driver, bank, settings
+        self.first_key = first_key
+        self.retriever = settings.make_retriever()
+        seen: Counter[str] = Counter()
+        self.plays = []
+        for position, task in enumerate(tasks):
+            self.plays.append(StreamPlay(task, seed, position, seen[task.group or task.id]))
+            seen[task.group or task.id] += 1
+
+    def start(self) -> None:
+        for i, play in enumerate(self.plays):
+            self.driver.play(
+                self.first_key + _BANK_OFF + i, play.task, "", _setter(play, "without")
+            )
+        self._next(0)
+
+    def _next(self, i: int) -> None:
+        if i == len(self.plays):
+            return
+        play, s = self.plays[i], self.settings
+        play.skills = self.retriever.retrieve(play.task, s.top)
+        texts = [s.prompts.render_skill(record.as_skill()) for record, _ in play.skills]
+        text = s.fit("\n\n".join(texts)) if texts else ""
+        done = self._after_episode(i)
+        self.driver.play(self.first_key + i, play.task, text, done, keep_session=True)
+
+    def _after_episode(self, i: int):
+        def done(episode: Episode, handle) -> None:
+            self.plays[i].with_bank = episode
+            if handle is None:
+                self._next(i + 1)  # the environment failed: nothing to learn from
+                return
+
+            def extracted(_n: int, raw: str, sample) -> None:
+                s = self.settings
+                candidate = make_candidate(raw, sample, s.prompts, s.max_chars)
+                judge(candidate, s.rules, episode)
+                record = self._record(i, candidate)
+                self.bank.append([record])
+                self.retriever.add([record])
+                self._next(i + 1)
+
+            self.driver.extract(handle, episode.won, [self._extraction(i)], extracted)
+            self.driver.release(handle)
+
+        return done
+
+    def _extraction(self, i: int) -> int:
+        return self.first_key + _EXTRACTIONS + i
+
+    def _record(self, i: int, candidate: Candidate) -> SkillRecord:
+        play, s = self.plays[i], self.settings
+        return SkillRecord(
+            id=f"{s.name}-s{play.seed}-{i:05d}",
+            iteration=s.iteration,
+            source_task_id=play.task.id,
+            source_task_hash=play.task.content_hash,
+            source_text=play.task.text,
+            episode_id=f"{s.name}-s{play.seed}-{i:05d}",
+            policy_step=s.policy_step,
+            skill=candidate.skill.to_dict() if candidate.skill else None,
+            reason=candidate.reason,
+            audit=candidate.audit._asdict() if candidate.audit else None,
+        )
+
+    def measure(self) -> None:
+        """Writes into the bank what each skill was worth: with it against with the bank off."""
+        outcomes: dict[str, list[Outcome]] = {}
+        for play in self.plays:
+            ours, without = play.with_bank, play.without
+            if ours.scored and without.scored:
+                pair = Outcome(ours.won, without.won, len(ours.turns), len(without.turns))
+                for record, _ in play.skills:
+                    outcomes.setdefault(record.id, []).append(pair)
+        self.bank.revise_all(self.bank[i].measured(found) for i, found in outcomes.items())
+
+
+def _setter(play: StreamPlay, name: str):
+    def done(episode: Episode, _handle) -> None:
+        setattr(play, name, episode)
+
+    return done
+
+
+# -- what came of it -------------------------------------------------------------------------------
+
+
+def stream_result(plays: list[StreamPlay], seed: int = 0) -> dict[str, Any]:
+    """Summary, growth curve, failures and every play, as JSON values.
+
+    ``summary`` has success ``with`` and ``without`` the bank and their paired difference over all
+    plays and over the later half of each stream; ``curve`` the same for tenths of the stream, by
+    ``past``, the number of tasks before; ``by_related`` by the number of earlier tasks of the same
+    household (or site).  Intervals resample games, with all of their seeds.
+    """
+    length = max((play.position for play in plays), default=-1) + 1
+    edges = np.unique(np.linspace(0, length, min(_BINS, length) + 1).astype(int)).tolist()
+    later = [p for p in plays if 2 * p.position >= length]
+    curve = []
+    for low, high in zip(edges, edges[1:], strict=False):
+        members = [p for p in plays if low <= p.position < high]
+        curve.append({"past_from": low, "past_to": high - 1, **_both(members, seed)})
+    related = []
+    for count in sorted({min(p.related, _RELATED) for p in plays}):
+        members = [p for p in plays if min(p.related, _RELATED) == count]
+        related.append({"related": count, "or_more": count == _RELATED, **_both(members, seed)})
+    return {
+        "summary": {"all": _both(plays, seed), "later_half": _both(later, seed)},
+        "curve": curve,
+        "by_related": related,
+        "failures": _failures(plays),
+        "leaks": _leaks(plays),
+        "plays": [_play_record(p) for p in plays],
+    }
+
+
+def _both(plays: list[StreamPlay], seed: int) -> dict[str, Any]:
+    def outcomes(side):
+        episodes = {(p.task.id, p.seed): getattr(p, side) for p in plays}
+        return {k: bool(e.won) if e.scored else None for k, e in episodes.items()}
+
+    with_bank, without = outcomes("with_bank"), outcomes("without")
+    return {
+        "with": statistics.success(with_bank, {}, seed),
+        "without": statistics.success(without, {}, seed),
+        "difference": statistics.paired(without, with_bank, {}, seed),
+        "skill_in_prompt": sum(bool(p.skills) for p in plays) / max(len(plays), 1),
+    }
+
+
+def _failures(plays: list[StreamPlay]) -> list[dict[str, Any]]:
+    return [
+        {"id": p.task.id, "seed": p.seed, "condition": side, "status": e.status, "error": e.error}
+        for p in plays
+        for side, e in (("with", p.with_bank), ("without", p.without))
+        if e.status not in SCORED
+    ]
+
+
+def _leaks(plays: list[StreamPlay]) -> dict[str, Any]:
+    """Skills may only come from earlier tasks of the stream, and never from the task itself."""
+    positions = {(p.seed, p.task.id): p.position for p in plays}
+    violations, identical = [], 0
+    for play in plays:
+        for record, _ in play.skills:
+            earlier = positions.get((play.seed, record.source_task_id), play.position)
+            same = record.source_task_hash == play.task.content_hash
+            if earlier >= play.position or same:
+                violations.append({"id": play.task.id, "skill": record.id})
+            identical += record.source_text == play.task.text
+    return {"violations": violations, "identical_texts": identical}
+
+
+def _play_record(play: StreamPlay) -> dict[str, Any]:
+    def side(episode: Episode) -> dict[str, Any]:
+        won, status = bool(episode.won), episode.status
+        return {"won": won, "status": status, "steps": len(episode.turns)}
+
+    return {
+        "seed": play.seed,
+        "position": play.position,
+        "related": play.related,
+        "id": play.task.id,
+        "hash": play.task.content_hash,
+        "split": play.task.split,
+        "type": play.task.task_type,
+        "skills": [
+            {"id": r.id, "source": r.source_task_id, "similarity": s} for r, s in play.skills
+        ],
+        "with": {**side(play.with_bank), "skill": play.with_bank.skill_text},
+        "without": side(play.without),
+    }
+
+
+def stream_table(result: dict[str, Any]) -> str:
+    """The growth curve as plain text."""
+    lines = [f"success in % with the bank and without it, {result['name']}, "
+             f"temperature {result['temperature']:g}"]  # fmt: skip
+    for row in result["curve"]:
+        label = f"after {row['past_from']}-{row['past_to']} tasks"
+        lines.append(f"{label:<26} {_line(row)}")
+    for row in result["by_related"]:
+        label = f"{row['related']}{'+' if row['or_more'] else ''} of the same group seen"
+        lines.append(f"{label:<26} {_line(row)}")
+    for name, label in (("later_half", "later half"), ("all", "all")):
+        lines.append(f"{label:<26} {_line(result['summary'][name])}")
+    if result["failures"]:
+        lines.append(f"excluded, {len(result['failures'])} plays that the infrastructure failed")
+    return "\n".join(lines)
+
+
+def _line(row: dict[str, Any]) -> str:
+    shares = [
+        f"{100 * r['success']:5.1f} [{100 * r['low']:.1f}, {100 * r['high']:.1f}]"
+        if r
+        else "  none"
+        for r in (row["with"], row["without"])
+    ]
+    d = row["difference"]
+    change = f"{100 * d['value']:+.1f} [{100 * d['low']:+.1f}, {100 * d['high']:+.1f}]" if d else ""
+    return f"{shares[0]}  off {shares[1]}  difference {change}"

@@ -1,0 +1,353 @@
+"""Somebody else's policy on the fixed panel: without skills, with our bank, with another run's.
+
+Skills are retrieved as at training time, by what their source tasks are about; skills that come from
+a panel game, or from a copy of one, are left out.  Every finished game is kept in ``plays.jsonl``, so
+the same command goes on where it was stopped; games that the infrastructure failed are played again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from evolving_rl_jax.eval import statistics
+from evolving_rl_jax.eval.results import points, versions, write_json
+from evolving_rl_jax.skills.bank import Bank, SkillRecord
+from evolving_rl_jax.skills.records import Outcome
+from evolving_rl_jax.skills.retrieval import SkillRetriever
+from evolving_rl_jax.types import SCORED, Episode, Task
+
+NONE, OURS, OTHER = "none", "ours", "other"
+_KEYS = {NONE: 0, OURS: 1, OTHER: 2}
+PAIRS = ((NONE, OURS), (NONE, OTHER), (OTHER, OURS))
+
+
+@dataclasses.dataclass
+class BankInPlay:
+    """A bank as the panel may use it.
+
+    Attributes:
+      retriever: over its usable skills that do not come from a panel game.
+      records: those skills by id.
+      left_out: ids of usable skills that do.
+    """
+
+    retriever: SkillRetriever
+    records: dict[str, SkillRecord]
+    left_out: list[str]
+
+
+def bank_in_play(
+    bank: Bank, panel: Sequence[Task], tasks: Sequence[Task], retriever: SkillRetriever
+) -> BankInPlay:
+    """Prepares a bank for a panel.
+
+    Args:
+      bank: of any run.
+      panel: the games that will be played.
+      tasks: where the sentence of a source is looked up when the record has none.
+      retriever: an empty one.
+
+    Raises:
+      ValueError: no usable skill is left.
+    """
+    ids, hashes = {t.id for t in panel}, {t.content_hash for t in panel}
+    texts = {(t.id, t.content_hash): t.text for t in tasks}
+    records, left_out = {}, []
+    for record in bank.records:
+        if not record.usable:
+            continue
+        if record.source_task_id in ids or record.source_task_hash in hashes:
+            left_out.append(record.id)
+            continue
+        key = record.source_task_id, record.source_task_hash
+        text = record.source_text or texts.get(key, "")
+        records[record.id] = dataclasses.replace(record, source_text=text)
+    if not records:
+        raise ValueError(
+            f"{bank.path} must hold usable skills from outside of the panel, got {len(bank)} "
+            f"records, {len(left_out)} of them from panel games"
+        )
+    retriever.add(list(records.values()))
+    return BankInPlay(retriever, records, left_out)
+
+
+class Journal:
+    """Finished plays of a transfer, one JSON line each, after a line with its settings.
+
+    Args:
+      path: of the file; made with its folder.
+      settings: what must be the same for plays to belong together, JSON values.
+
+    Raises:
+      ValueError: the file holds plays of other settings, or is no such file.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], settings: Mapping[str, Any]):
+        self.path = pathlib.Path(path)
+        self.plays: dict[tuple[str, int, str], dict[str, Any]] = {}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        lines = self._whole_lines()
+        for number, line in enumerate(lines, 1):
+            try:
+                record = json.loads(line)
+                if number == 1:
+                    self._check(record["settings"], json.loads(json.dumps(settings)))
+                else:
+                    self.plays[record["id"], record["seed"], record["condition"]] = record
+            except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
+                reason = f"{type(error).__name__} in line {number}"
+                raise ValueError(f"{self.path} must hold plays, got {reason}") from error
+        if not lines:
+            self._append({"settings": settings})
+
+    def _whole_lines(self) -> list[bytes]:
+        """The lines of the file, which is cut back to them."""
+        data = self.path.read_bytes() if self.path.is_file() else b""
+        whole = data[: data.rfind(b"\n") + 1]
+        if len(whole) < len(data):
+            warnings.warn(f"{self.path}: left out a torn last line", stacklevel=3)
+            os.truncate(self.path, len(whole))
+        return whole.splitlines()
+
+    def _check(self, found, settings) -> None:
+        for key in sorted({*found, *settings}):
+            if found.get(key) != settings.get(key):
+                raise ValueError(
+                    f"{self.path} must hold plays of the same {key}, got {found.get(key)!r} and not "
+                    f"{settings.get(key)!r}; use another folder"
+                )
+
+    def add(self, play: Mapping[str, Any]) -> None:
+        """Keeps a play, durably."""
+        self._append(play)
+        self.plays[play["id"], play["seed"], play["condition"]] = dict(play)
+
+    def done(self, task: Task, seed: int, condition: str) -> bool:
+        """Whether that game is there and counts."""
+        play = self.plays.get((task.id, seed, condition))
+        return play is not None and play["status"] in SCORED
+
+    def _append(self, record) -> None:
+        with open(self.path, "ab") as file:
+            file.write(json.dumps(record).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def play_transfer(
+    make_driver: Callable[[int], Any],
+    panel: Sequence[Task],
+    banks: Mapping[str, BankInPlay],
+    journal: Journal,
+    *,
+    seeds: Sequence[int],
+    render: Callable[[list[SkillRecord]], str],
+    top: int = 1,
+    progress: Callable[[int], None] | None = None,
+) -> None:
+    """Plays whatever the journal does not hold yet, and writes it there.
+
+    Args:
+      make_driver: seed -> a driver with ``play`` and ``run``.
+      panel: the games; order does not matter.
+      banks: ``ours`` and perhaps ``other``.
+      journal: of plays.
+      seeds: every game is played once with each.
+      render: skills -> their text in the prompt.
+      top: skills in a prompt, at most.
+      progress: called with the number of plays that the journal holds.
+    """
+    panel = sorted(panel, key=lambda t: t.id)
+    kept = 0
+    for seed in seeds:
+        driver, pending = make_driver(seed), 0
+        for condition in (NONE, *banks):
+            for i, task in enumerate(panel):
+                if journal.done(task, seed, condition):
+                    kept += 1
+                    continue
+                found = banks[condition].retriever.retrieve(task, top) if condition in banks else []
+                text = render([record for record, _ in found]) if found else ""
+                done = _keeper(journal, task, seed, condition, found)
+                driver.play(_KEYS[condition] * 1_000_000 + i, task, text, done)
+                pending += 1
+        if pending:
+            before = kept
+            report = (lambda n: progress(before + n)) if progress else None  # noqa: B023
+            driver.run(report)
+            kept += pending
+
+
+def _keeper(journal: Journal, task: Task, seed: int, condition: str, found):
+    def done(episode: Episode, _handle) -> None:
+        journal.add(
+            {
+                "id": task.id,
+                "hash": task.content_hash,
+                "split": task.split,
+                "type": task.task_type,
+                "seed": seed,
+                "condition": condition,
+                "won": bool(episode.won),
+                "status": episode.status,
+                "error": episode.error,
+                "steps": len(episode.turns),
+                "skills": [
+                    {"id": r.id, "source": r.source_task_id, "similarity": s} for r, s in found
+                ],
+                "skill": episode.skill_text,
+            }
+        )
+
+    return done
+
+
+# -- what came of it -------------------------------------------------------------------------------
+
+
+def transfer_result(
+    journal: Journal,
+    panel: Sequence[Task],
+    banks: Mapping[str, BankInPlay],
+    *,
+    seeds: Sequence[int],
+    facts: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Success by split and condition, paired differences, failures and leaks, as JSON values.
+
+    Games that play with one skill are resampled together.  ``missing`` counts games that have not
+    been played yet.
+    """
+    conditions = (NONE, *banks)
+    wanted = {(t.id, s, c) for t in panel for s in seeds for c in conditions}
+    plays = [journal.plays[key] for key in sorted(wanted & journal.plays.keys())]
+    splits = sorted({t.split for t in panel})
+    rows = []
+    for split in splits:
+        tables = {c: _outcomes(plays, split, c) for c in conditions}
+        groups = {c: _groups(plays, split, c) for c in conditions}
+        for condition in conditions:
+            found = statistics.success(tables[condition], groups[condition], seeds[0])
+            rows.append({"split": split, "condition": condition, **(found or {"n": 0})})
+    return {
+        "mode": "transfer",
+        **facts,
+        "seeds": list(seeds),
+        "versions": versions(),
+        "missing": len(wanted) - len(plays),
+        "summary": rows,
+        "paired": _paired_rows(plays, splits, conditions, seeds[0]),
+        "failures": [
+            {key: p[key] for key in ("id", "seed", "condition", "status", "error")}
+            for p in plays
+            if p["status"] not in SCORED
+        ],
+        "leaks": {
+            "left_out": {name: bank.left_out for name, bank in banks.items()},
+            "violations": _violations(plays, panel, banks),
+        },
+        "plays": plays,
+    }
+
+
+def _outcomes(plays, split: str, condition: str) -> dict:
+    return {
+        (p["id"], p["seed"]): p["won"] if p["status"] in SCORED else None
+        for p in plays
+        if p["split"] == split and p["condition"] == condition
+    }
+
+
+def _groups(plays, split: str, condition: str) -> dict[str, tuple]:
+    """Game id -> its skills, for the games of a condition that have any."""
+    return {
+        p["id"]: ("skills", *(s["id"] for s in p["skills"]))
+        for p in plays
+        if p["split"] == split and p["condition"] == condition and p["skills"]
+    }
+
+
+def _paired_rows(plays, splits, conditions, seed: int) -> list[dict[str, Any]]:
+    rows = []
+    for split in splits:
+        for baseline, condition in PAIRS:
+            if baseline not in conditions or condition not in conditions:
+                continue
+            groups = _groups(plays, split, baseline) | _groups(plays, split, condition)
+            sides = _outcomes(plays, split, baseline), _outcomes(plays, split, condition)
+            row = statistics.paired(*sides, groups, seed)
+            if row:
+                rows.append({"split": split, "condition": condition, "baseline": baseline, **row})
+    return rows
+
+
+def _violations(plays, panel, banks) -> list[dict[str, str]]:
+    """Skills in a prompt that came from a panel game: empty unless something is broken."""
+    ids, hashes = {t.id for t in panel}, {t.content_hash for t in panel}
+    found = []
+    for play in plays:
+        for skill in play["skills"]:
+            record = banks[play["condition"]].records.get(skill["id"])
+            leaked = record is None or record.source_task_hash in hashes or skill["source"] in ids
+            found += [{"id": play["id"], "skill": skill["id"]}] if leaked else []
+    return found
+
+
+def measured_skills(journal: Journal, bank: BankInPlay) -> list[SkillRecord]:
+    """Our skills that were used, with what they were worth to this policy."""
+    outcomes: dict[str, list[Outcome]] = {}
+    for (game, seed, condition), play in sorted(journal.plays.items()):
+        base = journal.plays.get((game, seed, NONE))
+        if condition != OURS or base is None:
+            continue
+        if play["status"] in SCORED and base["status"] in SCORED:
+            pair = Outcome(play["won"], base["won"], play["steps"], base["steps"])
+            for skill in play["skills"]:
+                outcomes.setdefault(skill["id"], []).append(pair)
+    blank = {"uses": 0, "wins": 0.0, "baseline_uses": 0, "baseline_wins": 0.0, "gained": 0}
+    blank |= {"lost": 0, "both_won": 0, "steps_saved": 0.0}
+    return [
+        dataclasses.replace(bank.records[i], **blank).measured(found)
+        for i, found in sorted(outcomes.items())
+    ]
+
+
+def write_transfer(out: pathlib.Path, result: Mapping[str, Any], skills: list[SkillRecord]) -> None:
+    """Writes ``result.json`` and ``skills.jsonl`` (a bank) into the folder ``out``."""
+    write_json(out / "result.json", result)
+    partial = out / "skills.jsonl.partial"
+    partial.unlink(missing_ok=True)
+    if skills:
+        Bank(partial).append(skills)
+        os.replace(partial, out / "skills.jsonl")
+
+
+def transfer_table(result: Mapping[str, Any]) -> str:
+    """Success and paired differences as plain text."""
+    lines = [f"success in % [95 % interval] of {result['policy']}"]
+    for row in result["summary"]:
+        share = "no game could be scored"
+        if row["n"]:
+            low, high = 100 * row["low"], 100 * row["high"]
+            share = f"{100 * row['success']:5.1f} [{low:.1f}, {high:.1f}]"
+        lines.append(f"{row['split']:<16} {row['condition']:<6} {row['n']:>5} games  {share}")
+    for row in result["paired"]:
+        label = f"{row['condition']} against {row['baseline']}"
+        lines.append(f"{row['split']:<16} {label:<20} {points(row)}")
+    if result["failures"]:
+        lines.append(f"excluded, {len(result['failures'])} plays without an outcome; the same "
+                     "command plays them again")  # fmt: skip
+    if result["missing"]:
+        lines.append(f"not played yet: {result['missing']}; the same command goes on")
+    for name, ids in result["leaks"]["left_out"].items():
+        if ids:
+            lines.append(
+                f"leak report: {len(ids)} skills of {name!r} come from panel games, unused"
+            )
+    return "\n".join(lines)

@@ -1,0 +1,124 @@
+"""Keeping a bank small and good: duplicates, skills that do not help, and banks put together."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterable
+
+import numpy as np
+
+from evolving_rl_jax.skills.bank import Bank
+from evolving_rl_jax.skills.embedders import Embedder, cosine, fitted
+from evolving_rl_jax.skills.records import SkillRecord
+from evolving_rl_jax.skills.schema import render_skill
+
+
+def worth(record: SkillRecord) -> tuple[float, float, int]:
+    """What orders records, best last: measured utility, then reward, then the newer one.
+
+    A skill that was never measured stands between those that help and those that harm.
+    """
+    reward = -1.0 if record.reward is None else record.reward
+    return (record.utility or 0.0, reward, record.iteration)
+
+
+def duplicates(
+    records: Iterable[SkillRecord], embedder: Embedder, threshold: float
+) -> dict[str, tuple[str, float]]:
+    """Usable records that say what a better one says: id -> (id of that one, cosine).
+
+    The best record is kept first; another one is its duplicate when the cosine of their rendered
+    texts reaches ``threshold``.  What is kept has no two records that alike.
+
+    Raises:
+      ValueError: the threshold is not in (0, 1].
+    """
+    if not 0 < threshold <= 1:
+        raise ValueError(f"threshold must be in (0, 1], got {threshold}")
+    ranked = sorted((r for r in records if r.usable), key=lambda r: r.id)
+    ranked.sort(key=worth, reverse=True)
+    if not ranked:
+        return {}
+    texts = [render_skill(record.as_skill()) for record in ranked]
+    vectors = fitted(embedder, texts)
+    kept: list[int] = []
+    found: dict[str, tuple[str, float]] = {}
+    for row, record in enumerate(ranked):
+        scores = cosine(vectors[kept], vectors[[row]])[:, 0] if kept else np.zeros(0)
+        best = int(np.argmax(scores)) if kept else -1
+        if kept and scores[best] >= threshold:
+            found[record.id] = (ranked[kept[best]].id, float(scores[best]))
+        else:
+            kept.append(row)
+    return found
+
+
+def retire_duplicates(bank: Bank, embedder: Embedder, threshold: float) -> list[SkillRecord]:
+    """Retires ``duplicates`` of the bank, with the reason; returns the retired records."""
+    found = duplicates(bank.records, embedder, threshold)
+    return bank.revise_all(
+        dataclasses.replace(bank[i], retired=f"duplicate of {kept} (cosine {score:.3f})")
+        for i, (kept, score) in found.items()
+    )
+
+
+def retire_harmful(
+    bank: Bank, *, min_pairs: int = 8, min_utility: float = 0.0
+) -> list[SkillRecord]:
+    """Retires skills whose whole utility interval lies below ``min_utility``.
+
+    Args:
+      bank: with measured records.
+      min_pairs: fewer paired episodes decide nothing.
+      min_utility: least worth, a difference of success rates.
+
+    Returns:
+      The retired records.
+    """
+    retired = []
+    for record in bank.records:
+        interval = record.utility_interval
+        if not record.usable or interval is None or record.baseline_uses < min_pairs:
+            continue
+        if interval[1] < min_utility:
+            reason = (
+                f"utility {record.utility:+.3f} [{interval[0]:+.3f}, {interval[1]:+.3f}] over "
+                f"{record.baseline_uses} pairs is below {min_utility:+g}"
+            )
+            retired.append(dataclasses.replace(record, retired=reason))
+    return bank.revise_all(retired)
+
+
+def merge_banks(out: str | os.PathLike[str], banks: Iterable[tuple[str, Bank]]) -> Bank:
+    """Writes the newest records of several banks into a new one.
+
+    Args:
+      out: file of the new bank.
+      banks: (name, bank) pairs.  A record that two banks have is kept once; when one id means two
+        different records, the later one is kept as ``NAME:ID``.
+
+    Raises:
+      ValueError: ``out`` holds records already, or a name is used twice and needed.
+    """
+    merged = Bank(out)
+    if len(merged):
+        raise ValueError(f"{merged.path} must be a new bank, got one with {len(merged)} records")
+    records: dict[str, SkillRecord] = {}
+    for name, bank in banks:
+        for record in bank.records:
+            same = records.get(record.id)
+            if same is not None and _content(same) == _content(record):
+                records[record.id] = max(same, record, key=lambda r: r.version)
+                continue
+            new_id = record.id if same is None else f"{name}:{record.id}"
+            if new_id in records:
+                raise ValueError(f"names of banks to merge must differ, got {name!r} twice")
+            records[new_id] = dataclasses.replace(record, id=new_id)
+    merged.append(dataclasses.replace(r, version=0) for r in records.values())
+    return merged
+
+
+def _content(record: SkillRecord) -> tuple:
+    """What does not change when a record is measured again."""
+    return record.skill, record.source_task_hash, record.episode_id, record.policy_step

@@ -1,0 +1,107 @@
+"""A local OpenAI-compatible server that misbehaves as it is told; it wins games where it knows how."""
+
+from __future__ import annotations
+
+import contextlib
+import http.server
+import json
+import threading
+import time
+
+GOOD = "<reasoning>I know it.</reasoning><action>{action}</action>"
+
+
+def completion(text, usage=(100, 10)):
+    """The body of a good answer."""
+    body = {"choices": [{"message": {"role": "assistant", "content": text}}]}
+    if usage:
+        body["usage"] = {"prompt_tokens": usage[0], "completion_tokens": usage[1]}
+    return body
+
+
+class ChatServer:
+    """Answers with ``say(messages)``, unless ``faults`` has something else for this request.
+
+    Args:
+      say: messages -> text.
+      faults: number of the request (from 0) -> (status, headers, body), where the body is a dict
+        (JSON), bytes, ``"stall"`` (nothing comes), ``"trickle"`` (byte by byte) or ``"drop"``
+        (the connection is closed).
+    """
+
+    def __init__(self, say, faults=None):
+        self.say, self.faults = say, faults or (lambda n: None)
+        self.requests: list[dict] = []
+        self.times: list[float] = []
+        self.headers: list[dict] = []
+        self.busy = self.busiest = 0
+        self.lock, self.ended = threading.Lock(), threading.Event()
+
+    def handle(self, handler, body):
+        with self.lock:
+            number = len(self.requests)
+            self.requests.append(body)
+            self.times.append(time.monotonic())
+            self.headers.append(dict(handler.headers))
+        fault = self.faults(number)
+        status, headers, answer = fault or (200, {}, completion(self.say(body["messages"])))
+        if answer == "stall":
+            self.ended.wait(5)
+        if answer in ("stall", "drop"):
+            handler.close_connection = True
+            return
+        if answer == "trickle":
+            answer, slow = completion("late"), True
+        else:
+            slow = False
+        data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
+        handler.send_response(status)
+        for name, value in headers.items():
+            handler.send_header(name, value)
+        handler.send_header("Content-Length", str(len(data)))
+        handler.end_headers()
+        if slow:
+            for byte in data:
+                handler.wfile.write(bytes([byte]))
+                handler.wfile.flush()
+                if self.ended.wait(0.1):
+                    return
+            return
+        handler.wfile.write(data)
+
+
+@contextlib.contextmanager
+def serve(say, faults=None):
+    """Yields (server, base URL)."""
+    chat = ChatServer(say, faults)
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self):
+            length = int(self.headers["Content-Length"])
+            with chat.lock:
+                chat.busy += 1
+                chat.busiest = max(chat.busiest, chat.busy)
+            try:
+                chat.handle(self, json.loads(self.rfile.read(length)))
+            except (BrokenPipeError, ConnectionResetError):
+                pass
+            finally:
+                with chat.lock:
+                    chat.busy -= 1
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield chat, f"http://127.0.0.1:{server.server_port}/v1"
+    finally:
+        chat.ended.set()
+        server.shutdown()
+        server.server_close()
+        thread.join()

@@ -1,0 +1,232 @@
+"""A policy behind an endpoint that fails, stalls, rate-limits and answers rubbish."""
+
+import dataclasses
+import json
+import time
+
+import pytest
+from chat_server import GOOD, completion, serve
+from doubles import FakePool, make_task
+
+from evolving_rl_jax.eval.openai_client import (
+    BudgetSpent,
+    ChatClient,
+    EndpointError,
+    EndpointSettings,
+)
+from evolving_rl_jax.eval.openai_policy import ChatDriver
+from evolving_rl_jax.types import ENV_ERROR, OK, TIMEOUT, TRUNCATED
+
+MESSAGES = [{"role": "user", "content": "hello"}]
+
+
+def settings(url, **changes):
+    fast = {"timeout_s": 0.4, "first_wait_s": 0.01, "attempts": 4, "concurrency": 4}
+    return EndpointSettings(url, "a-model", **{**fast, **changes})
+
+
+def ask(url, **changes):
+    client = ChatClient(settings(url, **changes))
+    try:
+        return client.complete(MESSAGES), client.usage
+    finally:
+        client.close()
+
+
+def echo(messages):
+    return f"{len(messages)} messages"
+
+
+def first(*faults):
+    """The given faults for the first requests, good answers after them."""
+    return lambda n: faults[n] if n < len(faults) else None
+
+
+def test_request_and_answer():
+    with serve(echo) as (server, url):
+        text, usage = ask(url, api_key="secret", temperature=0.3, top_p=0.9, max_tokens=7)
+    assert text == "1 messages"
+    assert server.requests == [
+        {"model": "a-model", "messages": MESSAGES, "temperature": 0.3, "top_p": 0.9,
+         "max_tokens": 7}
+    ]  # fmt: skip
+    assert server.headers[0]["Authorization"] == "Bearer secret"
+    assert (usage.requests, usage.tokens_in, usage.tokens_out, usage.estimated) == (1, 100, 10, 0)
+    assert "secret" not in repr(settings(url, api_key="secret"))
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        (500, {}, b"oops"),
+        (503, {}, {}),
+        (429, {}, {"error": "slow down"}),
+        (408, {}, b""),
+        (200, {}, b"<html>not JSON</html>"),
+        (200, {}, b"\xff\xfe\x00"),
+        (200, {}, {"choices": []}),
+        (200, {}, {"choices": [{"message": {"content": None}}]}),
+        (200, {}, {"choices": "x"}),
+        (200, {}, [1, 2]),
+        (200, {}, b"[" * 100_000),
+        (200, {}, "drop"),
+        (200, {}, "stall"),
+        (200, {}, "trickle"),
+    ],
+    ids=lambda f: f"{f[0]}-{str(f[2])[:24]}",
+)
+def test_a_failure_is_tried_again(fault):
+    with serve(echo, first(fault, fault)) as (server, url):
+        text, usage = ask(url)
+        assert text == "1 messages"
+        assert len(server.requests) == usage.requests == 3 and usage.retries == 2
+
+
+def test_a_failure_that_stays_is_named():
+    with serve(echo, lambda n: (502, {}, b"")) as (server, url):
+        with pytest.raises(TimeoutError, match="no answer after 4 attempts: HTTP 502"):
+            ask(url)
+        assert len(server.requests) == 4
+    with pytest.raises(TimeoutError, match="ConnectError"):
+        ask(url)  # nobody listens any more
+
+
+@pytest.mark.parametrize("status", [400, 401, 404, 422, 301])
+def test_a_refusal_is_not_tried_again(status):
+    with serve(echo, lambda n: (status, {}, {"error": "no such model"})) as (server, url):
+        with pytest.raises(EndpointError, match=f"'a-model', got HTTP {status}.*no such model"):
+            ask(url)
+        assert len(server.requests) == 1
+
+
+def test_the_server_says_how_long_to_wait():
+    with serve(echo, first((429, {"Retry-After": "0.5"}, {}))) as (server, url):
+        ask(url)
+    assert server.times[1] - server.times[0] >= 0.5
+
+
+def test_usage_that_the_server_does_not_count_is_estimated_from_above():
+    bad = [None, {"prompt_tokens": "many"}, {"prompt_tokens": -5, "completion_tokens": 1}]
+    for usage in bad:
+        body = completion("four", usage=None)
+        body |= {"usage": usage} if usage else {}
+        with serve(echo, first((200, {}, body))) as (_, url):
+            _, used = ask(url)
+        assert used.estimated == 1 and used.tokens_in >= len("hello") and used.tokens_out == 4
+
+
+def test_requests_keep_to_the_rate():
+    with serve(echo) as (server, url):
+        client, start = ChatClient(settings(url, requests_per_minute=600)), time.monotonic()
+        for _ in range(4):
+            client.complete(MESSAGES)
+        client.close()
+    assert all(t - start >= 0.1 * i for i, t in enumerate(server.times))
+
+
+def test_the_cap_is_never_exceeded():
+    prices = {"price_in": 1000.0, "price_out": 10_000.0, "max_tokens": 10}
+    with serve(echo) as (server, url):  # 0.2 a request: 100 tokens in, 10 out
+        client = ChatClient(settings(url, max_cost=1.0, **prices))
+        with pytest.raises(BudgetSpent, match="cap of 1 is reached"):
+            for _ in range(100):
+                client.complete(MESSAGES)
+        client.close()
+    assert client.usage.cost <= 1.0 and len(server.requests) == 5
+    assert client.usage.cost == pytest.approx(1.0)
+
+
+def test_answers_that_never_came_count_as_charged():
+    prices = {"price_in": 1000.0, "price_out": 10_000.0, "max_tokens": 10}
+    with serve(echo, lambda n: (200, {}, "stall")) as (server, url):
+        client = ChatClient(settings(url, timeout_s=0.1, max_cost=0.3, attempts=9, **prices))
+        with pytest.raises(BudgetSpent):
+            client.complete(MESSAGES)
+        client.close()
+    assert len(server.requests) == 2 and client.usage.cost <= 0.3
+
+
+# -- episodes --------------------------------------------------------------------------------------
+
+
+def winner(messages):
+    return GOOD.format(action="win" if len(messages) > 3 else "look")
+
+
+def play(url, tasks, pool=None, **changes):
+    pool = pool or FakePool()
+    driver = ChatDriver(ChatClient(settings(url, **changes)), pool, max_steps=4)
+    episodes = {}
+    for i, (task, skill) in enumerate(tasks):
+        driver.play(i, task, skill, lambda e, _h, i=i: episodes.setdefault(i, e))
+    error = None
+    try:
+        driver.run()
+    except (EndpointError, BudgetSpent) as found:
+        error = found
+    return episodes, error, pool
+
+
+def test_episodes_are_played_side_by_side():
+    tasks = [(make_task(f"t{i}"), f"skill {i}" if i % 2 else "") for i in range(12)]
+    with serve(winner) as (server, url):
+        episodes, error, pool = play(url, tasks)
+    assert error is None and len(episodes) == 12 and not pool.running
+    assert all(e.won and e.status == OK and len(e.turns) == 2 for e in episodes.values())
+    assert pool.actions[3] == ["look", "win"]
+    assert 1 < server.busiest <= 4
+    systems = {r["messages"][0]["content"] for r in server.requests}
+    assert sum("skill 3" in s for s in systems) == 1 and len(systems) == 7
+    longest = max(server.requests, key=lambda r: len(r["messages"]))["messages"]
+    assert [m["role"] for m in longest] == ["system", "user", "assistant", "user"]
+    assert "Task: find t" in longest[1]["content"] and "- win" in longest[1]["content"]
+
+
+def test_what_the_model_says_is_played_however_odd():
+    with serve(lambda messages: "I refuse \u0000 {") as (_, url):
+        episodes, error, pool = play(url, [(make_task("t"), "")])
+    assert error is None and not episodes[0].won and episodes[0].status == TRUNCATED
+    assert len(episodes[0].turns) == 4 and not any(t.valid for t in episodes[0].turns)
+
+
+def test_one_lost_episode_does_not_touch_the_others():
+    def say(messages):
+        return winner(messages)
+
+    with serve(say) as (server, url):
+        server.faults = lambda n: (
+            (500, {}, b"") if "find t1\n" in server.requests[n]["messages"][1]["content"] else None
+        )
+        episodes, error, _ = play(url, [(make_task(f"t{i}"), "") for i in range(4)])
+    assert error is None and episodes[1].status == TIMEOUT
+    assert "no answer after 4 attempts: HTTP 500" in episodes[1].error
+    assert all(episodes[i].won for i in (0, 2, 3))
+
+
+def test_an_environment_that_fails_is_not_the_models_loss():
+    with serve(winner) as (_, url):
+        episodes, _, _ = play(url, [(make_task(f"t{i}"), "") for i in range(3)], FakePool({1: 1}))
+    assert [episodes[i].status for i in range(3)] == [OK, ENV_ERROR, OK]
+
+
+def test_an_endpoint_that_is_down_ends_the_run():
+    with serve(winner, lambda n: (503, {}, b"")) as (server, url):
+        tasks = [(make_task(f"t{i}"), "") for i in range(50)]
+        episodes, error, pool = play(url, tasks, concurrency=2, attempts=2)
+    assert isinstance(error, EndpointError) and "5 episodes in a row without" in str(error)
+    assert len(episodes) == 5 and not pool.running and len(server.requests) < 20
+
+
+def test_the_cap_ends_the_run_and_keeps_what_was_played():
+    prices = {"price_in": 1000.0, "price_out": 0.0, "max_cost": 5.0, "concurrency": 1}
+    with serve(winner) as (_, url):
+        tasks = [(make_task(f"t{i}"), "") for i in range(99)]
+        episodes, error, _ = play(url, tasks, **prices)
+    assert isinstance(error, BudgetSpent) and 0 < len(episodes) < 99
+    assert all(e.won for e in episodes.values())
+
+
+def test_settings_are_immutable():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        settings("http://x").max_cost = 5
+    assert json.dumps(dataclasses.asdict(settings("http://x")))
