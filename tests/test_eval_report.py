@@ -1,5 +1,6 @@
-"""The report of a made-up run: complete, self-contained, and safe with hostile text."""
+"""The report of made-up runs: complete, self-contained, bounded, and safe with hostile text."""
 
+import base64
 import gzip
 import html.parser
 import json
@@ -7,102 +8,10 @@ import re
 
 import numpy as np
 import pytest
+from report_runs import HOSTILE, make_run, panel, source, write_episodes, write_json
 
-from evolving_rl_jax.eval import report
-
-HOSTILE = "<script>alert(1)</script></details>{{ 7 * 7 }} \u00e9 \ud800"
-SHARES = {"none": (0.2, 0.28), "own": (0.34, 0.72), "oracle": (0.7, 0.9), "misleading": (0.14, 0.2)}
-
-
-def _evaluation(name, temperature, late, *, games=60, hash_="abc", seed=0):
-    rng = np.random.default_rng([seed, late])
-    rows = []
-    for split, offset in (("heldout_types", -0.05), ("valid_unseen", 0.0)):
-        for i in range(games):
-            conditions = {
-                c: {"won": bool(rng.random() < p[late] + offset), "status": "ok", "steps": 7}
-                for c, p in SHARES.items()
-            }
-            row = {"id": f"{split}-{i:03d}", "hash": "h", "split": split, "type": "pick"}
-            source = {"id": f"train-{i // 2}", "hash": "t"}
-            rows.append({**row, "group": "maple", "conditions": conditions, "retrieved": source})
-    return {
-        "name": name,
-        "iteration": 56 * late,
-        "temperature": temperature,
-        "seed": 1,
-        "game_list_hash": hash_,
-        "versions": {"jax": "0.10"},
-        "games": rows,
-        "summary": {},
-    }
-
-
-def _episode(won, text="put the mug in the fridge", turns=3):
-    turn = {"observation": "You see a mug.", "output": "mug> take mug 1", "action": "take mug 1"}
-    return {"task": "maple/1", "text": text, "won": won, "status": "ok", "turns": [
-        {**turn, "valid": i > 0} for i in range(turns)
-    ]}  # fmt: skip
-
-
-def _skill(reward, **more):
-    wins = [i < round(reward * 4) for i in range(4)]
-    skill = {"raw": '{"name": "mug place"}', "name": "mug place", "description": "where mugs are"}
-    skill |= {
-        "valid": True,
-        "reason": "",
-        "reward": reward,
-        "episodes": [_episode(w) for w in wins],
-    }
-    return {**skill, **more}
-
-
-def _source(i, rewards, text="find the mug"):
-    bad = _skill(0.0) | {"valid": False, "reason": "no JSON object", "reward": None, "raw": HOSTILE}
-    skills = [*map(_skill, rewards), bad]
-    return {"iteration": i, "source": _episode(False, text), "skills": skills}
-
-
-def _write(folder, path, data):
-    (folder / path).parent.mkdir(parents=True, exist_ok=True)
-    (folder / path).write_text(json.dumps(data))
-
-
-def _write_episodes(folder, iteration, sources):
-    (folder / "episodes").mkdir(exist_ok=True)
-    path = folder / "episodes" / f"iteration_{iteration}.jsonl.gz"
-    with gzip.open(path, "wt") as file:
-        file.write("".join(json.dumps(source) + "\n" for source in sources))
-
-
-def make_run(folder, iterations=56):
-    """A run folder with everything in it."""
-    rng = np.random.default_rng(0)
-    _write(
-        folder,
-        "config.json",
-        {"seed": 3, "env": {"name": "alfworld"}, "algorithm": {"arm": "joint"}},
-    )
-    lines = []
-    for i in range(iterations):
-        grown = i / iterations
-        record = {"iteration": i, "rollout/win_rate": 0.3 + 0.4 * grown + 0.05 * rng.normal()}
-        record |= {"rollout/source_success": 0.25 + 0.1 * grown + 0.05 * rng.normal()}
-        record |= {"rollout/fact_stated_when_seen": 0.36 + 0.5 * grown, "train/loss": rng.normal()}
-        record |= {"train/kl": None if i == 7 else 0.01 * grown, "rate/episodes_per_s": 56.0}
-        record |= {"time/environment": 0.4, "time/prefill": 0.6, "time/decode": 1.4}
-        record |= {"time/train": 1.6, "time/other": 0.1, "time/total": 4.1}
-        lines.append(json.dumps(record) + "\n")
-    (folder / "metrics.jsonl").write_text("".join(lines))
-    for temperature in (1.0, 0.3):
-        for late, name in enumerate(("warmstart", "final")):
-            result = _evaluation(name, temperature, late)
-            _write(folder, f"eval/{name}-t{temperature}.json", result)
-    middle = {**_evaluation("panel", 1.0, 1, games=10), "iteration": 28}
-    _write(folder, "eval/iteration_28-t1.0.json", middle)
-    _write_episodes(folder, 9, [_source(9, [0.25, 0.5]), _source(9, [0.5, 0.5])])
-    _write_episodes(folder, 10, [_source(10, [0.0, 1.0, 0.5], HOSTILE)])
-    return folder
+from evolving_rl_jax.eval import charts, report, report_results, report_skills, viewer
+from evolving_rl_jax.eval.report_reading import groups, read_run
 
 
 class _Page(html.parser.HTMLParser):
@@ -115,8 +24,9 @@ class _Page(html.parser.HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
-        self.stack.append(tag)
-        self.addresses += [v for k, v in attrs if k in ("src", "href")]
+        if tag not in ("input", "meta", "br", "link", "img"):
+            self.stack.append(tag)
+        self.addresses += [v for k, v in attrs if k in ("src", "href") and not v.startswith("#")]
 
     def handle_endtag(self, tag):
         while self.stack and self.stack.pop() != tag:
@@ -127,6 +37,20 @@ class _Page(html.parser.HTMLParser):
             self.visible += data
 
 
+def _data(page):
+    raw = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)
+    return json.loads(raw[1])
+
+
+def _unpack(text):
+    return json.loads(gzip.decompress(base64.b64decode(text)))
+
+
+def _chunks(page):
+    found = re.findall(r'<script type="text/plain" class="chunk">(.*?)</script>', page, re.S)
+    return [_unpack(text) for text in found]
+
+
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     folder = make_run(tmp_path_factory.mktemp("run"))
@@ -135,53 +59,185 @@ def page(tmp_path_factory):
     return path.read_text(encoding="utf-8")
 
 
+# -- the page ------------------------------------------------------------------------------------
+
+
 def test_page_stands_alone(page):
     parsed = _Page(page)
     assert parsed.addresses == [] and "link" not in parsed.tags and "img" not in parsed.tags
-    assert parsed.tags.count("script") == 3  # plotly once, the figures, the drawing
     assert "default-src 'none'" in page and "prefers-color-scheme: dark" in page
+    assert len(page) < 3_000_000
 
 
 def test_page_shows_every_part(page):
     text = re.sub(r"\s+", " ", _Page(page).visible)
-    for part in ("A & B", "joint", "56 iterations", "points of success", "Temperature 0.3"):
+    for part in ("A & B", "joint", "56 iterations", "points of success", "temperature 0.3"):
         assert part in text
     for part in ("own skill", "misleading skill", "unseen households", "Where the time went"):
         assert part in text
-    for part in ("Iteration 9", "Iteration 10", "Best skill", "Worst skill", "Rejected skill"):
+    for part in ("Episodes", "Skill bank", "Leak report", "no leak", "pick_and_place_simple"):
         assert part in text
-    assert "environment 9.8 %" in text and "no JSON object" in text
+    assert "environment 9.8 %" in text and "24 of 56 logged iterations" in text
     assert text.index("unseen households") < text.index("held-out task types")
 
 
-def test_hostile_text_is_shown_and_never_run(page):
-    assert "<script>alert" not in page
-    assert "<script>alert(1)</script></details>{{ 7 * 7 }} é ?" in _Page(page).visible
+def test_hostile_text_never_becomes_markup(page):
+    assert page.count("window.hacked") == 0 or "<script>window.hacked" not in page
+    assert "onerror=window" not in re.sub(r"<script.*?</script>", "", page, flags=re.S)
+    scripts = re.findall(r"<script[^>]*>(.*?)</script>", page, re.S)
+    data = next(s for s in scripts if s.startswith('{"figures"'))
+    assert not set(data) & set("<>&\u2028\u2029")
+    entry = _data(page)["index"][-2]
+    assert entry["text"].endswith(HOSTILE)
+    assert _chunks(page)[-1][0]["source"]["turns"][1]["observation"] == HOSTILE
+
+
+def test_programs_of_the_page_cannot_end_their_element():
+    for code in report.chart_library():
+        assert "</script" not in str(report._script(code)).lower()
+    assert "<!--" not in str(report._script("if (a<!--b) '</script>'"))
 
 
 def test_figures_hold_the_metrics(page):
-    raw = re.search(r'<script type="application/json" id="figures">(.*?)</script>', page, re.S)
-    figures = json.loads(raw[1])
-    names = {trace["name"] for figure in figures for trace in figure["traces"]}
-    assert {
-        "rollout/win_rate",
-        "train/kl",
-        "rate/episodes_per_s",
-        "decode",
-        "moving average",
-    } <= names
-    assert "valid_unseen, own skill" in names and not {"iteration", "total"} & names
-    (kl,) = [t for f in figures for t in f["traces"] if t["name"] == "train/kl"]
-    assert kl["y"][7] is None and kl["x"] == list(range(56))
+    figures = _data(page)["figures"]
+    by_name = {f.get("name"): f for f in figures}
+    assert {"rollout/win_rate", "train/kl", "rate/episodes_per_s"} <= set(by_name)
+    assert "iteration" not in by_name and not any(n and n.startswith("time/") for n in by_name)
+    (kl,) = by_name["train/kl"]["series"]
+    assert kl["raw"][7] is None and kl["x"] == list(range(56))
+    stacked = next(f for f in figures if f.get("stacked"))
+    assert [s["label"] for s in stacked["series"]][:3] == ["environment", "prefill", "decode"]
+    assert any(s["label"] == "valid_unseen, own skill" for f in figures for s in f["series"])
+
+
+# -- several runs ----------------------------------------------------------------------------------
+
+
+def test_runs_that_differ_in_the_seed_are_one_curve(tmp_path):
+    runs = [make_run(tmp_path / f"joint-{i}", 30, seed=i, logged=[0, 29]) for i in range(3)]
+    runs.append(make_run(tmp_path / "grpo-0", 30, arm="grpo", seed=0, gain=0.1, logged=[0, 29]))
+    found = groups([read_run(folder) for folder in runs])
+    assert [(g.label, g.seeds) for g in found] == [("joint", [0, 1, 2]), ("grpo", [0])]
+
+    figures = []
+    charts.curves(found, figures)
+    figure = next(f for f in figures if f["name"] == "rollout/win_rate")
+    joint, grpo = figure["series"]
+    table = np.array(
+        [[r["rollout/win_rate"] for r in read_run(f).records] for f in runs[:3]]
+    )  # [seeds, iterations]
+    means = np.array([[row[max(i - 2, 0) : i + 3].mean() for i in range(30)] for row in table])
+    np.testing.assert_allclose(joint["y"], means.mean(0), rtol=1e-4)
+    np.testing.assert_allclose(joint["low"], means.min(0), rtol=1e-4)
+    np.testing.assert_allclose(joint["high"], means.max(0), rtol=1e-4)
+    assert "raw" in grpo and "raw" not in joint
+
+    path = report.write_report(*runs, out=tmp_path / "all.html")
+    text = re.sub(r"\s+", " ", _Page(path.read_text(encoding="utf-8")).visible)
+    assert "joint 3 runs, seeds 0, 1, 2" in text and "Paired difference to joint, points" in text
+    assert not (runs[0] / "report.html").exists()
+
+
+def test_a_short_run_is_not_smoothed(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text(
+        '{"iteration": 0, "a/b": 1}\n{"iteration": 1, "a/b": 3}\n'
+    )
+    figures = []
+    charts.curves(groups([read_run(tmp_path)]), figures)
+    assert figures[0]["series"] == [{"label": tmp_path.name, "color": 0, "x": [0, 1], "y": [1, 3]}]
+
+
+def test_success_over_seeds_is_their_mean_and_wider_than_one_seed(tmp_path):
+    won = [panel("final", 1.0, 1, games=200, seed=s) for s in range(4)]
+    for result, share in zip(won, (0.2, 0.4, 0.6, 0.8), strict=True):
+        for i, game in enumerate(result["games"]):
+            game["conditions"]["none"]["won"] = (i * 7919) % 200 < share * 200
+    column = ("valid_unseen", "none")
+    one, four = report_results.success(won[:1], column), report_results.success(won, column)
+    games = [
+        [g["conditions"]["none"]["won"] for g in r["games"] if g["split"] == column[0]] for r in won
+    ]
+    assert four["success"] == pytest.approx(np.mean(games)) and four["n"] == 200
+    assert four["high"] - four["low"] > 2 * (one["high"] - one["low"])
+    # An independent loop: draw seeds and games with replacement, average.
+    rng, table = np.random.default_rng(1), np.array(games, float)
+    draws = [
+        table[np.ix_(rng.integers(4, size=4), rng.integers(200, size=200))].mean()
+        for _ in range(3000)
+    ]
+    assert np.quantile(draws, [0.025, 0.975]) == pytest.approx(
+        [four["low"], four["high"]], abs=0.02
+    )
+
+
+def test_groups_with_other_settings_are_named_by_them(tmp_path):
+    runs = [make_run(tmp_path / name, 3) for name in ("a", "b", "c")]
+    for run, rate in zip(runs, (1e-6, 1e-4, 1e-4), strict=True):
+        config = json.loads((run / "config.json").read_text())
+        config["optimizer"]["learning_rate"] = rate
+        config["env"]["num_workers"] = int(rate * 1e6)  # where and how fast makes no difference
+        write_json(run, "config.json", config)
+    labels = [g.label for g in groups([read_run(run) for run in runs])]
+    assert labels == ["joint, learning_rate=1e-06", "joint, learning_rate=0.0001"]
+
+
+# -- leaks, skills, episodes -------------------------------------------------------------------------
+
+
+def test_a_planted_copy_is_a_leak(tmp_path):
+    result = panel("final", 1.0, 1, games=5)
+    result["games"][0]["retrieved"] = {"id": "elsewhere", "hash": result["games"][3]["hash"]}
+    result["games"][1]["retrieved"] = {"id": result["games"][4]["id"], "hash": "new"}
+    write_json(tmp_path, "eval/final-t1.json", result)
+    (row,) = report_results.leak_report([read_run(tmp_path)])
+    assert row["leaked"] == [result["games"][0]["id"], result["games"][1]["id"]]
+    text = re.sub(r"\s+", " ", _Page(report.write_report(tmp_path).read_text()).visible)
+    assert "2 leaked heldout_types-000, heldout_types-001" in text
+
+
+def test_skills_are_sorted_by_utility_then_reward(tmp_path):
+    run = read_run(make_run(tmp_path, 10))
+    cards = report_skills.cards([run])
+    utilities = [c["utility"] for c in cards]
+    measured = [u for u in utilities if u is not None]
+    assert measured == sorted(measured, reverse=True) and len(measured) == 10
+    assert utilities[10:] == [None] * 10
+    (figures,) = report_skills.figures([run])
+    assert figures["extractions"] == 30 and figures["reasons"] == [("no JSON object", 10)]
+
+
+def test_embedded_iterations_are_spread_and_hold_both_ends(tmp_path):
+    for i in range(101):
+        write_episodes(tmp_path, i, [source(i, 0)])
+    data = viewer.episodes([read_run(tmp_path)])
+    (facts,) = data["iterations"]
+    assert facts["logged"] == 101 and len(facts["shown"]) == viewer.MAX_ITERATIONS
+    assert facts["shown"][0] == 0 and facts["shown"][-1] == 100
+    assert set(np.diff(facts["shown"])) <= {4, 5}
+    assert [e["iteration"] for e in data["index"]] == facts["shown"]
+
+
+def test_long_episodes_are_cut_to_the_size_of_a_page(tmp_path, monkeypatch):
+    for i in range(6):
+        write_episodes(tmp_path, i, [source(i, g, turns=20) for g in range(8)])
+    monkeypatch.setattr(viewer, "MAX_BYTES", 120_000)
+    data = viewer.episodes([read_run(tmp_path)])
+    (facts,) = data["iterations"]
+    assert facts["shown"] == [0, 5] and facts["cut"] > 0
+    assert sum(map(len, data["chunks"])) <= 120_000
+    assert len(data["index"]) == 16 - facts["cut"]
+
+
+# -- the console, and what is missing ----------------------------------------------------------------
 
 
 def test_console_table_counts_the_games(tmp_path):
-    folder = make_run(tmp_path)
+    folder = make_run(tmp_path, 3)
     table = report.before_after_table(folder)
     blocks = table.split("\n\n")
     assert [b.splitlines()[0].split()[-1] for b in blocks] == ["1", "0.3"]
     row = next(x for x in blocks[0].splitlines() if x.startswith("valid_unseen   own skill"))
-    before, after = (_evaluation("", 1.0, late)["games"] for late in (0, 1))
+    before, after = (panel("", 1.0, late, seed=3)["games"] for late in (0, 1))
     wins = [
         [g["conditions"]["own"]["won"] for g in games if g["split"] == "valid_unseen"]
         for games in (before, after)
@@ -207,24 +263,26 @@ def test_empty_folder_says_what_is_missing(tmp_path):
 def test_broken_files_become_sentences(tmp_path):
     folder = make_run(tmp_path, iterations=3)
     (folder / "config.json").write_text("[1")
-    (folder / "eval" / "final-t1.0.json").write_text(
+    (folder / "eval" / "final-t1.json").write_text(
         '{"name": "final", "temperature": 1.0, "games": [{}]}'
     )
-    _write(folder, "eval/other.json", ["not", "an", "object"])
-    episodes = folder / "episodes" / "iteration_10.jsonl.gz"
+    write_json(folder, "eval/other.json", ["not", "an", "object"])
+    episodes = folder / "episodes" / "iteration_00002.jsonl.gz"
     episodes.write_bytes(episodes.read_bytes()[:-20])
+    (folder / "skills" / "bank.jsonl").write_text('{"a": 1}\n{"b": 2}\n')
     with open(folder / "metrics.jsonl", "a") as file:
         file.write('{"iteration"')
     text = _Page(report.write_report(folder).read_text()).visible
-    for name in ("config.json", "eval/final-t1.0.json", "eval/other.json", "iteration_10.jsonl.gz"):
+    names = ("config.json", "eval/final-t1.json", "eval/other.json", "iteration_00002.jsonl.gz")
+    for name in (*names, "skills/bank.jsonl"):
         assert f"{name} cannot be read" in text
     assert "The trained policy has no evaluation at temperature 1" in text
-    assert "3 iterations" in text and "Iteration 9" in text
+    assert "3 iterations" in text and "2 of 3 logged iterations" in text
 
 
 def test_other_game_lists_are_told(tmp_path):
-    _write(tmp_path, "eval/warmstart-t1.0.json", _evaluation("warmstart", 1.0, 0))
-    _write(tmp_path, "eval/final-t1.0.json", _evaluation("final", 1.0, 1, games=20, hash_="x"))
+    write_json(tmp_path, "eval/warmstart-t1.json", panel("warmstart", 1.0, 0))
+    write_json(tmp_path, "eval/final-t1.json", panel("final", 1.0, 1, games=20, hash_="x"))
     table = report.before_after_table(tmp_path)
     assert "different lists of games" in table
     assert re.search(r"valid_unseen +own skill +20 ", table)

@@ -1,7 +1,7 @@
-"""What a run reports while it trains: ``metrics.jsonl``, TensorBoard scalars and a progress line.
+"""What a run reports while it trains: ``metrics.jsonl``, TensorBoard, W&B and a progress line.
 
 One JSON object a line, ``{"iteration": i, "rollout/win_rate": 0.41, ...}``, is the record that
-reports and resumed runs read; TensorBoard and the console show the same numbers.
+reports and resumed runs read; TensorBoard, W&B and the console show the same numbers.
 """
 
 from __future__ import annotations
@@ -55,6 +55,8 @@ class MetricsLogger:
       total: iterations of the whole run, for the time left.
       resume_from: the next iteration to run; records of it and later ones are dropped, in the file
         and in TensorBoard.  None keeps everything.
+      wandb: a `tracking.WandbRun` that gets the same numbers, or None; closed with the logger.
+      write: False writes and shows nothing: in all processes of a run but one.
     """
 
     def __init__(
@@ -65,15 +67,19 @@ class MetricsLogger:
         console: bool = True,
         total: int,
         resume_from: int | None = None,
+        wandb: Any = None,
+        write: bool = True,
     ):
         self._path = pathlib.Path(workdir) / FILE_NAME
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._total = total
-        self._console = console
-        _rewrite(self._path, resume_from)
-        self._file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        self._writer = None
-        if tensorboard:
+        self._total, self._write = total, write
+        self._console = console and write
+        self._file = self._writer = None
+        self._wandb = wandb
+        if write:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            _rewrite(self._path, resume_from)
+            self._file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        if tensorboard and write:
             from tensorboardX import SummaryWriter  # slow to import, and optional
 
             folder = str(self._path.parent / "tensorboard")
@@ -101,8 +107,11 @@ class MetricsLogger:
             if values.get(count) is not None and seconds > 0:
                 values.setdefault(rate, values[count] / seconds)
         line = json.dumps({"iteration": int(iteration), **values}, allow_nan=False) + "\n"
-        _append(self._file, line.encode())
+        if self._write:
+            _append(self._file, line.encode())
         self._to_tensorboard(iteration, values)
+        if self._wandb is not None:
+            self._wandb.log(iteration, values)
         self._remember(duration)
         if self._console:
             left = self.seconds_left(iteration)
@@ -122,6 +131,9 @@ class MetricsLogger:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
+        if self._wandb is not None:
+            self._wandb.close()
+            self._wandb = None
 
     def __enter__(self) -> MetricsLogger:
         return self
