@@ -6,6 +6,7 @@ parameters sharded), ``tensor`` (heads, MLP width, vocabulary).
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from typing import Any
@@ -62,7 +63,8 @@ def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, *, devices=None) -
         raise ValueError(
             f"mesh axis sizes must multiply to the number of devices, {len(devices)}, got {shown}"
         )
-    grid = mesh_utils.create_device_mesh(shape, devices)
+    # A torus of 4 x 4 chips has no side of 2: its sides may be split where sizes ask for it.
+    grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
@@ -99,6 +101,47 @@ def constrain_rows(x: jax.Array, mesh: Mesh | None) -> jax.Array:
         return x
     spec = P(fitting(ROWS, x.shape[0], mesh))
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+
+
+def gather_weights(layer: Any, stacked: Any, dtype: Any) -> Any:
+    """The weights of one layer, whole over ``fsdp`` and in the type that they are multiplied in.
+
+    Without it the TPU compiler turns each product with a sharded weight into a ring of partial
+    products: their sums are rounded to ``dtype`` at every turn and pass through memory each time.
+    Gradients are still summed straight into shards.
+
+    Args:
+      layer: parameters of one layer, as a scan over the stacked ones gives them.
+      stacked: `shardings` of the stacked ones, so with a leading layer axis.
+      dtype: what sharded weights are cast to before they are sent.
+    """
+
+    def one(weight, sharding):
+        spec = sharding.spec[1:]
+        if "fsdp" not in spec or sharding.mesh.shape["fsdp"] == 1:
+            return weight
+        whole = P(*(None if axis == "fsdp" else axis for axis in spec))
+        shards = NamedSharding(sharding.mesh, P(*spec))
+        return _gather(weight.astype(dtype), NamedSharding(sharding.mesh, whole), shards)
+
+    return jax.tree.map(one, layer, stacked)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _gather(weight, whole, shards):
+    return jax.lax.with_sharding_constraint(weight, whole)
+
+
+def _gather_forward(weight, whole, shards):
+    # Not by way of `_gather`: a remat policy must see the constraint, to refuse keeping its result.
+    return jax.lax.with_sharding_constraint(weight, whole), None
+
+
+def _gather_backward(whole, shards, _, gradient):
+    return (jax.lax.with_sharding_constraint(gradient, shards),)
+
+
+_gather.defvjp(_gather_forward, _gather_backward)
 
 
 def shardings(tree: Any, mesh: Mesh, *, rules=PARAM_RULES) -> Any:
@@ -141,6 +184,81 @@ def generation_mesh(num_kv_heads: int, devices) -> Mesh:
 def cache_sharding(mesh: Mesh) -> NamedSharding:
     """Of KV cache arrays [S, Hkv, C, d]: heads over ``tensor``."""
     return NamedSharding(mesh, P(None, "tensor"))
+
+
+def on_this_host(params: Any, local: Mesh, dtype: Any) -> Any:
+    """Parameters whole on the devices of each host, whatever their layout over all hosts.
+
+    Every process must call it at the same time: it is the one re-layout in which weights cross
+    hosts.  Arrays of a single process are returned as they are.
+
+    Args:
+      params: laid out over the mesh of training.
+      local: of this process's devices, from `generation_mesh`; of the same size on every host.
+      dtype: of what crosses hosts.
+
+    Returns:
+      The same values in ``dtype``, laid out over ``local`` by the rules of training.
+    """
+    if all(getattr(x, "is_fully_addressable", True) for x in jax.tree.leaves(params)):
+        return params
+    everywhere = _copies_mesh(local.size)
+    params = jax.jit(lambda tree: jax.tree.map(lambda x: x.astype(dtype), tree))(params)
+    placed = jax.device_put(params, shardings(params, everywhere))
+    wanted = shardings(params, local)
+
+    def own(x, sharding):
+        shards = {s.device: s.data for s in x.addressable_shards}
+        parts = sharding.devices_indices_map(x.shape)
+        if everywhere.shape["tensor"] == 1:  # every device has everything
+            shards = {d: shards[d][index] for d, index in parts.items()}
+        return jax.make_array_from_single_device_arrays(
+            x.shape, sharding, [shards[d] for d in parts]
+        )
+
+    return jax.tree.map(own, placed, wanted)
+
+
+def _copies_mesh(tensor: int) -> Mesh:
+    """All devices as groups of ``tensor``, none across hosts; each group holds everything once.
+
+    Where the devices of a host cannot be grouped so, every device is a group of its own.
+    """
+    hosts = [
+        sorted((d for d in jax.devices() if d.process_index == p), key=lambda d: d.id)
+        for p in range(jax.process_count())
+    ]
+    grid = np.array(hosts).reshape(-1, 1, 1 if len(hosts[0]) % tensor else tensor)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def check_rows_of_hosts(mesh: Mesh) -> None:
+    """Raises ValueError where two hosts would hold the same rows of a batch.
+
+    Each host brings rows of its own, so the ``tensor`` axis must lie within a host.
+    """
+    owners = np.vectorize(lambda d: d.process_index)(mesh.devices)
+    if (owners != owners[:, :, :1]).any():
+        per_host = (owners == owners.flat[0]).sum()
+        raise ValueError(
+            f"mesh axis tensor must stay within a host of {per_host} devices, got "
+            f"tensor={mesh.shape['tensor']}"
+        )
+
+
+def whole_to_global(tree: Any, placement: Any) -> Any:
+    """Numpy arrays that every process has whole -> arrays laid out as ``placement`` says.
+
+    Args:
+      tree: numpy arrays, the same on every process.
+      placement: one sharding for all leaves.
+    """
+
+    def one(leaf):
+        leaf = np.asarray(leaf)
+        return jax.make_array_from_callback(leaf.shape, placement, lambda index: leaf[index])
+
+    return jax.tree.map(one, tree)
 
 
 def host_local_to_global(batch: Any, mesh: Mesh, *, rules=BATCH_RULES) -> Any:

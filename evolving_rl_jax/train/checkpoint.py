@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from evolving_rl_jax.config import ConfigError
+from evolving_rl_jax.distributed import ALONE, Hosts
 from evolving_rl_jax.train.state import TrainState
 
 log = logging.getLogger(__name__)
@@ -61,14 +62,19 @@ class Checkpoints:
     once they are complete, so a kill at any moment leaves nothing half-written that could be read.
     Nothing is created or changed before the first `save`.
 
+    On several hosts every process makes the same calls: each writes and reads its own shards in a
+    folder that all see.  What is damaged for one is damaged for all.
+
     Args:
       folder: the checkpoint folder.
       config: the group ``config.checkpoint``: ``keep_last`` newest and ``keep_best`` of the highest
         score are kept.
+      hosts: the processes of the run.
     """
 
-    def __init__(self, folder: str | os.PathLike, config: Any):
+    def __init__(self, folder: str | os.PathLike, config: Any, hosts: Hosts = ALONE):
         self.folder = pathlib.Path(os.path.abspath(folder))
+        self._hosts = hosts
         _silence_orbax()
         self._keep = _Keep(config.keep_last, config.keep_best)
         self._damaged: set[int] = set()
@@ -105,7 +111,7 @@ class Checkpoints:
         if step in self._manager.all_steps():
             self._manager.delete(step)
         self._keep.scores[step] = None if score is None else float(score)
-        checksums = jax.device_get(self._checksums(state)).tolist()
+        checksums = _fetch(self._checksums, state)
         # Through text: what is written later is then what the caller has now.
         extra = json.loads(json.dumps(extra))
         extra |= {_SCORE: self._keep.scores[step], _CHECKSUMS: checksums}
@@ -136,10 +142,12 @@ class Checkpoints:
         """
         self.wait()
         # Compiled for this state here, at the start of a run, so that no save compiles anything.
-        self._checksums = jax.jit(_checksums).lower(abstract).compile()
-        if not self._manager.all_steps():
+        mesh = jax.tree.leaves(abstract)[0].sharding.mesh
+        whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+        self._checksums = jax.jit(_checksums, out_shardings=whole).lower(abstract).compile()
+        if not self._hosts.from_first(self._manager.all_steps()):
             return None
-        wanted = self._candidates(which)
+        wanted = self._hosts.from_first(self._candidates(which))
         failures = []
         for step in wanted:
             try:
@@ -202,32 +210,42 @@ class Checkpoints:
         if not self._damaged:
             return
         for step in self._damaged:
-            if jax.process_index() == 0 and (self.folder / str(step)).exists():
+            if self._hosts.first and (self.folder / str(step)).exists():
                 target = self.folder / f"damaged_{step}"
                 count = sum(p.name.startswith(target.name) for p in self.folder.iterdir())
                 (self.folder / str(step)).rename(f"{target}.{count}")
+        self._hosts.meet("damaged checkpoints set aside")
         self._damaged.clear()
         self._manager.reload()
 
     # -- reading ---------------------------------------------------------------------------------
 
     def _read(self, step: int, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        extra = self._read_json(step)
+        state, extra, failure = None, {}, ""
+        try:
+            extra = self._read_json(step)
+            state = self._read_state(step, abstract)
+        except _Damaged as e:
+            failure = str(e)
+        # Each process read its own shards; the checksum below needs all of them.
+        failures = self._hosts.gather(failure)
+        if any(failures):
+            raise _Damaged(next(f for f in failures if f))
+        if _fetch(self._checksums, state) != extra[_CHECKSUMS]:
+            raise _Damaged("its arrays are not those that were saved")
+        return state, _without_own(extra)
+
+    def _read_state(self, step: int, abstract: TrainState) -> TrainState:
         target = abstract._asdict()
         self._check_structure(step, target)
-        args = ocp.args.PyTreeRestore(
-            target, restore_args=ocp.checkpoint_utils.construct_restore_args(target)
-        )
+        restore_args = ocp.checkpoint_utils.construct_restore_args(target)
+        args = ocp.args.PyTreeRestore(target, restore_args=restore_args)
 
         def read():
             restored = self._manager.restore(step, args=ocp.args.Composite(state=args))
-            state = TrainState(**restored["state"])
-            return state, jax.device_get(self._checksums(state)).tolist()
+            return jax.block_until_ready(TrainState(**restored["state"]))
 
-        state, checksums = _attempt(read)
-        if checksums != extra[_CHECKSUMS]:
-            raise _Damaged("its arrays are not those that were saved")
-        return state, _without_own(extra)
+        return _attempt(read)
 
     def _read_json(self, step: int) -> dict[str, Any]:
         args = ocp.args.Composite(extra=ocp.args.JsonRestore())
@@ -271,6 +289,10 @@ def _checksums(state: Any) -> jax.Array:
         return jnp.sum(bits.astype(jnp.uint32) * weight, dtype=jnp.uint32)
 
     return jnp.stack([checksum(x) for x in jax.tree.leaves(state)])
+
+
+def _fetch(checksums: Callable, state: Any) -> list[int]:
+    return jax.device_get(checksums(state)).tolist()
 
 
 def _without_own(extra: dict[str, Any]) -> dict[str, Any]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import pathlib
 
 import jax
+from jax.sharding import NamedSharding, PartitionSpec
 
 from evolving_rl_jax import models
 from evolving_rl_jax.config import ConfigError
+from evolving_rl_jax.distributed import ALONE, Hosts
 from evolving_rl_jax.models import lora as lora_lib
 from evolving_rl_jax.models.tokenizer import load_tokenizer
 from evolving_rl_jax.parallel import make_mesh
@@ -18,12 +20,13 @@ from evolving_rl_jax.train.run_folder import RunFolder
 from evolving_rl_jax.train.state import abstract_state, kept
 
 
-def load_policy(folder: RunFolder, which: str):
+def load_policy(folder: RunFolder, which: str, hosts: Hosts = ALONE):
     """(params, model_cfg, iteration) of a checkpoint of the run; adapters are merged.
 
     Args:
       folder: the run folder.
       which: ``latest``, ``best``, ``warmstart`` or an iteration.
+      hosts: all must call it.
 
     Raises:
       ConfigError: there is no such checkpoint.
@@ -32,12 +35,14 @@ def load_policy(folder: RunFolder, which: str):
     if which == "warmstart":
         params, model_cfg = _load_base(folder, config, "--checkpoint 'warmstart'")
         return params, model_cfg, 0
-    params, model_cfg, iteration = _restore(folder, config, which)
+    params, model_cfg, iteration = _restore(folder, config, which, hosts)
     lora = lora_lib.from_config(config.model.lora)
     if lora:
         base, _ = _load_base(folder, config, "--workdir")
         # Through the host: the base is on one device, the adapters are on the mesh.
-        params = lora_lib.merge(base, jax.device_get(params), lora)
+        mesh = jax.tree.leaves(params)[0].sharding.mesh
+        whole = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
+        params = lora_lib.merge(base, jax.device_get(whole), lora)
     return params, model_cfg, iteration
 
 
@@ -52,7 +57,7 @@ def _load_base(folder, config, key):
         return models.load_hf(_base_model(folder, config))
 
 
-def _restore(folder, config, which):
+def _restore(folder, config, which, hosts=Hosts()):  # noqa: B008 (immutable)
     """(what was trained, model_cfg, iteration) of a checkpoint."""
     with user_errors((ValueError, FileNotFoundError), "--workdir"):
         tokenizer = load_tokenizer(config.model.hf_path or folder.path / "tokenizer")
@@ -61,7 +66,7 @@ def _restore(folder, config, which):
     optimizer = make_optimizer(config, config.train.num_iterations * config.train.minibatches)
     lora = lora_lib.from_config(config.model.lora)
     abstract = kept(abstract_state(model_cfg, optimizer, mesh, lora=lora), lora)
-    checkpoints = Checkpoints(folder.path / "checkpoints", config.checkpoint)
+    checkpoints = Checkpoints(folder.path / "checkpoints", config.checkpoint, hosts)
     restored = checkpoints.restore(abstract, which=which)
     if restored is None:
         raise ConfigError(

@@ -20,12 +20,14 @@ class RunFolder:
     Args:
       workdir: the folder.
       config: of the run that will write to it; None to read a run that is there.
+      writes: False in all processes of a run but one: they leave the writing to it.
 
     Raises:
       ConfigError: the folder holds a run of another configuration, or something else.
     """
 
-    def __init__(self, workdir: str, config=None):
+    def __init__(self, workdir: str, config=None, *, writes: bool = True):
+        self.writes = writes
         self.path = pathlib.Path(workdir).absolute()
         self.config_file = self.path / "config.json"
         self._config = config
@@ -57,7 +59,7 @@ class RunFolder:
         Raises:
           ConfigError: the folder cannot be written.
         """
-        if self._config is None:
+        if self._config is None or not self.writes:
             return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -90,6 +92,8 @@ class RunFolder:
 
     def write_episodes(self, iteration: int, records: list[dict]) -> None:
         """Writes ``episodes/iteration_XXXXX.jsonl.gz``, one source a line."""
+        if not self.writes:
+            return
         text = "".join(json.dumps(r) + "\n" for r in records)
         path = self.path / "episodes" / f"iteration_{iteration:05d}.jsonl.gz"
         path.parent.mkdir(exist_ok=True)
