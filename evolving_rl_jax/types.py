@@ -66,7 +66,10 @@ class Observation(NamedTuple):
 
 
 class StepResult(NamedTuple):
-    """What one action did.  ``status`` other than OK means that the environment failed, not the agent."""
+    """What one action did.  ``status`` other than OK means that the environment failed, not the agent.
+
+    ``info`` has the scores of the step where an environment gives any (``envs.mind2web``).
+    """
 
     text: str
     actions: tuple[str, ...]
@@ -74,6 +77,7 @@ class StepResult(NamedTuple):
     done: bool
     won: bool
     status: str = OK
+    info: dict[str, Any] | None = None
 
 
 @dataclasses.dataclass
@@ -92,28 +96,37 @@ class Sample:
 
     ``logprobs`` are under the full softmax at temperature 1 (the importance ratio needs those);
     ``sampling_logprobs`` are under the distribution that was sampled from.  Both are 0 where
-    ``loss_mask`` is 0.  All have shape [T].
+    ``loss_mask`` is 0.  All have shape [T].  ``step`` is the turn whose tokens are trained, where a
+    sequence trains one turn only; 0 where it holds a whole episode or an extraction.
     """
 
     tokens: np.ndarray
     loss_mask: np.ndarray
     logprobs: np.ndarray
     sampling_logprobs: np.ndarray
+    step: int = 0
 
 
 @dataclasses.dataclass
 class Episode:
-    """A finished (or failed) episode of the solver.  ``last_observation`` answers the last action."""
+    """A finished (or failed) episode of the solver.
+
+    ``samples`` are its training sequences: one of the whole episode, or one for every turn (see
+    ``config.rollout.context``).  ``last_observation`` answers the last action.  ``rewards`` and ``infos``
+    are those of the steps that were answered (`StepResult`).
+    """
 
     task: Task
     turns: list[Turn]
     won: bool
     status: str
-    sample: Sample
+    samples: list[Sample]
     reward: float = 0.0
     skill_text: str = ""
     last_observation: str = ""
     error: str = ""
+    rewards: list[float] = dataclasses.field(default_factory=list)
+    infos: list[dict[str, Any] | None] = dataclasses.field(default_factory=list)
 
     @property
     def scored(self) -> bool:
@@ -139,5 +152,11 @@ class TokenBatch(NamedTuple):
     episode_mask: Any  # [G, K, N, R] float32, 0 = infrastructure failure or never played
     skill_valid: Any  # [G, N] float32
     role: Any  # [M] int32: ROLE_SOLVER, ROLE_EXTRACTOR or ROLE_NONE (unused)
-    index: Any  # [M] int32: flat index into [G, K, N, R] (solver) or [G, N] (extractor)
+    # [M] int32: flat index into [G, K, N, R] (solver) or [G, N] (extractor); many to one
+    index: Any
+    step: Any  # [M] int32: the turn that a sequence trains, see Sample.step
     num_rows: Any  # [] int32: rows in use, the trip count of the micro-batch loop follows from it
+    # Of environments that score every step, else None.  S here: config.rollout.max_steps.
+    scores: Any = None  # [G, K, N, R] float32: what an episode counts for the reward of its skill
+    step_rewards: Any = None  # [G, K, N, R, S] float32: > 0 = a correct step
+    step_mask: Any = None  # [G, K, N, R, S] float32: 1 = the step was taken

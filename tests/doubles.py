@@ -165,8 +165,21 @@ class FakeEngine:
         self.open_now.discard(session)
         self.log.append(("close", session.episode))
 
-    def submit(self, session, ids, *, max_new_tokens, temperature, top_p, top_k, stop_ids):
+    def submit(
+        self,
+        session,
+        ids,
+        *,
+        max_new_tokens,
+        temperature,
+        top_p,
+        top_k,
+        stop_ids,
+        stop_strings=(),
+        turn=None,
+    ):
         assert session in self.open_now and stop_ids == self.tokenizer.stop_ids
+        session.turn = session.turn if turn is None else turn
         self.log.append(("submit", session.episode, tuple(ids), max_new_tokens, temperature))
         room = self.max_length - len(session.tokens) - len(ids)
         if room > 0:

@@ -55,7 +55,7 @@ def engine(shared_engine):
     shared_engine.reset_stats()
     yield shared_engine
     assert not shared_engine.busy
-    for session in [s for s in shared_engine._owner if s is not None]:
+    for session in [s for s in shared_engine._slots.owner if s is not None]:
         shared_engine.close(session)
     shared_engine._open.clear()
 
@@ -215,7 +215,7 @@ def test_a_copy_of_a_copy_is_made_before_decoding(engine):
     for fork in forks:
         engine.submit(fork, (5, 6, 7), max_new_tokens=9)
     engine._admit()
-    assert {source for source, _ in engine._copies.values()} & set(engine._copies)
+    assert {source for source, _ in engine._runner.copies.values()} & set(engine._runner.copies)
     done = {}
     while engine.busy:
         for generation in engine.step():
@@ -348,7 +348,7 @@ def test_nothing_compiles_after_warmup_and_a_cold_shape_warns(caplog):
                 top_p=rng.choice([0.9, 1.0]),
             )
     assert engine.compile_count == count and "cold shape" not in caplog.text
-    del engine._programs._compiled[("decode", 3, 5, LENGTH)]
+    del engine._runner.programs._compiled[("decode", 3, 5, LENGTH)]
     with caplog.at_level(logging.WARNING):
         play(engine, range(2))
     assert "cold shape" in caplog.text

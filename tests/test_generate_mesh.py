@@ -30,7 +30,7 @@ def play(mesh):
         while engine.busy:
             turns += [(g.session.episode, turn, g.tokens.tolist(), g.logprobs) for g in engine.step()]
     assert engine.compile_count == count
-    shards = engine._cache["k"][0].addressable_shards
+    shards = engine._runner.cache["k"][0].addressable_shards
     return sorted(turns, key=lambda t: t[:2]), shards[0].data.shape
 
 

@@ -1,5 +1,6 @@
 """Packing: every token once, in its place; every sequence mapped to its win."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -68,7 +69,7 @@ def random_experience(seed=0, shape=SHAPE):
             flat = ((g * shape.k + k) * shape.n + n) * shape.r + r
             key = (ROLE_SOLVER, flat) if status != ENV_ERROR else ("failed", flat)
             won = bool(status == OK and rng.random() < 0.5)
-            source.episodes[place] = Episode(None, [], won, status, sample(key))
+            source.episodes[place] = Episode(None, [], won, status, [sample(key)])
             wins[g, k, n, r], mask[g, k, n, r] = won, status != ENV_ERROR
     samples = {key: s for key, s in samples.items() if key[0] != "failed"}
     return Experience(sources, wins, mask, valid), samples
@@ -128,7 +129,7 @@ def test_index_finds_the_win_and_the_mask_of_an_episode(seed):
         episode = experience.sources[g].episodes[k, n, r]
         assert batch.wins[g, k, n, r] == episode.won
         first = batch.tokens[batch.sequence_ids == m][0]
-        assert first == episode.sample.tokens[0]
+        assert first == episode.samples[0].tokens[0]
 
 
 def test_shapes_follow_from_the_configuration_alone():
@@ -149,6 +150,44 @@ def test_shapes_follow_from_the_configuration_alone():
     assert (shape.g, shape.k, shape.n, shape.r, shape.row_length) == (4, 3, 4, 2, 100)
     assert shape.num_sequences == 4 * 4 + 4 * 3 * 4 * 2
     assert shape.num_rows == 112 and shape.num_rows % 16 == 0
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_an_episode_of_several_sequences_fits_the_worst_case(seed):
+    """Every turn its own sequence: all of an episode point at its win, with the number of the turn."""
+    rng = np.random.default_rng(seed)
+    shape = dataclasses.replace(SHAPE, row_length=45, episode_samples=4, longest=15)
+    experience, _ = random_experience(seed)
+    expected = {}
+    for g, source in enumerate(experience.sources):
+        for candidate in source.candidates:
+            candidate.sample = random_sample(rng, 1, 15)
+        for place, episode in source.episodes.items():
+            flat = np.ravel_multi_index((g, *place), experience.wins.shape)
+            lengths = rng.integers(2, 16, rng.integers(0, 5)) if seed else [15] * 4
+            episode.samples = [
+                dataclasses.replace(random_sample(rng, 1, n), step=t) for t, n in enumerate(lengths)
+            ]
+            if episode.scored:
+                expected |= {(flat, s.step): s.tokens for s in episode.samples}
+    batch = make_batch(experience, shape)
+    assert batch.tokens.shape == (shape.num_rows, 45) and batch.num_rows <= shape.num_rows
+    assert shape.num_sequences == 4 * 3 * (1 + 2 * 2 * 4) and shape.num_rows == 72
+    found = {}
+    for m in np.flatnonzero(batch.role == ROLE_SOLVER):
+        found[int(batch.index[m]), int(batch.step[m])] = batch.tokens[batch.sequence_ids == m]
+    assert found.keys() == expected.keys()
+    for key, tokens in expected.items():
+        np.testing.assert_array_equal(found[key], tokens)
+    assert not batch.step[batch.role != ROLE_SOLVER].any()
+
+
+def test_a_recent_context_counts_a_sequence_for_every_step():
+    config = default_config()
+    config.rollout.update(context="recent", max_steps=7, max_length=1000, num_sources=2)
+    config.train.update(row_length=4000, micro_batch_rows=8)
+    shape = BatchShape.from_config(config)
+    assert shape.num_sequences == 2 * 8 * (1 + 4 * 7) and shape.num_rows == 120
 
 
 def test_shares_of_an_iteration_keep_sources_and_wins_together():

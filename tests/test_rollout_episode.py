@@ -42,7 +42,7 @@ def play(turns, *, fail=None, seed=0, settings=SETTINGS, keep=(), tasks=None, **
 
 def check_sample(episode, session):
     """The sample is exactly what went through the engine, in order, and marks what was sampled."""
-    sample = episode.sample
+    sample = episode.samples[0]
     np.testing.assert_array_equal(sample.tokens, session.tokens)
     np.testing.assert_array_equal(sample.loss_mask, session.mask)
     np.testing.assert_array_equal(sample.logprobs, session.logprobs)
@@ -60,8 +60,8 @@ def test_exactly_the_sampled_tokens_are_marked():
         (0, PROMPTS.next_turn("look 1")),
         (1, [*tokenizer.encode("mug> win"), tokenizer.eos_id]),
     ]
-    assert episode.sample.tokens.tolist() == [i for _, ids in expected for i in ids]
-    assert episode.sample.loss_mask.tolist() == [m for m, ids in expected for _ in ids]
+    assert episode.samples[0].tokens.tolist() == [i for _, ids in expected for i in ids]
+    assert episode.samples[0].loss_mask.tolist() == [m for m, ids in expected for _ in ids]
     check_sample(episode, engine.sessions[0])
     assert (episode.won, episode.status, episode.reward) == (True, OK, 1.0)
     assert pool.actions[0] == ["look", "win"]
@@ -103,7 +103,9 @@ def test_a_failing_environment_ends_that_episode_alone(answers):
     assert [s.episode for s in engine.open_now] == [3]  # kept, for an extraction
     undisturbed = play(turns, keep={2, 3})[0]
     for key in (0, 1, 3):
-        np.testing.assert_array_equal(done[key][0].sample.tokens, undisturbed[key][0].sample.tokens)
+        np.testing.assert_array_equal(
+            done[key][0].samples[0].tokens, undisturbed[key][0].samples[0].tokens
+        )
 
 
 @pytest.mark.parametrize(("own", "most", "steps"), [(5, 4, 4), (3, 4, 3), (5, 50, 5)])
@@ -127,7 +129,7 @@ def test_a_turn_that_is_cut_is_played_as_far_as_it_goes():
     settings = dataclasses.replace(SETTINGS, max_turn_tokens=8)
     done, engine, pool, _ = play({0: ["mug> winning", "mug> win"]}, settings=settings)
     assert pool.actions[0] == ["win"] and done[0][0].won
-    assert done[0][0].sample.loss_mask.sum() == 8  # no stop token was sampled
+    assert done[0][0].samples[0].loss_mask.sum() == 8  # no stop token was sampled
     check_sample(done[0][0], engine.sessions[0])
 
 
@@ -137,12 +139,99 @@ def test_running_out_of_context_is_a_truncated_loss(max_length):
     done, engine, pool, _ = play({0: ["mug> look"]}, max_length=max_length)
     episode = done[0][0]
     assert (episode.status, episode.won, episode.scored) == (TRUNCATED, False, True)
-    assert len(episode.sample.tokens) <= max_length
+    assert len(episode.samples[0].tokens) <= max_length
     assert not engine.open_now
     check_sample(episode, engine.sessions[0])
-    full = play({0: ["mug> look"]})[0][0][0].sample
-    count = len(episode.sample.tokens)
-    np.testing.assert_array_equal(episode.sample.tokens, full.tokens[:count])
+    full = play({0: ["mug> look"]})[0][0][0].samples[0]
+    count = len(episode.samples[0].tokens)
+    np.testing.assert_array_equal(episode.samples[0].tokens, full.tokens[:count])
+
+
+LONG = {0: ["mug> look", "mug> open", "mug> go", "mug> take", "mug> win"]}
+
+
+def recent(h, turns=None, **options):
+    settings = dataclasses.replace(SETTINGS, context="recent", recent_turns=h, max_steps=5)
+    return play(turns or LONG, settings=settings, **options)
+
+
+def recent_prompt(t, h, texts):
+    """The prompt of turn ``t`` written out: the task, the last ``h`` turns, what is seen now."""
+    seen = ["room of t0", *(f"{text.split('> ')[1]} {i + 1}" for i, text in enumerate(texts))]
+    first, tokenizer = max(0, t - h), PROMPTS.tokenizer
+    ids = PROMPTS.solver_prompt(make_task("t0"), "", seen[first])
+    for i in range(first, t):
+        ids += [*tokenizer.encode(texts[i]), tokenizer.eos_id, *PROMPTS.next_turn(seen[i + 1])]
+    return ids
+
+
+@pytest.mark.parametrize("h", [0, 1, 2, 10])
+def test_a_recent_context_shows_the_last_turns_and_trains_each_apart(h):
+    done, engine, pool, _ = recent(h)
+    episode, tokenizer = done[0][0], PROMPTS.tokenizer
+    assert episode.won and pool.actions[0] == ["look", "open", "go", "take", "win"]
+    assert [s.step for s in episode.samples] == list(range(5))
+    for t, sample in enumerate(episode.samples):
+        prompt = recent_prompt(t, h, LONG[0])
+        answer = [*tokenizer.encode(LONG[0][t]), tokenizer.eos_id]
+        assert sample.tokens.tolist() == prompt + answer
+        assert sample.loss_mask.tolist() == [0.0] * len(prompt) + [1.0] * len(answer)
+        assert (sample.logprobs[len(prompt) :] < 0).all()
+    np.testing.assert_array_equal(episode.samples[-1].tokens, engine.sessions[0].tokens)
+    # A session goes on for as long as nothing was left out of its prompt.
+    opened = [entry for entry in engine.log if entry[0] == "open"]
+    assert len(opened) == 1 + max(0, 4 - h) and not engine.open_now
+
+
+def test_a_recent_context_plays_the_same_turns_as_a_full_one_while_nothing_is_left_out():
+    full = play(LONG, settings=dataclasses.replace(SETTINGS, max_steps=5))[0][0][0]
+    episode = recent(4)[0][0][0]
+    assert episode.turns == full.turns
+    np.testing.assert_array_equal(episode.samples[-1].tokens, full.samples[0].tokens)
+    trained = np.concatenate([s.tokens[s.loss_mask > 0] for s in episode.samples])
+    np.testing.assert_array_equal(trained, full.samples[0].tokens[full.samples[0].loss_mask > 0])
+
+
+@pytest.mark.parametrize("max_length", range(20, 120, 7))
+def test_running_out_of_a_recent_context_is_a_truncated_loss(max_length):
+    turns = {0: ["mug> look"]}
+    episode = recent(2, turns, max_length=max_length)[0][0][0]
+    assert (episode.status, episode.scored) == (TRUNCATED, True)
+    assert all(len(s.tokens) <= max_length and s.loss_mask.any() for s in episode.samples)
+    room = recent(2, turns)[0][0][0]
+    for cut, whole in zip(episode.samples, room.samples, strict=False):
+        np.testing.assert_array_equal(cut.tokens, whole.tokens[: len(cut.tokens)])
+
+
+@pytest.mark.parametrize("max_length", [10_000, 120, 105])
+def test_an_extraction_from_a_recent_context_shows_what_fits_of_the_trajectory(max_length):
+    turns = LONG | {10: ["the first"], 11: ["the second"]}
+    settings = dataclasses.replace(
+        SETTINGS, context="recent", recent_turns=1, max_steps=5, max_skill_tokens=20
+    )
+    engine = FakeEngine(PROMPTS.tokenizer, plan(turns), max_length=max_length)
+    driver = Driver(engine, FakePool(), PROMPTS, settings, iteration=7)
+    written, handles = {}, []
+    driver.play(0, make_task("t0"), "", lambda e, h: handles.append(h), keep_session=True)
+    driver.run()
+    driver.extract(handles[0], True, [10, 11], lambda i, text, sample: written.update({i: sample}))
+    driver.release(handles[0])
+    driver.run()
+    asked = PROMPTS.extractor_prompt(True, "win 5")
+    answer = [*PROMPTS.tokenizer.encode("mug> win"), PROMPTS.tokenizer.eos_id]
+    lengths = [len(recent_prompt(4, h, LONG[0]) + answer + asked) for h in range(5)]
+    shown = max(h for h, length in enumerate(lengths) if length <= max_length - 20 or h == 0)
+    for i, text in enumerate(("the first", "the second")):
+        expected = recent_prompt(4, shown, LONG[0]) + answer + asked
+        ids = [*PROMPTS.tokenizer.encode(text), PROMPTS.tokenizer.eos_id]
+        assert written[i].tokens.tolist() == expected + ids
+        assert written[i].loss_mask.sum() == len(ids)
+    assert (shown == 4) == (max_length == 10_000) and not engine.open_now
+
+
+def test_an_unknown_context_is_an_error():
+    with pytest.raises(ValueError, match="context must be full or recent, got 'all'"):
+        play({0: ["mug> win"]}, settings=dataclasses.replace(SETTINGS, context="all"))
 
 
 def extract(turns, won=True, **options):
@@ -170,7 +259,7 @@ def test_an_extraction_continues_the_episode_and_trains_its_own_tokens_only():
         ids = [*tokenizer.encode(text), tokenizer.eos_id]
         asked = PROMPTS.extractor_prompt(True, "win 2")
         sample = written[i][1]
-        assert sample.tokens.tolist() == [*episode.sample.tokens, *asked, *ids]
+        assert sample.tokens.tolist() == [*episode.samples[0].tokens, *asked, *ids]
         assert sample.loss_mask.sum() == len(ids) and sample.loss_mask[-len(ids) :].all()
         np.testing.assert_array_equal(sample.tokens, engine.sessions[10 + i].tokens)
     assert engine.log[-1][0] == "close"
@@ -195,7 +284,9 @@ def test_the_order_of_answers_changes_nothing(sync):
         for key in turns:
             expected = runs[0][0][key][0]
             assert done[key][0].turns == expected.turns and done[key][0].won == expected.won
-            np.testing.assert_array_equal(done[key][0].sample.tokens, expected.sample.tokens)
+            np.testing.assert_array_equal(
+                done[key][0].samples[0].tokens, expected.samples[0].tokens
+            )
         if sync:  # not even what the engine is asked, so a run can be repeated bit for bit
             assert engine.log == runs[0][1].log
 

@@ -1,5 +1,6 @@
 """The four stages, with pretend engine and environments: shapes, masks, who plays what."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -9,6 +10,7 @@ from ml_collections import ConfigDict
 
 from evolving_rl_jax.rollout.episode import Driver, PlaySettings
 from evolving_rl_jax.rollout.evolve import Evolver, make_candidate
+from evolving_rl_jax.skills import AuditRules
 from evolving_rl_jax.types import ENV_ERROR, Sample
 
 PROMPTS = compact_prompts()
@@ -59,11 +61,15 @@ def speak(skills=None):
     return say
 
 
-def collect(skills=None, fail=None, seed=0, method="collect", **changes):
-    pool = [make_task(f"t{i}") for i in range(G + 3)]
+def collect(
+    skills=None, fail=None, seed=0, method="collect", pool=None, evolver_options=None, **changes
+):
+    pool = pool or [make_task(f"t{i}") for i in range(G + 3)]
     engine, envs = FakeEngine(PROMPTS.tokenizer, speak(skills)), FakePool(fail, seed)
     driver = Driver(engine, envs, PROMPTS, SETTINGS, iteration=3)
-    evolver = Evolver(driver, FakeRetriever(pool), PROMPTS, rollout_config(**changes))
+    evolver = Evolver(
+        driver, FakeRetriever(pool), PROMPTS, rollout_config(**changes), **(evolver_options or {})
+    )
     tasks = pool[:G] if method == "collect" else (pool * 2)[: G * K]
     experience = getattr(evolver, method)(tasks)
     assert not engine.open_now and not envs.running
@@ -93,9 +99,9 @@ def test_every_skill_is_played_on_every_retrieved_task():
             assert episode.task is source.retrieved[k]
             assert episode.skill_text == source.candidates[n].text == "the mug is in cabinet 3"
             key = EPISODE_KEYS + np.ravel_multi_index((g, k, n, r), (G, K, N, R))
-            np.testing.assert_array_equal(episode.sample.tokens, engine.sessions[key].tokens)
-            assert PROMPTS.ids["<skill>"] in episode.sample.tokens
-        assert PROMPTS.ids["<skill>"] not in source.episode.sample.tokens
+            np.testing.assert_array_equal(episode.samples[0].tokens, engine.sessions[key].tokens)
+            assert PROMPTS.ids["<skill>"] in episode.samples[0].tokens
+        assert PROMPTS.ids["<skill>"] not in source.episode.samples[0].tokens
     sources = [s.episode.won for s in experience.sources]
     asked = [PROMPTS.extractor_prompt(won) for won in sources for _ in range(N)]
     for i, prompt in enumerate(asked):  # each extraction was told how its source ended
@@ -190,3 +196,21 @@ def test_candidates_say_why_they_are_invalid(raw, valid, reason):
     candidate = make_candidate(raw, sample, PROMPTS, 500)
     assert candidate.valid == valid and reason in candidate.reason and candidate.raw == raw
     assert bool(candidate.text) == (candidate.skill is not None)
+
+
+def test_further_audits_and_the_limit_of_a_prompt_apply_in_training():
+    options = {"rules": AuditRules(leakage=True), "fit": lambda text: text[:7]}
+    leaking = {1: skill_text(description="then go to cabinet 3 at once")}
+
+    def solved(task):
+        return dataclasses.replace(task, meta={"walkthrough": ["go to cabinet 3"]})
+
+    pool = [solved(make_task(f"t{i}")) for i in range(G + 3)]
+    experience, _, _ = collect(leaking, pool=pool, evolver_options=options)
+    valid = np.ones((G, N), np.float32)
+    valid[0, 1] = 0
+    np.testing.assert_array_equal(experience.skill_valid, valid)
+    refused = experience.sources[0].candidates[1]
+    assert refused.reason == "contains the answer 'go to cabinet 3'"
+    played = [e for s in experience.sources for e in s.episodes.values()]
+    assert played and all(e.skill_text == "the mug" for e in played)

@@ -134,7 +134,9 @@ def test_transcripts_in_the_driver_are_the_rendered_conversation(prompts, family
     # Of an extraction only the skill is trained; its episode is a sample of its own.
     last = len(parts) - 1
     assert sample.loss_mask.tolist() == [float(i == last) for i in range(6) for _ in parts[i][1]]
-    assert episodes[0].sample.loss_mask.tolist() == [float(s) for s, ids in parts[:4] for _ in ids]
+    assert episodes[0].samples[0].loss_mask.tolist() == [
+        float(s) for s, ids in parts[:4] for _ in ids
+    ]
     assert "Admissible actions:\n- win\n- look" in style.tokenizer.decode(parts[2][1])
 
 
@@ -146,7 +148,7 @@ def test_an_answer_that_was_cut_off_is_closed_before_the_next_turn(prompts):
     episodes = []
     driver.play(0, make_task("t0"), "", lambda episode, _: episodes.append(episode))
     driver.run()
-    sample, end = episodes[0].sample, style.chat.end_id
+    sample, end = episodes[0].samples[0], style.chat.end_id
     after = int(np.flatnonzero(np.diff(sample.loss_mask) < 0)[0]) + 1
     assert sample.tokens[after - 1] != end and sample.tokens[after] == end
 

@@ -20,6 +20,12 @@ SHAPE = BatchShape(g=3, k=2, n=2, r=2, row_length=24, micro_batch_rows=1)
 LONGEST = (24, 2, 5, 9, 13, 24, 7, 18, 3, 11)  # of the sequences of each step
 
 
+def cut(sample: Sample, longest: int) -> Sample:
+    """The first tokens of a sequence, within the model's vocabulary."""
+    arrays = (sample.tokens % MODEL.vocab_size, sample.loss_mask, sample.logprobs)
+    return Sample(*(x[:longest] for x in (*arrays, sample.sampling_logprobs)))
+
+
 def batches(mesh):
     """Ten batches of sequences of all lengths, from the episodes of some or all sources."""
     for seed, longest in enumerate(LONGEST):
@@ -29,9 +35,10 @@ def batches(mesh):
                 source.candidates.clear()
                 source.episodes.clear()
                 experience.episode_mask[g] = 0
-            for member in (*source.candidates, *source.episodes.values()):
-                cut = {name: x[:longest] for name, x in vars(member.sample).items()}
-                member.sample = Sample(**cut | {"tokens": cut["tokens"] % MODEL.vocab_size})
+            for candidate in source.candidates:
+                candidate.sample = cut(candidate.sample, longest)
+            for episode in source.episodes.values():
+                episode.samples = [cut(sample, longest) for sample in episode.samples]
         yield parallel.host_local_to_global(make_batch(experience, SHAPE), mesh)
 
 

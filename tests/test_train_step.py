@@ -41,6 +41,7 @@ def small_config(**algorithm) -> ConfigDict:
                 "solver_reward": 10.0,
                 "clip_low": 0.1,
                 "clip_high": 0.15,
+                "importance": {"kind": "none", "cap": 2.0},
                 "kl_kind": "low_var_kl",
                 "kl_coef": {"solver": 0.02, "extractor": 0.05},
                 "entropy_coef": {"solver": 0.01, "extractor": -0.03},
@@ -100,7 +101,19 @@ def make_batch(sequences, num_rows, length=24, per_row=2, seed=0) -> TokenBatch:
     valid[0, 1] = 0
     used = np.int32(-(-len(sequences) // per_row))
     return TokenBatch(
-        tokens, positions, segments, ids, mask, logprobs, wins, played, valid, role, index, used
+        tokens,
+        positions,
+        segments,
+        ids,
+        mask,
+        logprobs,
+        wins,
+        played,
+        valid,
+        role,
+        index,
+        np.zeros_like(index),
+        used,
     )
 
 
@@ -184,12 +197,16 @@ def plain_loss(config, sequences, batch, state):
 
         logp_all, picked = log_softmax(params), (jnp.arange(len(tokens) - 1), tokens[1:])
         logp, ref = logp_all[picked], log_softmax(state.ref_params)[picked]
+        weight = 1.0
+        if a.importance.kind == "truncated":
+            weight = jnp.minimum(jnp.exp(jax.lax.stop_gradient(logp) - old[1:]), a.importance.cap)
+            old = jnp.pad(jax.lax.stop_gradient(logp), (1, 0))
         ratio = jnp.exp(logp - old[1:])
         clipped = jnp.clip(ratio, 1 - a.clip_low, 1 + a.clip_high)
         policy = -jnp.minimum(ratio * advantage, clipped * advantage)
         kl = jnp.exp(ref - logp) - 1 - (ref - logp)
         entropy = -jnp.sum(jnp.exp(logp_all) * logp_all, -1)
-        token = policy - entropy_coef * entropy + kl_coef * kl
+        token = weight * policy - entropy_coef * entropy + kl_coef * kl
         return jnp.sum(token * mask[1:]) / jnp.maximum(mask[1:].sum(), 1)
 
     total, grads = 0.0, jax.tree.map(jnp.zeros_like, state.params)
@@ -217,6 +234,60 @@ def test_update_equals_plain_computation(sequences, batch, joint):
     assert_same(after.params, jax.device_get(expected), rtol=0, atol=2e-5)
     assert_same(after.opt_state[1][0].mu, jax.tree.map(lambda g: _clipped(grads, g), grads))
     assert_same(after.ref_params, jax.device_get(state.ref_params), rtol=0, atol=0)
+
+
+def test_truncated_importance_equals_plain_computation(sequences, batch):
+    config = small_config(importance={"kind": "truncated", "cap": 1.05})
+    _, start = new_state(config)
+    loss, grads = plain_loss(config, sequences, batch, start)
+    after, metrics = run(config, batch)
+    np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
+    np.testing.assert_allclose(metrics["grad_norm"], optax.global_norm(grads), rtol=1e-4)
+    assert_same(after.opt_state[1][0].mu, jax.tree.map(lambda g: _clipped(grads, g), grads))
+    assert metrics["clip_fraction"] == 0  # the cap has taken its place
+    new, old = trained_logprobs(start.params, sequences)
+    weights = [min(math.exp(a - b), 1.05) for a, b in zip(new, old, strict=True)]
+    capped = [math.exp(a - b) >= 1.05 for a, b in zip(new, old, strict=True)]
+    np.testing.assert_allclose(metrics["importance_mean"], np.mean(weights), rtol=1e-5)
+    np.testing.assert_allclose(metrics["importance_capped"], np.mean(capped), rtol=1e-5)
+    assert 0.1 < np.mean(capped) < 0.9
+
+
+def test_agreement_of_trainer_and_engine(sequences, batch, joint):
+    new, old = trained_logprobs(new_state(small_config())[1].params, sequences)
+    gaps, metrics = np.abs(new - old), joint[1]
+    np.testing.assert_allclose(metrics["logprob_gap_mean"], gaps.mean(), rtol=1e-4)
+    np.testing.assert_allclose(metrics["logprob_gap_max"], gaps.max(), rtol=1e-4)
+    correlation = np.corrcoef(new, old)[0, 1]
+    np.testing.assert_allclose(metrics["logprob_correlation"], correlation, atol=1e-4)
+    assert metrics["importance_mean"] == 1 and metrics["importance_capped"] == 0
+
+
+def trained_logprobs(params, sequences):
+    """(log-probabilities now, in the rollout) of all trained tokens, from one forward a sequence."""
+    new, old = [], []
+    for tokens, mask, rollout, _, _ in sequences:
+        hidden, _ = models.apply(params, MODEL, np.pad(tokens, (0, 16 - len(tokens)))[None])
+        logp = np.asarray(jax.nn.log_softmax(models.logits(params, MODEL, hidden)))[0]
+        for t in np.flatnonzero(mask[1:]) + 1:
+            new.append(logp[t - 1, tokens[t]])
+            old.append(rollout[t])
+    return np.array(new, np.float64), np.array(old, np.float64)
+
+
+def test_sequences_of_one_episode_share_its_advantage(sequences, batch):
+    """Turns that are trained apart: each is a sequence in the mean, with the episode's advantage."""
+    config = small_config()
+    episode = next(s for s in sequences if s[3] == ROLE_SOLVER)
+    whole = make_batch([episode], num_rows=16)
+    twice = make_batch([episode, episode], num_rows=16)
+    assert (twice.index[:2] == whole.index[0]).all()
+    advantages = [step_lib.sequence_advantages(config, b)[0] for b in (whole, twice)]
+    np.testing.assert_array_equal(advantages[1][:2], np.repeat(advantages[0][:1], 2))
+    (one, one_metrics), (two, two_metrics) = run(config, whole), run(config, twice)
+    assert two_metrics["sequences_solver"] == 2 * one_metrics["sequences_solver"] == 2
+    np.testing.assert_allclose(two_metrics["loss"], one_metrics["loss"], rtol=1e-5)
+    assert_same(two.opt_state, one.opt_state)
 
 
 def _clipped(grads, g):
@@ -249,7 +320,9 @@ def test_short_batch_equals_padded_and_does_not_recompile(sequences, batch):
     state, metrics = run(small_config(), exact)
     # The same content in the shape of the full batch.
     unused = np.full_like(batch.role, ROLE_NONE), np.zeros_like(batch.index)
-    short = make_batch(sequences[:5], num_rows=16)._replace(role=unused[0], index=unused[1])
+    short = make_batch(sequences[:5], num_rows=16)._replace(
+        role=unused[0], index=unused[1], step=np.zeros_like(batch.step)
+    )
     short.role[: exact.role.size], short.index[: exact.index.size] = exact.role, exact.index
     train_step, first = new_state(small_config())
     train_step(first, batch)

@@ -1,4 +1,4 @@
-"""KV cache rows on the device, and what each of them holds as the host knows it.
+"""KV cache rows on the device.
 
 The cache has one row a slot (``models.init_cache``: per layer ``[S, Hkv, C, d]``).  Compiled
 functions work on a copy of the rows and columns that they need and write back only the columns that
@@ -13,9 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from evolving_rl_jax.models import ModelConfig
-
-# A shorter common prefix is cheaper to prefill again than to copy.
-_MIN_COPY = 16
 
 
 def cache_bytes(cfg: ModelConfig, num_slots: int, max_length: int, dtype=None) -> int:
@@ -75,59 +72,3 @@ def padded(array: np.ndarray, rows: int, value) -> np.ndarray:
     out = np.full((rows, *array.shape[1:]), value, array.dtype)
     out[: len(array)] = array
     return out
-
-
-class SlotTable:
-    """What the host knows of every slot: its tokens and how many of them are in the cache.
-
-    Attributes:
-      tokens: [S, C] int32, the context of the slot's present or last session.
-      planned: [S] how many leading tokens the cache will hold after this step's prefill.
-      cached: [S] how many are in the cache now.
-      free: the slots without a session, the one that has been free longest first.
-    """
-
-    def __init__(self, num_slots: int, max_length: int):
-        self.tokens = np.zeros((num_slots, max_length), np.int32)
-        self.planned = np.zeros(num_slots, np.int64)
-        self.cached = np.zeros(num_slots, np.int64)
-        self.free = dict.fromkeys(range(num_slots))  # an ordered set
-
-    def shared_prefix(self, context: np.ndarray) -> np.ndarray:
-        """[S] how many leading tokens of ``context`` each slot holds or will hold."""
-        if not len(context):
-            return np.zeros_like(self.planned)
-        equal = self.tokens[:, : len(context)] == context
-        lengths = np.where(equal.all(axis=1), len(context), equal.argmin(axis=1))
-        return np.minimum(lengths, self.planned)
-
-    def find(self, context: np.ndarray) -> tuple[int, int, int]:
-        """A free slot for a context of n tokens, and how to come by the most of them.
-
-        Returns:
-          (slot, source, count): the first ``count`` tokens are in ``source``, which is ``slot``
-          itself unless they have to be copied from another.
-        """
-        shared = self.shared_prefix(context)
-        free = np.fromiter(self.free, np.int64)
-        slot, source = int(free[shared[free].argmax()]), int(shared.argmax())
-        if shared[source] <= max(shared[slot], _MIN_COPY - 1):
-            return slot, slot, int(shared[slot])
-        return int(free[0]), source, int(shared[source])
-
-    def release(self, slot: int) -> None:
-        """Frees a slot; what is cached there may still serve another session."""
-        self.free[slot] = None
-        self.planned[slot] = self.cached[slot]
-
-    def hold(self, slot: int, context: np.ndarray, cached: int) -> None:
-        """Gives the slot a new context, of which ``cached`` tokens are valid already."""
-        self.free.pop(slot, None)
-        self.tokens[slot, : len(context)] = context
-        self.cached[slot] = cached
-        self.planned[slot] = len(context) - 1
-
-    def forget(self) -> None:
-        """The weights changed: nothing in the cache is valid any more."""
-        self.planned[:] = 0
-        self.cached[:] = 0

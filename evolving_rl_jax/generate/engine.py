@@ -29,26 +29,20 @@ import dataclasses
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from evolving_rl_jax import models, parallel
-from evolving_rl_jax.generate.cache import SlotTable, padded
-from evolving_rl_jax.generate.programs import (
-    NUM_INTS,
-    POSITION,
-    PRODUCED,
-    REMAINING,
-    SLOT,
-    STOP,
-    TOKEN,
-    Programs,
-)
+from evolving_rl_jax import models
+from evolving_rl_jax.generate.memory import MemoryPlan, free_bytes, own_weights
+from evolving_rl_jax.generate.programs import REMAINING, Programs
+from evolving_rl_jax.generate.runner import Runner
 from evolving_rl_jax.generate.sampling import turn_key
-from evolving_rl_jax.generate.sessions import Generation, Request, Session, Stats
+from evolving_rl_jax.generate.sessions import Generation, Request, Session, tokens_to_stop
+from evolving_rl_jax.generate.slots import Slots
+from evolving_rl_jax.generate.stats import Stats
 
 _LOG = logging.getLogger(__name__)
 
@@ -72,6 +66,12 @@ class Engine:
       row_buckets, column_buckets: sizes that calls are padded to, see `programs.Programs`.
       evict_below: an idle session loses its slot to a waiting one only while less than this share
         of the slots is at work.
+      decode: text of token ids; needed for stop strings only.
+      copies_weights: `set_params` will be called with ``copy``; for the memory plan.
+      memory_limit: bytes that generation may take on all devices; 0 = what the device has free.
+
+    Raises:
+      ValueError: sizes that cannot work, or that do not fit the device's memory.
     """
 
     def __init__(
@@ -91,6 +91,9 @@ class Engine:
         row_buckets: Sequence[int] | None = None,
         column_buckets: Sequence[int] | None = None,
         evict_below: float = 0.25,
+        decode: Callable[[Sequence[int]], str] | None = None,
+        copies_weights: bool = False,
+        memory_limit: float = 0.0,
     ):
         for name, value in (("num_slots", num_slots), ("decode_window", decode_window)):
             if value < 1:
@@ -102,10 +105,10 @@ class Engine:
             )
         self.cfg = cfg if dtype is None else dataclasses.replace(cfg, dtype=jnp.dtype(dtype).name)
         self.num_slots, self.max_length, self.window = num_slots, max_length, decode_window
-        self._pad_id, self._seed, self._evict_below = pad_id, seed, evict_below
-        self._device = device or (mesh.devices.flat[0] if mesh else jax.local_devices()[0])
-        self._mesh = mesh
-        self._programs = Programs(
+        self._seed, self._evict_below = seed, evict_below
+        self._decode_text = decode
+        device = device or (mesh.devices.flat[0] if mesh else jax.local_devices()[0])
+        programs = Programs(
             self.cfg,
             num_slots=num_slots,
             max_length=max_length,
@@ -113,57 +116,59 @@ class Engine:
             window=decode_window,
             rows=row_buckets,
             columns=column_buckets,
-            on_cpu=self._device.platform == "cpu",
+            on_cpu=device.platform == "cpu",
         )
-        # Per slot: what its row holds, its session, and its row of the arrays that decoding takes.
-        self._table = SlotTable(num_slots, max_length)
-        self._owner: list[Session | None] = [None] * num_slots
-        self._active = np.zeros(num_slots, bool)
-        self._ints = np.full((num_slots, NUM_INTS), -1, np.int32)
-        self._floats = np.ones((num_slots, 2), np.float32)
-        self._logprobs = np.zeros((2, num_slots, max_length), np.float32)
-        self._copies: dict[int, tuple[int, int]] = {}  # slot -> (source slot, tokens), to be done
+        self.memory = MemoryPlan.of(
+            self.cfg,
+            num_slots=num_slots,
+            max_length=max_length,
+            rows=programs.rows[-1],
+            weights=own_weights(params, self.cfg.dtype, copies_weights),
+            devices=mesh.size if mesh else 1,
+        )
+        self.memory.check(free_bytes(device), f"{device}")
+        if memory_limit:
+            self.memory.check(memory_limit / self.memory.devices, "memory_limit")
+        self._slots = Slots(num_slots, max_length)
+        self._runner = Runner(programs, self._slots, max_length, pad_id, mesh or device)
         self._waiting: collections.deque[Session] = collections.deque()
         self._finished: list[Generation] = []
         self._open: set[tuple[int, int]] = set()
         self._step = 0
-        self._poisoned = False
         self.version = None
-        self.stats = Stats()
-        self._cache = self._new_cache()
         self.set_params(params, None)
 
-    # -- weights and compilation -----------------------------------------------------------------
+    # -- weights, compilation, counters ----------------------------------------------------------
 
-    def set_params(self, params, version) -> None:
-        """Takes new weights; what is cached is invalid from here on and recomputed where needed."""
-        dtype = self.cfg.dtype
-        cast = jax.tree.map(lambda x: x if x.dtype == dtype else x.astype(dtype), params)
-        place = parallel.shardings(cast, self._mesh) if self._mesh else self._device
-        self._params = jax.device_put(cast, place)
+    def set_params(self, params, version, *, copy: bool = False) -> None:
+        """Takes new weights; what is cached is invalid from here on and recomputed where needed.
+
+        Args:
+          params: the trainer's, in its layout; `weights.Relayout` brings them into the engine's.
+          version: names them in every `Generation` from here on.
+          copy: keep buffers of the engine's own, so that ``params`` may be donated meanwhile.
+        """
+        self._runner.set_params(params, copy)
         self.version = version
-        self._invalidate()
-
-    def _invalidate(self) -> None:
-        self._table.forget()
-        self._table.planned[self._active] = self._ints[self._active, POSITION]
-        if self._poisoned:
-            self._cache, self._poisoned = None, False
-            self._cache = self._new_cache()
-
-    def _new_cache(self):
-        cache = models.init_cache(self.cfg, self.num_slots, self.max_length)
-        place = parallel.cache_sharding(self._mesh) if self._mesh else self._device
-        return jax.device_put(cache, place)
 
     @property
     def compile_count(self) -> int:
         """How many programs have been compiled."""
-        return self._programs.compile_count
+        return self._runner.programs.compile_count
 
     def warmup(self) -> None:
         """Compiles all that the engine can ever need; later compilations log a warning."""
-        self._programs.warmup(self._params, self._cache)
+        self._runner.warmup()
+
+    @property
+    def stats(self) -> Stats:
+        """The counters since the last `reset_stats`."""
+        return self._runner.stats
+
+    def reset_stats(self) -> Stats:
+        """Returns the counters and starts new ones."""
+        stats, self._runner.stats = self._runner.stats, Stats()
+        return stats
 
     # -- sessions --------------------------------------------------------------------------------
 
@@ -192,14 +197,7 @@ class Engine:
         if session in self._waiting:
             self._waiting.remove(session)
         session.request = None
-        self._release(session)
-
-    def _release(self, session: Session) -> None:
-        slot, session.slot = session.slot, -1
-        if slot >= 0:
-            self._active[slot] = False
-            self._owner[slot] = None
-            self._table.release(slot)
+        self._slots.release(session)
 
     def _checked(self, token_ids) -> np.ndarray:
         ids = np.asarray(token_ids, np.int32).reshape(-1)
@@ -219,6 +217,7 @@ class Engine:
         top_p: float = 1.0,
         top_k: int = 0,
         stop_ids: Sequence[int] = (),
+        stop_strings: Sequence[str] = (),
         turn: int | None = None,
     ) -> None:
         """Appends tokens to the session's context and asks for one turn.
@@ -230,12 +229,16 @@ class Engine:
           temperature: 0 takes the most likely token.
           top_p, top_k: restrict the distribution; 1 and 0 do not.
           stop_ids: up to 8 tokens that end the turn, themselves included.
+          stop_strings: texts that end the turn, with the token that completes them; looked for on
+            the host after every window, and what the window sampled beyond is dropped.
           turn: names the turn's randomness; default the number of turns so far.
         """
         session.require_between_turns()
         context = np.concatenate([session.context, self._checked(token_ids)])
         if not len(context):
             raise ValueError("token_ids must not be empty in the first turn of a session")
+        if stop_strings and self._decode_text is None:
+            raise ValueError(f"stop_strings need an Engine with decode, got {stop_strings}")
         room = self.max_length - len(context)
         request = Request(
             max_new_tokens,
@@ -245,64 +248,48 @@ class Engine:
             top_k,
             tuple(stop_ids),
             session.turn if turn is None else turn,
+            tuple(stop_strings),
         )
         if room <= 0:
             nothing = np.zeros(0, np.float32)
             overflow = Generation(session, np.zeros(0, np.int32), nothing, nothing, "overflow")
-            self._finished.append(overflow)
+            self._finished.append(overflow._replace(version=self.version))
             return
         session.context, session.request = context, request
+        session.turn_reused = session.prefix_reused = 0
         if session.slot < 0:
             self._waiting.append(session)
         else:
-            cached = int(self._table.cached[session.slot])
+            cached = int(self._slots.cached[session.slot])
+            session.turn_reused = cached
             self.stats.turn_reused_tokens += cached
             self._start(session, session.slot, cached)
 
     def _start(self, session: Session, slot: int, cached: int) -> None:
-        """Puts a session to work in a slot that holds ``cached`` tokens of its context."""
-        context, request = session.context, session.request
-        session.slot = slot
-        self._owner[slot] = session
-        self._active[slot] = True
-        self._table.hold(slot, context, cached)
-        key = turn_key(self._seed, session.iteration, session.episode, request.turn).view(np.int32)
-        row = (
-            slot,
-            context[-1],
-            len(context) - 1,
-            request.limit,
-            0,
-            *key,
-            request.top_k,
-            *request.stop_ids,
-        )
-        self._ints[slot] = -1
-        self._ints[slot, : len(row)] = row
-        self._floats[slot] = request.temperature, request.top_p
+        turn = session.request.turn
+        key = turn_key(self._seed, session.iteration, session.episode, turn)
+        self._slots.start(session, slot, cached, key)
 
     # -- the scheduler ---------------------------------------------------------------------------
 
     @property
     def busy(self) -> bool:
         """Whether `step` has anything to do."""
-        return bool(self._finished or self._waiting or self._active.any())
-
-    def reset_stats(self) -> Stats:
-        """Returns the counters and starts new ones."""
-        stats, self.stats = self.stats, Stats()
-        return stats
+        return bool(self._finished or self._waiting or self._slots.active.any())
 
     def step(self) -> list[Generation]:
         """Fills slots, prefills, decodes one window a working slot; returns the finished turns."""
         began, device = time.perf_counter(), self.stats.seconds_device
         self._step += 1
         self._admit()
-        self._prefill()
-        self._decode()
-        if self._poisoned:
+        self._runner.prefill()
+        for slots, stopped in self._runner.decode():
+            self._match_stop_strings(slots, stopped)
+            for i in np.flatnonzero(stopped | (self._slots.ints[slots, REMAINING] == 0)):
+                self._finish(slots[i], bool(stopped[i]))
+        if self._runner.poisoned:
             _LOG.warning("generation engine: log-probabilities are not finite; cache made anew")
-            self._invalidate()
+            self._runner.invalidate()
         finished, self._finished = self._finished, []
         host = time.perf_counter() - began - (self.stats.seconds_device - device)
         self.stats.seconds_host += host
@@ -310,144 +297,56 @@ class Engine:
 
     def _admit(self) -> None:
         self._evict()
-        while self._waiting and self._table.free:
+        while self._waiting and self._slots.free:
             session = self._waiting.popleft()
-            slot, source, count = self._table.find(session.context[:-1])
-            if any(slot == other for other, _ in self._copies.values()):
-                self._copy_ready()  # before the slot is overwritten
+            slot, source, count = self._slots.find(session.context[:-1])
+            copies = self._runner.copies
+            if any(slot == other for other, _ in copies.values()):
+                self._runner.copy_ready()  # before the slot is overwritten
             if source != slot:
-                self._copies[slot] = source, count
+                copies[slot] = source, count
+            session.prefix_reused = count
             self.stats.prefix_reused_tokens += count
             self._start(session, slot, count if source == slot else 0)
 
     def _evict(self) -> None:
         """Takes slots from the longest idle sessions while others wait and too few slots work."""
-        lacking = math.ceil(self._evict_below * self.num_slots) - int(self._active.sum())
-        wanted = min(len(self._waiting), lacking) - len(self._table.free)
+        lacking = math.ceil(self._evict_below * self.num_slots) - int(self._slots.active.sum())
+        wanted = min(len(self._waiting), lacking) - len(self._slots.free)
         if wanted <= 0:
             return
-        idle = [s for s in self._owner if s is not None and s.request is None]
-        for session in sorted(idle, key=lambda s: s.idle_since)[:wanted]:
-            self._release(session)
+        for session in self._slots.idle()[:wanted]:
+            self._slots.release(session)
             self.stats.evictions += 1
 
-    def _copy_ready(self) -> None:
-        """Makes the ordered copies whose source is complete."""
-        ready = [
-            (slot, source, count)
-            for slot, (source, count) in self._copies.items()
-            if self._table.cached[source] >= count
-        ]
-        for batch in self._batches(np.array(ready, np.int32), "copy", 0):
-            targets, sources, counts = batch.T
-            run, rows = self._program("copy", len(batch), 0, counts.max())
-            self._cache = run(
-                self._cache, padded(sources, rows, 0), padded(targets, rows, self.num_slots)
-            )
-            self._table.cached[targets] = counts
-        for slot, _, _ in ready:
-            del self._copies[slot]
+    def _match_stop_strings(self, slots: np.ndarray, stopped: np.ndarray) -> None:
+        """Cuts turns whose text now holds a stop string, and marks them in ``stopped`` [R]."""
+        for i, slot in enumerate(slots):
+            stops = self._slots.owner[slot].request.stop_strings
+            tokens = self._slots.turn_tokens(slot) if stops else ()
+            count = tokens_to_stop(self._decode_text, tokens, stops) if stops else None
+            if count is not None:
+                self._slots.cut_turn(slot, count)
+                self.stats.decoded_tokens -= len(tokens) - count
+                self.stats.dropped_tokens += len(tokens) - count
+                stopped[i] = True
 
-    def _program(self, *sizes):
-        return self._programs.get(self._params, self._cache, *sizes)
-
-    def _batches(self, items: np.ndarray, kind: str, size: int) -> list[np.ndarray]:
-        """``items`` cut to the most rows of one call."""
-        most = self._programs.row_sizes(kind, size)[-1]
-        return [items[first : first + most] for first in range(0, len(items), most)]
-
-    def _prefill(self) -> None:
-        """Prefills every working slot up to the last token of its context."""
-        began, table = time.perf_counter(), self._table
-        while True:
-            self._copy_ready()
-            pending = self._active & (table.cached < table.planned)
-            pending[list(self._copies)] = False
-            slots = np.flatnonzero(pending)
-            if not len(slots):
-                if not self._copies:
-                    break
-                continue  # a copy may have made the source of another complete
-            sizes = self._programs.chunk_sizes(table.planned[slots] - table.cached[slots])
-            for size in np.unique(sizes).tolist():
-                for batch in self._batches(slots[sizes == size], "prefill", size):
-                    self._prefill_chunk(batch, size)
-        jax.block_until_ready(self._cache)
-        self.stats.seconds_prefill += time.perf_counter() - began
-
-    def _prefill_chunk(self, slots: np.ndarray, size: int) -> None:
-        table = self._table
-        columns = table.cached[slots][:, None] + np.arange(size)
-        real = columns < table.planned[slots][:, None]
-        tokens = table.tokens[slots[:, None], np.minimum(columns, self.max_length - 1)]
-        tokens = np.where(real, tokens, self._pad_id).astype(np.int32)
-        positions = np.where(real, columns, -1).astype(np.int32)
-        run, rows = self._program("prefill", len(slots), size, positions.max() + 1)
-        self._cache = run(
-            self._params,
-            self._cache,
-            padded(slots.astype(np.int32), rows, self.num_slots),
-            padded(tokens, rows, self._pad_id),
-            padded(positions, rows, -1),
-        )
-        counts = real.sum(axis=1)
-        table.cached[slots] += counts
-        self.stats.prefilled_tokens += int(counts.sum())
-        self.stats.prefilled_padding += rows * size - int(counts.sum())
-
-    def _decode(self) -> None:
-        """One window for every working slot, rows of similar length together."""
-        slots = np.flatnonzero(self._active)
-        slots = slots[np.argsort(self._ints[slots, POSITION], kind="stable")]
-        for batch in self._batches(slots, "decode", self.window):
-            self._decode_window(batch)
-
-    def _decode_window(self, slots: np.ndarray) -> None:
-        began = time.perf_counter()
-        ints = self._ints[slots]
-        columns = (ints[:, POSITION] + np.minimum(ints[:, REMAINING], self.window)).max()
-        run, rows = self._program("decode", len(slots), self.window, columns)
-        ints = padded(ints, rows, 0)
-        ints[len(slots) :, SLOT] = self.num_slots
-        floats = padded(self._floats[slots], rows, 1)
-        self._cache, *out = run(self._params, self._cache, ints, floats)
-        tokens, *logprobs = (array.T[: len(slots)] for array in jax.device_get(out))
-        self.stats.seconds_decode += time.perf_counter() - began
-        steps = int((tokens >= 0).any(axis=0).sum())
-        self.stats.decode_windows += 1
-        self.stats.decode_steps += steps
-        self.stats.decode_row_steps += steps * rows
-        self._record(slots, tokens, np.stack(logprobs))
-
-    def _record(self, slots: np.ndarray, tokens: np.ndarray, logprobs: np.ndarray) -> None:
-        """Books a window: tokens [R, W] (-1 after a row's end), the two logprobs [2, R, W]."""
-        ints, table = self._ints, self._table
-        made = tokens >= 0
-        counts = made.sum(axis=1, dtype=np.int32)
-        row, index = np.nonzero(made)
-        columns = ints[slots[row], POSITION] + 1 + index
-        table.tokens[slots[row], columns] = tokens[made]
-        self._logprobs[:, slots[row], columns] = logprobs[:, made]
-        # A NaN would outlive its session: a masked column has weight 0, and 0 * NaN is NaN.
-        self._poisoned |= not np.isfinite(logprobs).all()
-        ints[slots, TOKEN] = tokens[np.arange(len(slots)), counts - 1]
-        ints[slots, POSITION] += counts
-        ints[slots, REMAINING] -= counts
-        ints[slots, PRODUCED] += counts
-        table.cached[slots] = table.planned[slots] = ints[slots, POSITION]
-        self.stats.decoded_tokens += int(counts.sum())
-        stopped = (ints[slots, STOP:] == ints[slots, TOKEN, None]).any(axis=1)
-        for i in np.flatnonzero(stopped | (ints[slots, REMAINING] == 0)):
-            self._finish(self._owner[slots[i]], bool(stopped[i]))
-
-    def _finish(self, session: Session, stopped: bool) -> None:
-        slot, request, start = session.slot, session.request, len(session.context)
-        end = start + int(self._ints[slot, PRODUCED])
-        tokens = self._table.tokens[slot, start:end].copy()
-        logprobs = self._logprobs[:, slot, start:end].copy()
+    def _finish(self, slot: int, stopped: bool) -> None:
+        session = self._slots.owner[slot]
+        request = session.request
+        tokens, logprobs = self._slots.end_turn(slot)
         cut = "length" if request.limit == request.max_new_tokens else "overflow"
-        self._finished.append(Generation(session, tokens, *logprobs, "stop" if stopped else cut))
-        self._active[slot] = False
+        self._finished.append(
+            Generation(
+                session,
+                tokens,
+                *logprobs,
+                "stop" if stopped else cut,
+                self.version,
+                session.turn_reused,
+                session.prefix_reused,
+            )  # fmt: skip
+        )
         session.context = np.concatenate([session.context, tokens])
         session.turn, session.request = request.turn + 1, None
         session.idle_since = self._step

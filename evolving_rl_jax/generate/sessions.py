@@ -1,9 +1,10 @@
-"""The nouns of the engine: a session, one requested turn, a finished turn, and the counters."""
+"""The nouns of the engine: a session, one requested turn, a finished turn; and stop strings."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,6 +22,7 @@ class Request:
     top_k: int
     stop_ids: tuple[int, ...]
     turn: int
+    stop_strings: tuple[str, ...] = ()
 
     def __post_init__(self):
         if self.max_new_tokens < 1:
@@ -32,6 +34,8 @@ class Request:
             )
         if len(self.stop_ids) > MAX_STOP_IDS:
             raise ValueError(f"stop_ids must be at most {MAX_STOP_IDS}, got {len(self.stop_ids)}")
+        if not all(self.stop_strings):
+            raise ValueError(f"stop_strings must not be empty texts, got {self.stop_strings}")
 
 
 @dataclasses.dataclass(eq=False)
@@ -45,6 +49,8 @@ class Session:
       slot: cache slot, -1 while it has none.
       request: the turn being generated or waited for, or None.
       idle_since: engine step of its last finished turn.
+      turn_reused, prefix_reused: context tokens of the present turn found in its own slot, or in
+        some slot when it took one.
     """
 
     iteration: int
@@ -54,6 +60,8 @@ class Session:
     slot: int = -1
     request: Request | None = None
     idle_since: int = 0
+    turn_reused: int = 0
+    prefix_reused: int = 0
 
     def require_between_turns(self) -> None:
         """Raises ValueError while a turn is being generated or waited for."""
@@ -67,8 +75,11 @@ class Generation(NamedTuple):
     """A finished turn.  ``tokens`` includes the stop token when ``reason`` is ``stop``.
 
     ``logprobs`` are under the full softmax at temperature 1, ``sampling_logprobs`` after
-    temperature, top-k and top-p (0 when greedy).  All are [n].  ``reason`` is ``stop``, ``length``
+    temperature, top-k and top-p (0 when greedy).  All are [n].  ``reason`` is ``stop`` (a stop
+    token, or the text of a stop string, whose last token is then the last one), ``length``
     (max_new_tokens reached) or ``overflow`` (max_length reached; no token when nothing fits).
+    ``version`` is that of the weights that sampled the last token; ``turn_reused`` and
+    ``prefix_reused`` say how many tokens of its context were in the cache already, see `Session`.
     """
 
     session: Session
@@ -76,38 +87,31 @@ class Generation(NamedTuple):
     logprobs: np.ndarray
     sampling_logprobs: np.ndarray
     reason: str
+    version: Any = None
+    turn_reused: int = 0
+    prefix_reused: int = 0
 
 
-@dataclasses.dataclass
-class Stats:
-    """Counters since the last `Engine.reset_stats`.
+def tokens_to_stop(
+    decode: Callable[[Sequence[int]], str], tokens: Sequence[int], stops: Sequence[str]
+) -> int | None:
+    """The fewest leading tokens whose text holds one of ``stops``; None where none does.
 
-    Attributes:
-      prefilled_tokens: context tokens whose keys and values were computed by prefill.
-      prefilled_padding: padding computed with them.
-      turn_reused_tokens: context tokens found in a session's own slot when a further turn began.
-      prefix_reused_tokens: context tokens found in some slot when a session took one.
-      decoded_tokens: sampled tokens.
-      decode_windows, decode_steps, decode_row_steps: calls, model steps, and steps times rows.
-      evictions: idle sessions that lost their slot.
-      seconds_prefill, seconds_decode: wall time in device work, transfers included.
-      seconds_host: the rest of `Engine.step`.
+    Matched on text because one text has many spellings in tokens, and a stop may begin or end
+    inside one.
+
+    >>> tokens_to_stop(lambda ids: "".join(map(chr, ids)), [97, 98, 99, 100], ["bc"])
+    3
     """
 
-    prefilled_tokens: int = 0
-    prefilled_padding: int = 0
-    turn_reused_tokens: int = 0
-    prefix_reused_tokens: int = 0
-    decoded_tokens: int = 0
-    decode_windows: int = 0
-    decode_steps: int = 0
-    decode_row_steps: int = 0
-    evictions: int = 0
-    seconds_prefill: float = 0.0
-    seconds_decode: float = 0.0
-    seconds_host: float = 0.0
+    def found(count: int) -> bool:
+        text = decode(tokens[:count])
+        return any(stop in text for stop in stops)
 
-    @property
-    def seconds_device(self) -> float:
-        """Wall time in device work."""
-        return self.seconds_prefill + self.seconds_decode
+    if not found(len(tokens)):
+        return None
+    low, high = 1, len(tokens)
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if found(middle) else (middle + 1, high)
+    return low

@@ -14,7 +14,12 @@ from evolving_rl_jax.losses.advantages import (
     step_advantages,
 )
 from evolving_rl_jax.losses.logprobs import token_logprobs
-from evolving_rl_jax.losses.policy import clipped_policy_loss, evolving_rl_loss, kl_estimate
+from evolving_rl_jax.losses.policy import (
+    clipped_policy_loss,
+    evolving_rl_loss,
+    kl_estimate,
+    truncated_importance,
+)
 
 __all__ = [
     "SkillAdvantages",
@@ -25,4 +30,5 @@ __all__ = [
     "skill_advantages",
     "step_advantages",
     "token_logprobs",
+    "truncated_importance",
 ]

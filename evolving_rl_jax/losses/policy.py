@@ -107,6 +107,42 @@ def kl_estimate(
     return 0.5 * d**2 if kind == "k2" else jnp.expm1(-d) + d
 
 
+def truncated_importance(
+    logprobs: jax.Array, rollout_logprobs: jax.Array, *, cap: float = 2.0
+) -> jax.Array:
+    """Truncated importance weights of tokens that another policy sampled than the one trained.
+
+    ``min(exp(logprobs - rollout_logprobs), cap)``, a constant: it multiplies the loss of a token
+    and no gradient flows through it.
+
+    Args:
+      logprobs: any shape, log-probability of each sampled token as the trainer computes it, under
+        the policy before the update.
+      rollout_logprobs: same shape, the same as the sampler recorded it: older weights, another
+        precision or another implementation.
+      cap: largest weight; bounds the variance at the price of a bias.
+
+    Returns:
+      The weights, float32, same shape.
+
+    Raises:
+      ValueError: shapes that differ, or a cap that is not positive.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> new, old = jnp.log(jnp.array([0.2, 0.8])), jnp.log(jnp.array([0.4, 0.1]))
+      >>> truncated_importance(new, old).round(3).tolist()
+      [0.5, 2.0]
+
+    Source: IMPALA, arXiv 1802.01561, equation 1, here for single tokens.
+    """
+    check_shape("rollout_logprobs", rollout_logprobs, jnp.shape(logprobs), "shaped like logprobs")
+    if not cap > 0:
+        raise ValueError(f"cap must be positive, got {cap}")
+    weights = jnp.minimum(jnp.exp(_log_ratio(logprobs, rollout_logprobs)), cap)
+    return jax.lax.stop_gradient(weights)
+
+
 def token_weights(mask: jax.Array, sequence_ids: jax.Array, num_sequences: int) -> jax.Array:
     """Weights that make a sum over tokens the sum over sequences of their token means.
 
@@ -148,6 +184,7 @@ def evolving_rl_loss(
     clip_low: float = 0.1,
     clip_high: float = 0.15,
     kl_kind: str = "low_var_kl",
+    importance_weights: jax.Array | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The Evolving-RL objective of a batch of packed sequences, as a sum over sequences.
 
@@ -171,6 +208,8 @@ def evolving_rl_loss(
       clip_low: see ``clipped_policy_loss``.
       clip_high: see ``clipped_policy_loss``.
       kl_kind: see ``kl_estimate``.
+      importance_weights: [B, T], factor of each token's policy loss (not of its entropy and KL), see
+        ``truncated_importance``; None = 1.
 
     Returns:
       ``(loss_sum, metrics)``.  In metrics, ``loss``, ``policy_loss``, ``entropy``, ``kl``,
@@ -197,6 +236,8 @@ def evolving_rl_loss(
     """
     check_rank("logprobs", logprobs, "BT")
     tokens = {"old_logprobs": old_logprobs, "ref_logprobs": ref_logprobs, "entropy": entropy}
+    if importance_weights is not None:
+        tokens["importance_weights"] = importance_weights
     for name, array in {**tokens, "mask": mask}.items():
         check_shape(name, array, jnp.shape(logprobs), "[B, T]")
     sequences = {"advantages": advantages, "entropy_coef": entropy_coef, "kl_coef": kl_coef}
@@ -215,6 +256,8 @@ def evolving_rl_loss(
     policy, clipped = clipped_policy_loss(
         new, old, advantage, clip_low=clip_low, clip_high=clip_high
     )
+    if importance_weights is not None:
+        policy = policy * jnp.where(weights > 0, importance_weights, 0.0)
     kl = kl_estimate(new, ref, kind=kl_kind)
     loss_sum = jnp.sum(weights * (policy - entropy_coef * entropy + kl_coef * kl))
 

@@ -1,7 +1,8 @@
 """Episodes -> one fixed-shape TokenBatch.
 
-Shapes follow from the configuration alone: B is the worst case of one sequence a row, rounded up to whole
-micro-batches, and the number of rows in use decides how many micro-batches the step runs.
+Shapes follow from the configuration alone: M and B are the worst case (every episode played, with as many
+sequences as it can have, all as long as the context), rounded up to whole micro-batches, and the number of
+rows in use decides how many micro-batches the step runs.
 """
 
 from __future__ import annotations
@@ -16,7 +17,11 @@ from evolving_rl_jax.types import ROLE_EXTRACTOR, ROLE_NONE, ROLE_SOLVER, Sample
 
 @dataclasses.dataclass(frozen=True)
 class BatchShape:
-    """The sizes of a TokenBatch: G, K, N, R of types.py, T = row_length."""
+    """The sizes of a TokenBatch: G, K, N, R of types.py, T = row_length.
+
+    ``episode_samples`` is the most sequences of one episode, ``longest`` the most tokens of a sequence
+    (0 = T).
+    """
 
     g: int
     k: int
@@ -24,6 +29,8 @@ class BatchShape:
     r: int
     row_length: int
     micro_batch_rows: int
+    episode_samples: int = 1
+    longest: int = 0
 
     @classmethod
     def from_config(cls, config) -> BatchShape:
@@ -36,38 +43,38 @@ class BatchShape:
             r.num_repeats,
             t.row_length,
             t.micro_batch_rows,
+            r.max_steps if r.context == "recent" else 1,
+            r.max_length,
         )
 
     @property
     def num_sequences(self) -> int:
-        """M: every extraction and every evaluation episode."""
-        return self.g * self.n * (1 + self.k * self.r)
+        """M: every extraction and every sequence of an evaluation episode."""
+        return self.g * self.n * (1 + self.k * self.r * self.episode_samples)
 
     @property
     def num_rows(self) -> int:
-        """B."""
-        mb = self.micro_batch_rows
-        return -(-self.num_sequences // mb) * mb
+        """B.  First fit opens a row only when all others have less than ``longest`` left, so each of
+        them holds at least T // longest sequences."""
+        a_row = self.row_length // min(self.longest or self.row_length, self.row_length)
+        rows = -(-self.num_sequences // a_row)
+        return -(-rows // self.micro_batch_rows) * self.micro_batch_rows
 
 
 def split_experience(experience: Experience, parts: int) -> list[Experience]:
     """``parts`` equal shares of the sources, one for each optimizer step."""
     size = len(experience.sources) // parts
     cuts = [slice(i * size, (i + 1) * size) for i in range(parts)]
+    arrays = experience.arrays()
     return [
-        Experience(
-            experience.sources[c],
-            experience.wins[c],
-            experience.episode_mask[c],
-            experience.skill_valid[c],
-        )
+        Experience(experience.sources[c], **{name: x[c] for name, x in arrays.items()})
         for c in cuts
     ]
 
 
 def make_batch(experience: Experience, shape: BatchShape) -> TokenBatch:
     """Packs the sequences of ``experience`` into rows; see ``types.TokenBatch`` for the fields."""
-    samples, role, index = _collect(experience, shape)
+    samples, role, index, step = _collect(experience, shape)
     rows, _ = pack_rows([len(s.tokens) for s in samples], shape.row_length)
     b, t = shape.num_rows, shape.row_length
     ints = {f: np.zeros((b, t), np.int32) for f in ("tokens", "positions", "segment_ids")}
@@ -87,17 +94,16 @@ def make_batch(experience: Experience, shape: BatchShape) -> TokenBatch:
     return TokenBatch(
         **ints,
         **floats,
-        wins=experience.wins,
-        episode_mask=experience.episode_mask,
-        skill_valid=experience.skill_valid,
+        **experience.arrays(),
         role=role,
         index=index,
+        step=step,
         num_rows=np.int32(len(rows)),
     )
 
 
 def _collect(experience: Experience, shape: BatchShape):
-    """The samples in use with their role and index; unused entries of [M] have ROLE_NONE."""
+    """The samples in use with their role, index and step; unused entries of [M] have ROLE_NONE."""
     entries: list[tuple[Sample, int, int]] = []
     for g, source in enumerate(experience.sources):
         for n, candidate in enumerate(source.candidates):
@@ -105,17 +111,18 @@ def _collect(experience: Experience, shape: BatchShape):
         for (k, n, r), episode in sorted(source.episodes.items()):
             flat = ((g * shape.k + k) * shape.n + n) * shape.r + r
             if episode.scored:
-                entries.append((episode.sample, ROLE_SOLVER, flat))
+                entries += [(sample, ROLE_SOLVER, flat) for sample in episode.samples]
     role = np.full(shape.num_sequences, ROLE_NONE, np.int32)
-    index = np.zeros(shape.num_sequences, np.int32)
+    index, step = np.zeros_like(role), np.zeros_like(role)
+    longest = min(shape.longest or shape.row_length, shape.row_length)
     for m, (sample, kind, flat) in enumerate(entries):
-        if len(sample.tokens) > shape.row_length:
+        if len(sample.tokens) > longest:
             raise ValueError(
-                f"config.train.row_length must be >= every sequence, got {shape.row_length} and a "
-                f"sequence of {len(sample.tokens)} tokens"
+                f"config.train.row_length must be >= every sequence, got {shape.row_length} for "
+                f"sequences up to {longest} and one of {len(sample.tokens)} tokens"
             )
-        role[m], index[m] = kind, flat
-    return [e[0] for e in entries], role, index
+        role[m], index[m], step[m] = kind, flat, sample.step
+    return [e[0] for e in entries], role, index, step
 
 
 def pack_rows(

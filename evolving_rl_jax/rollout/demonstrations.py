@@ -13,6 +13,7 @@ from collections.abc import Callable
 import numpy as np
 
 from evolving_rl_jax.envs.experts import SearchingExpert
+from evolving_rl_jax.envs.scene_layouts import usual_places
 from evolving_rl_jax.rollout import facts
 from evolving_rl_jax.rollout.episode import Transcript
 from evolving_rl_jax.types import OK, Sample, Task
@@ -30,6 +31,11 @@ class Demonstration:
     won: bool
     solver: Sample
     extraction: Sample | None
+
+    @property
+    def samples(self) -> list[Sample]:
+        """All sequences."""
+        return [s for s in (self.solver, self.extraction) if s is not None]
 
 
 @dataclasses.dataclass
@@ -92,6 +98,7 @@ class Demonstrator:
             rng,
             beliefs if follow else {},
             excluded=excluded if follow else {},
+            usual=usual_places() if "scene" in task.meta else None,
             noise=self.settings.action_noise,
         )
         self.pool.reset(i, task)

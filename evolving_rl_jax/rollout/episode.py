@@ -8,21 +8,15 @@ CPU; with ``sync=False`` slots decode while others wait for their environment.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import time
 from collections.abc import Callable
 
 import numpy as np
 
-from evolving_rl_jax.types import (
-    OK,
-    SCORED,
-    TRUNCATED,
-    Episode,
-    Sample,
-    Task,
-    Turn,
-)
+from evolving_rl_jax.rollout.contexts import FullContext, RecentContext, Transcript, make_context
+from evolving_rl_jax.types import OK, SCORED, TIMEOUT, TRUNCATED, Episode, Task, Turn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,62 +30,15 @@ class PlaySettings:
     top_p: float
     top_k: int
     sync: bool = True
+    context: str = "full"
+    recent_turns: int = 4
+    stop_strings: tuple[str, ...] = ()
 
     @classmethod
     def from_config(cls, rollout, **changes) -> PlaySettings:
         """Takes the fields of the same names from ``config.rollout``."""
         names = [f.name for f in dataclasses.fields(cls)]
         return cls(**{n: changes.get(n, rollout[n]) for n in names})
-
-
-class Transcript:
-    """The tokens of one sequence, with the mask and log-probabilities of the sampled ones."""
-
-    def __init__(self):
-        self.tokens: list[np.ndarray] = []
-        self.mask: list[np.ndarray] = []
-        self.logprobs: list[np.ndarray] = []
-        self.sampling: list[np.ndarray] = []
-
-    def append_forced(self, ids) -> None:
-        """Adds tokens that the policy was given."""
-        zeros = np.zeros(len(ids), np.float32)
-        self._append(np.asarray(ids, np.int32), zeros, zeros, zeros)
-
-    def append_sampled(self, ids, logprobs, sampling_logprobs) -> None:
-        """Adds tokens that the policy sampled."""
-        self._append(
-            np.asarray(ids, np.int32), np.ones(len(ids), np.float32), logprobs, sampling_logprobs
-        )
-
-    def _append(self, ids, mask, logprobs, sampling):
-        self.tokens.append(ids)
-        self.mask.append(mask)
-        self.logprobs.append(np.asarray(logprobs, np.float32))
-        self.sampling.append(np.asarray(sampling, np.float32))
-
-    def drop_last(self) -> None:
-        """Takes the last addition back."""
-        for parts in (self.tokens, self.mask, self.logprobs, self.sampling):
-            parts.pop()
-
-    @property
-    def last_id(self) -> int | None:
-        """The last token, or None when there is none."""
-        return next((int(part[-1]) for part in reversed(self.tokens) if len(part)), None)
-
-    def sample(self) -> Sample:
-        """The sequence so far as arrays."""
-
-        def join(parts, dtype):
-            return np.concatenate(parts) if parts else np.zeros(0, dtype)
-
-        return Sample(
-            tokens=join(self.tokens, np.int32),
-            loss_mask=join(self.mask, np.float32),
-            logprobs=join(self.logprobs, np.float32),
-            sampling_logprobs=join(self.sampling, np.float32),
-        )
 
 
 @dataclasses.dataclass
@@ -103,18 +50,19 @@ class _Play:
     skill_text: str
     on_done: Callable
     keep_session: bool
+    context: FullContext | RecentContext
     session: object = None
-    transcript: Transcript = dataclasses.field(default_factory=Transcript)
     turns: list[Turn] = dataclasses.field(default_factory=list)
     observation: str = ""
     reward: float = 0.0
+    rewards: list[float] = dataclasses.field(default_factory=list)
+    infos: list[dict | None] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass
 class _Extraction:
     """One candidate skill being written."""
 
-    source: _Play
     transcript: Transcript
     on_done: Callable
 
@@ -128,6 +76,12 @@ class Driver:
       prompts: a style of ``rollout.prompts``.
       settings: how to play.
       iteration: first part of every sampling key; the second is the episode's ``key``.
+
+    Attributes:
+      environment_seconds: spent in waiting for environments and acting on their replies.
+      finished: episodes that ended.
+      reused: prompt tokens that the engine's cache held already, by (kind, stage): kind ``turn`` or
+        ``prefix`` as in `generate.Session`, stage ``source``, ``extraction`` or ``evaluation``.
     """
 
     def __init__(self, engine, pool, prompts, settings: PlaySettings, *, iteration: int):
@@ -135,6 +89,7 @@ class Driver:
         self.iteration = iteration
         self.environment_seconds = 0.0
         self.finished = 0
+        self.reused: collections.Counter = collections.Counter()
         self._plays: dict[int, _Play] = {}
         self._sessions: dict[object, _Play | _Extraction] = {}
         self._waiting_env: set[int] = set()
@@ -146,24 +101,30 @@ class Driver:
 
         With ``keep_session`` the handle can be given to :meth:`extract`; otherwise it is ``None``.
         """
-        self._plays[key] = _Play(key, task, skill_text, on_done, keep_session)
+        s = self.settings
+        context = make_context(s.context, s.recent_turns, self.prompts, task, skill_text)
+        self._plays[key] = _Play(key, task, skill_text, on_done, keep_session, context)
         self.pool.reset(key, task)
         self._waiting_env.add(key)
 
     def extract(self, handle: _Play, won: bool, keys: list[int], on_done) -> None:
         """Samples one skill for each key from a finished source episode: ``on_done(i, text, sample)``."""
-        prompt = self.prompts.extractor_prompt(
-            won, handle.observation, last_id=handle.transcript.last_id
-        )
-        sessions = self.engine.fork(handle.session, len(keys), keys)
+        most = self.settings.max_skill_tokens
+        room = self.engine.max_length - most
+        ids, request = handle.context.extraction(won, handle.observation, room)
+        if self.settings.context == "full":
+            sessions, prompt = self.engine.fork(handle.session, len(keys), keys), request
+        else:  # the engine finds by itself that they share their prompt
+            sessions = [self.engine.open(self.iteration, key) for key in keys]
+            prompt = ids + request
         for i, session in enumerate(sessions):
             transcript = Transcript()
-            transcript.append_forced(handle.transcript.sample().tokens)
-            transcript.append_forced(prompt)
+            transcript.append_forced(ids)
+            transcript.append_forced(request)
             self._sessions[session] = _Extraction(
-                handle, transcript, lambda text, sample, i=i: on_done(i, text, sample)
+                transcript, lambda text, sample, i=i: on_done(i, text, sample)
             )
-            self._generate(session, prompt, self.settings.max_skill_tokens)
+            self._generate(session, prompt, most, turn=len(handle.turns))
 
     def release(self, handle: _Play) -> None:
         """Gives back the slot of a session kept by ``play(keep_session=True)``."""
@@ -171,14 +132,41 @@ class Driver:
             self.engine.close(handle.session)
             handle.session = None
 
-    def run(self, progress: Callable[[int], None] | None = None) -> None:
-        """Returns when nothing is left to do (callbacks may have started more)."""
+    def run(
+        self,
+        progress: Callable[[int], None] | None = None,
+        stop: Callable[[], str] | None = None,
+    ) -> None:
+        """Returns when nothing is left to do (callbacks may have started more).
+
+        Args:
+          progress: called with the number of finished episodes now and then.
+          stop: asked before every decoding window; a reason (not empty) ends all that is unfinished,
+            see `abandon`.
+        """
         while self._plays or self._sessions:
+            reason = stop() if stop else ""
+            if reason:
+                self.abandon(reason)
+                return
             self._receive()
             for generation in sorted(self.engine.step(), key=lambda g: g.session.episode):
                 self._on_generation(generation)
             if progress:
                 progress(self.finished)
+
+    def abandon(self, reason: str) -> None:
+        """Ends unfinished episodes with the status TIMEOUT, so that they are masked, not lost.
+
+        Unfinished extractions end without their callback.
+        """
+        for session in [s for s, o in self._sessions.items() if isinstance(o, _Extraction)]:
+            del self._sessions[session]
+            self.engine.close(session)
+        while self._plays:  # the end of one may start others
+            for key in sorted(self._plays):
+                self._waiting_env.discard(key)
+                self._finish(self._plays[key], won=False, status=TIMEOUT, error=reason)
 
     # -- environment side ------------------------------------------------------------------------
 
@@ -211,30 +199,42 @@ class Driver:
         if result.status != OK:
             self._finish(play, won=False, status=result.status, error=result.text)
         elif play.session is None:
-            play.session = self.engine.open(self.iteration, play.key)
-            self._sessions[play.session] = play
-            prompt = self.prompts.solver_prompt
-            ids = prompt(play.task, play.skill_text, result.text, result.actions)
-            self._turn(play, ids, result.text)
-        elif result.done or len(play.turns) >= self._limit(play.task):
+            self._open(play)
+            self._turn(play, result)
+        else:
+            self._on_step(play, result)
+
+    def _on_step(self, play: _Play, result) -> None:
+        play.rewards.append(result.reward)
+        play.infos.append(result.info)
+        if result.done or len(play.turns) >= self._limit(play.task):
             play.observation, play.reward = result.text, result.reward
             self._finish(play, won=result.won, status=OK if result.done else TRUNCATED)
         else:
-            last_id = play.transcript.last_id
-            ids = self.prompts.next_turn(result.text, result.actions, last_id=last_id)
-            self._turn(play, ids, result.text)
+            self._turn(play, result)
 
     def _limit(self, task: Task) -> int:
         return min(self.settings.max_steps, task.step_limit)
 
     # -- engine side -----------------------------------------------------------------------------
 
-    def _turn(self, play: _Play, ids: list[int], observation: str) -> None:
-        play.observation = observation
-        play.transcript.append_forced(ids)
-        self._generate(play.session, ids, self.settings.max_turn_tokens)
+    def _open(self, play: _Play) -> None:
+        play.session = self.engine.open(self.iteration, play.key)
+        self._sessions[play.session] = play
 
-    def _generate(self, session, ids: list[int], max_new_tokens: int) -> None:
+    def _turn(self, play: _Play, result) -> None:
+        play.observation = result.text
+        ids, anew = play.context.observe(result.text, result.actions)
+        if anew:
+            del self._sessions[play.session]
+            self.engine.close(play.session)
+            self._open(play)
+        s = self.settings
+        self._generate(
+            play.session, ids, s.max_turn_tokens, turn=len(play.turns), stop_strings=s.stop_strings
+        )
+
+    def _generate(self, session, ids, max_new_tokens: int, *, turn: int, stop_strings=()) -> None:
         s = self.settings
         self.engine.submit(
             session,
@@ -244,23 +244,29 @@ class Driver:
             top_p=s.top_p,
             top_k=s.top_k,
             stop_ids=self.prompts.stop_ids,
+            stop_strings=stop_strings,
+            turn=turn,
         )
 
     def _on_generation(self, generation) -> None:
         owner = self._sessions[generation.session]
-        if generation.reason == "overflow" and not len(generation.tokens):
-            owner.transcript.drop_last()  # it did not fit, so the policy never read it
-        owner.transcript.append_sampled(
-            generation.tokens, generation.logprobs, generation.sampling_logprobs
-        )
+        self._count_reused(owner, generation)
+        unread = generation.reason == "overflow" and not len(generation.tokens)
+        sampled = generation.tokens, generation.logprobs, generation.sampling_logprobs
         text = self.prompts.tokenizer.decode(
             _without_stop(generation.tokens, self.prompts.stop_ids)
         )
         if isinstance(owner, _Extraction):
+            if unread:
+                owner.transcript.drop_last()  # it did not fit, so the policy never read it
+            owner.transcript.append_sampled(*sampled)
             del self._sessions[generation.session]
             self.engine.close(generation.session)
             owner.on_done(text, owner.transcript.sample())
             return
+        if unread:
+            owner.context.unread()
+        owner.context.act(*sampled)
         action, valid = self.prompts.parse_action(text)
         owner.turns.append(Turn(owner.observation, text, action, valid))
         if generation.reason == "overflow":
@@ -268,6 +274,13 @@ class Driver:
             return
         self._waiting_env.add(owner.key)
         self.pool.step(owner.key, action)
+
+    def _count_reused(self, owner, generation) -> None:
+        stage = "extraction"
+        if isinstance(owner, _Play):
+            stage = "source" if owner.keep_session else "evaluation"
+        self.reused["turn", stage] += generation.turn_reused
+        self.reused["prefix", stage] += generation.prefix_reused
 
     def _finish(self, play: _Play, *, won: bool, status: str, error: str = "") -> None:
         del self._plays[play.key]
@@ -281,11 +294,13 @@ class Driver:
             turns=play.turns,
             won=won,
             status=status,
-            sample=play.transcript.sample(),
+            samples=play.context.samples(),
             reward=play.reward if play.reward else float(won),
             skill_text=play.skill_text,
             last_observation=play.observation,
             error=error,
+            rewards=play.rewards,
+            infos=play.infos,
         )
         play.on_done(episode, play if play.session is not None else None)
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from evolving_rl_jax.rollout.episode import Driver
-from evolving_rl_jax.skills.audit import AuditResult, audit
+from evolving_rl_jax.skills.audit import AuditResult, AuditRules, audit
 from evolving_rl_jax.skills.schema import Skill, parse_skill, render_skill
 from evolving_rl_jax.types import Episode, Sample, Task
 
@@ -44,12 +45,49 @@ class Source:
 
 @dataclasses.dataclass
 class Experience:
-    """One iteration: the sources and the arrays that the advantages are computed from."""
+    """One iteration: the sources and the arrays that the advantages are computed from.
+
+    The last three are those of `types.TokenBatch`; None where the environment scores no steps.
+    """
 
     sources: list[Source]
     wins: np.ndarray  # [G, K, N, R]
     episode_mask: np.ndarray  # [G, K, N, R]
     skill_valid: np.ndarray  # [G, N]
+    scores: np.ndarray | None = None  # [G, K, N, R]
+    step_rewards: np.ndarray | None = None  # [G, K, N, R, S]
+    step_mask: np.ndarray | None = None  # [G, K, N, R, S]
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The arrays that there are, by name; the first axis of each is G."""
+        names = [f.name for f in dataclasses.fields(self)[1:]]
+        return {n: getattr(self, n) for n in names if getattr(self, n) is not None}
+
+
+@dataclasses.dataclass(frozen=True)
+class StepScoring:
+    """How an environment that scores every step is learned from.
+
+    Attributes:
+      max_steps: S, the most steps of an episode.
+      score: what an episode counts for the reward of its skill: ``correct_steps``, or
+        ``share_of_steps``, the same over the steps that the task has.
+    """
+
+    max_steps: int
+    score: str
+
+    @classmethod
+    def from_config(cls, config) -> StepScoring | None:
+        """What the configuration asks for; None where the environment scores episodes only."""
+        if config.env.name != "mind2web":
+            return None
+        return cls(config.rollout.max_steps, config.algorithm.extractor_score)
+
+    def of(self, episode: Episode) -> float:
+        """The score of an episode."""
+        correct = float(sum(r > 0 for r in episode.rewards))
+        return correct if self.score == "correct_steps" else correct / episode.task.step_limit
 
 
 class Evolver:
@@ -60,33 +98,55 @@ class Evolver:
       retriever: ``retrieve(task, k)``, never the source itself; unused by the ``grpo`` arm.
       prompts: to render a skill for the solver.
       rollout: ``config.rollout``.
+      stop: see `Driver.run`; what is unfinished then is masked.
+      scoring: of steps, in environments that score them.
+      rules: further audits of a skill; None = its language and length alone.
+      fit: cuts a skill to what the prompt may hold.
     """
 
-    def __init__(self, driver: Driver, retriever, prompts, rollout):
+    def __init__(
+        self,
+        driver: Driver,
+        retriever,
+        prompts,
+        rollout,
+        stop: Callable[[], str] | None = None,
+        scoring: StepScoring | None = None,
+        rules: AuditRules | None = None,
+        fit: Callable[[str], str] = str,
+    ):
         self.driver, self.retriever, self.prompts = driver, retriever, prompts
+        self.stop, self.scoring = stop, scoring
+        self.rules, self.fit = rules, fit
         self.shape = (rollout.num_retrieved, rollout.num_skills, rollout.num_repeats)
         self.evaluate_invalid = rollout.evaluate_invalid_skills
         self.max_chars = rollout.max_skill_chars
 
-    def collect(self, tasks: list[Task]) -> Experience:
-        """Source episodes, N skills each, and K x N x R evaluations; returns when all have ended."""
+    def collect(self, tasks: list[Task], numbers: Sequence[int] | None = None) -> Experience:
+        """Source episodes, N skills each, and K x N x R evaluations; returns when all have ended.
+
+        Args:
+          tasks: of the sources.
+          numbers: of the sources in the iteration, which their sampling is keyed by; default 0, 1,
+            ...  A host that plays some of the sources passes theirs.
+        """
         sources = [Source(t) for t in tasks]
-        for g, source in enumerate(sources):
+        for g, source in zip(numbers or range(len(tasks)), sources, strict=True):
             self.driver.play(g, source.task, "", self._after_source(g, source), keep_session=True)
-        self.driver.run()
+        self.driver.run(stop=self.stop)
         return self._experience(sources)
 
-    def collect_groups(self, tasks: list[Task]) -> Experience:
-        """The ``grpo`` arm: G x K tasks, each played N x R times without a skill."""
+    def collect_groups(self, tasks: list[Task], numbers: Sequence[int] | None = None) -> Experience:
+        """The ``grpo`` arm: G x K tasks, each played N x R times without a skill; see `collect`."""
         k_n_r = list(itertools.product(*map(range, self.shape)))
         num_k = self.shape[0]
         sources = []
-        for g in range(len(tasks) // num_k):
-            source = Source(tasks[g * num_k], retrieved=tasks[g * num_k : (g + 1) * num_k])
+        for i, g in enumerate(numbers or range(len(tasks) // num_k)):
+            source = Source(tasks[i * num_k], retrieved=tasks[i * num_k : (i + 1) * num_k])
             sources.append(source)
             for k, n, r in k_n_r:
                 self._play(g, source, k, n, r, "")
-        self.driver.run()
+        self.driver.run(stop=self.stop)
         return self._experience(sources)
 
     # -- stages ----------------------------------------------------------------------------------
@@ -107,10 +167,11 @@ class Evolver:
     def _after_skill(self, g: int, source: Source):
         def done(n: int, raw: str, sample: Sample) -> None:
             candidate = make_candidate(raw, sample, self.prompts, self.max_chars)
+            judge(candidate, self.rules, source.episode)
             source.candidates[n] = candidate
             if candidate.valid or (self.evaluate_invalid and candidate.text):
                 for k, r in itertools.product(range(self.shape[0]), range(self.shape[2])):
-                    self._play(g, source, k, n, r, candidate.text)
+                    self._play(g, source, k, n, r, self.fit(candidate.text))
 
         return done
 
@@ -135,12 +196,34 @@ class Evolver:
         mask = np.zeros_like(wins)
         valid = np.zeros((len(sources), num_n), np.float32)
         for g, source in enumerate(sources):
+            if None in source.candidates:  # stopped in the middle of its extractions
+                source.episode, source.candidates, source.episodes = None, [], {}
             for n, candidate in enumerate(source.candidates):
                 valid[g, n] = float(candidate.valid)
             for (k, n, r), episode in source.episodes.items():
                 wins[g, k, n, r] = episode.reward if episode.scored else 0.0
                 mask[g, k, n, r] = float(episode.scored)
-        return Experience(sources, wins, mask, valid)
+        experience = Experience(sources, wins, mask, valid)
+        if self.scoring:
+            add_steps(experience, self.scoring)
+        return experience
+
+
+def add_steps(experience: Experience, scoring: StepScoring) -> None:
+    """Fills in the arrays of steps; a turn that nothing answered (it was cut off) has failed."""
+    shape = experience.wins.shape
+    scores = np.zeros(shape, np.float32)
+    rewards = np.zeros((*shape, scoring.max_steps), np.float32)
+    taken = np.zeros_like(rewards)
+    for g, source in enumerate(experience.sources):
+        for (k, n, r), episode in source.episodes.items():
+            if episode.scored:
+                at = g, k, n, r
+                scores[at] = scoring.of(episode)
+                experience.wins[at] = float(episode.won)
+                rewards[at][: len(episode.rewards)] = episode.rewards
+                taken[at][: len(episode.turns)] = 1.0
+    experience.scores, experience.step_rewards, experience.step_mask = scores, rewards, taken
 
 
 def make_candidate(raw: str, sample: Sample, prompts, max_chars: int) -> Candidate:
@@ -152,3 +235,17 @@ def make_candidate(raw: str, sample: Sample, prompts, max_chars: int) -> Candida
     result = audit(render_skill(skill), max_chars=max_chars)
     text = prompts.render_skill(skill)
     return Candidate(raw, sample, skill, "; ".join(result.reasons), result.passed, text, result)
+
+
+def judge(candidate: Candidate, rules: AuditRules | None, episode: Episode) -> None:
+    """Audits a candidate by further rules, in place; None leaves it as it is."""
+    if rules is None or candidate.skill is None:
+        return
+    text = render_skill(candidate.skill)
+    candidate.audit = rules.apply(text, episode.task, observations(episode))
+    candidate.valid, candidate.reason = candidate.audit.passed, "; ".join(candidate.audit.reasons)
+
+
+def observations(episode: Episode) -> list[str]:
+    """Everything that the episode read, the answer to its last action included."""
+    return [t.observation for t in episode.turns] + [episode.last_observation]

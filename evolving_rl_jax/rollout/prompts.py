@@ -151,22 +151,21 @@ class ChatPrompts:
         self, task: Task, skill_text: str, observation: str, actions: Sequence[str] = ()
     ) -> list[int]:
         """Ids that open an episode: rules, the skill if there is one, the task, what is seen."""
-        system = self._system + (_SKILL + skill_text if skill_text else "")
-        seen = _observation_turn(_without_banner(observation), actions)
-        return self.chat.opening(system, f"Task: {task.text.strip()}\n\n{seen}")
+        user = opening_text(task, observation, actions)
+        return self.chat.opening(self._system + skill_section(skill_text), user)
 
     def next_turn(
         self, observation: str, actions: Sequence[str] = (), *, last_id: int | None = None
     ) -> list[int]:
         """Ids appended after an action: the end of its turn if it has none, what it did."""
-        return self.chat.next_turn(_observation_turn(observation, actions), last_id)
+        return self.chat.next_turn(observation_text(observation, actions), last_id)
 
     def extractor_prompt(
         self, won: bool, observation: str = "", *, last_id: int | None = None
     ) -> list[int]:
         """Ids appended to a finished source episode: what its last action did, the request for a
         skill."""
-        seen = _observation_turn(observation) + "\n\n" if observation else ""
+        seen = observation_text(observation) + "\n\n" if observation else ""
         request = _EXTRACTOR.format(outcome="completed" if won else "not completed")
         return self.chat.next_turn(seen + request, last_id)
 
@@ -188,12 +187,29 @@ class ChatPrompts:
         return render_skill(skill, "markdown")
 
 
+def system_text(skill_text: str = "") -> str:
+    """The system message of a chat solver: the rules, and the skill if there is one."""
+    return _SOLVER + skill_section(skill_text)
+
+
+def skill_section(skill_text: str) -> str:
+    """How a skill is introduced in the system message; empty without one."""
+    return _SKILL + skill_text if skill_text else ""
+
+
+def opening_text(task: Task, observation: str, actions: Sequence[str] = ()) -> str:
+    """The first user message of a chat solver."""
+    seen = observation_text(_without_banner(observation), actions)
+    return f"Task: {task.text.strip()}\n\n{seen}"
+
+
 def _without_banner(observation: str) -> str:
     """The first observation of a game without the greeting and the task that it repeats."""
     return _BANNER.sub("", observation.strip()).strip()
 
 
-def _observation_turn(observation: str, actions: Sequence[str] = ()) -> str:
+def observation_text(observation: str, actions: Sequence[str] = ()) -> str:
+    """A user message of a chat solver: what is seen, and what can be done."""
     text = f"Observation:\n{observation.strip()}"
     if actions:
         text += "\n\nAdmissible actions:\n" + "\n".join(f"- {a}" for a in actions)

@@ -59,9 +59,7 @@ def sequence_advantages(experience: Experience, algorithm: Any) -> losses.SkillA
     """
     result = unweighted_advantages(algorithm, experience)
     solver, extractor = arm_weights(algorithm)
-    result = result._replace(
-        solver=result.solver * solver, extractor=result.extractor * extractor
-    )
+    result = result._replace(solver=result.solver * solver, extractor=result.extractor * extractor)
     return losses.SkillAdvantages(*map(np.asarray, result))
 
 

@@ -5,81 +5,94 @@ from __future__ import annotations
 import json
 import pathlib
 import time
+from collections.abc import Callable
 
 import jax
 
-from evolving_rl_jax.eval.evaluate import (
-    PANEL_ITERATION,
-    observations,
-    success_table,
-    write_result,
-)
+from evolving_rl_jax.eval.evaluate import PANEL_ITERATION, write_result
 from evolving_rl_jax.eval.report import before_after_table, write_report
+from evolving_rl_jax.eval.results import skill_records
 from evolving_rl_jax.models.lora import Merger
-from evolving_rl_jax.parallel import host_local_to_global
-from evolving_rl_jax.rollout import facts
 from evolving_rl_jax.rollout.batch import BatchShape, make_batch, split_experience
 from evolving_rl_jax.rollout.episode import Driver, PlaySettings
-from evolving_rl_jax.rollout.evolve import Evolver, Experience
-from evolving_rl_jax.skills.bank import Bank, SkillRecord
-from evolving_rl_jax.skills.retrieval import Retriever, TfidfEmbedder
+from evolving_rl_jax.rollout.evolve import Evolver, Experience, StepScoring
+from evolving_rl_jax.skills.bank import Bank, write_bank
 from evolving_rl_jax.train.build import Parts
 from evolving_rl_jax.train.checkpoint import Checkpoints
-from evolving_rl_jax.train.export import load_policy
+from evolving_rl_jax.train.collect import Collector
+from evolving_rl_jax.train.episode_log import episode_records
+from evolving_rl_jax.train.global_batch import (
+    global_batch,
+    host_shape,
+    source_numbers,
+    whole_counts,
+    whole_experience,
+)
 from evolving_rl_jax.train.metrics import MetricsLogger
 from evolving_rl_jax.train.optimizer import DivergedError, SkipLimit, make_optimizer
+from evolving_rl_jax.train.preemption import Preempted
+from evolving_rl_jax.train.records import (
+    bank_records,
+    cost_figures,
+    rollout_figures,
+)
+from evolving_rl_jax.train.skill_parts import audit_rules, fit_to_prompt, make_retriever
 from evolving_rl_jax.train.state import abstract_state, kept, state_from_params
 from evolving_rl_jax.train.step import make_train_step
+from evolving_rl_jax.train.tracking import WandbRun
 from evolving_rl_jax.train.warmstart import initial_params
 
 
 def train(parts: Parts) -> None:
-    """Runs (or goes on with) the training described by ``parts.config`` in ``parts.folder``."""
-    trainer = Trainer(parts)
-    trainer.evaluate("warmstart", trainer.reference_params(), 0)
-    for iteration in range(trainer.start, parts.config.train.num_iterations):
-        trainer.iterate(iteration)
-    trainer.finish()
-
-
-def evaluate_checkpoint(parts: Parts, which: str, temperature: float) -> dict:
-    """Plays the fixed panel with a checkpoint, writes ``eval/NAME-tT.json`` and prints the success.
-
-    Args:
-      parts: of the run.
-      which: ``latest``, ``best``, ``warmstart`` or an iteration.
-      temperature: of sampling; 0 is greedy.
-
-    Returns:
-      What was written.
+    """Runs (or goes on with) the training described by ``parts.config`` in ``parts.folder``.
 
     Raises:
-      ConfigError: there is no such checkpoint.
+      Preempted: this machine is about to be taken away; the run has been saved.
     """
-    params, _, iteration = load_policy(parts.folder, which)
-    name = "warmstart" if which == "warmstart" else f"checkpoint_{iteration:05d}"
-    panel = parts.make_panel(parts.config.eval.num_games)
-    result = play_panel(
-        parts, parts.make_engine(params), panel, name=name, iteration=iteration,
-        temperature=temperature, conditions=parts.config.eval.conditions,
-    )  # fmt: skip
-    print(success_table(result))
-    print(f"written: {parts.folder.eval_file(name, temperature)}")
-    return result
+    trainer = Trainer(parts)
+    parts.preemption.defer()
+    try:
+        trainer.evaluate("warmstart", trainer.reference_params(), 0)
+        for iteration in range(trainer.start, parts.config.train.num_iterations):
+            trainer.iterate(iteration)
+        trainer.finish()
+    except Preempted:
+        trainer.collector.close()
+        trainer.save_now()
+        raise
+    finally:
+        trainer.collector.close()
 
 
 def play_panel(
     parts: Parts, engine, panel, *, name: str, iteration: int, temperature: float, conditions
 ) -> dict:
-    """Plays ``panel`` with the parameters that ``engine`` holds; writes and returns the result."""
+    """Plays ``panel`` with the parameters that ``engine`` holds; writes and returns the result.
+
+    Next to it goes a bank of the skills that the policy wrote for its games, with their measured
+    utility.  On several hosts each plays its share of the games.
+    """
     seed = parts.config.eval.seed
     driver = make_driver(parts, engine, PANEL_ITERATION + seed, temperature)
     with parts.progress(f"panel {name}, temperature {temperature:g}") as bar:
-        games, figures = panel.play(driver, conditions, bar)
+        stop = lambda: parts.preemption.reason  # noqa: E731
+        games, figures = panel.play(driver, conditions, bar, hosts=parts.hosts, stop=stop)
+    raise_if_preempted(parts)
+    path = parts.folder.eval_file(name, temperature)
+    if parts.hosts.first:
+        steps = iteration * parts.config.train.minibatches
+        write_bank(path.with_suffix(".skills.jsonl"), skill_records(games, name, iteration, steps))
     return write_result(
-        parts.folder.eval_file(name, temperature), panel, games, name=name, iteration=iteration,
+        path, panel, games, name=name, iteration=iteration,
         temperature=temperature, seed=seed, conditions=conditions, figures=figures,
     )  # fmt: skip
+
+
+def raise_if_preempted(parts: Parts) -> None:
+    """Raises `Preempted` on every host when a notice has come to any of them."""
+    reasons = parts.hosts.gather(parts.preemption.reason)
+    if any(reasons):
+        raise Preempted(next(r for r in reasons if r), agreed=True)
 
 
 def make_driver(parts: Parts, engine, iteration: int, temperature: float) -> Driver:
@@ -97,19 +110,39 @@ class Trainer:
         self.optimizer = make_optimizer(config, num_updates)
         self.skip_limit = SkipLimit(config.optimizer.max_skipped)
         self.merger = Merger(parts.lora) if parts.lora else None
-        self.checkpoints = Checkpoints(parts.folder.path / "checkpoints", config.checkpoint)
-        self.state, self.start = self._initial_state()
-        self.train_step = make_train_step(
-            config, parts.model_cfg, self.optimizer, parts.mesh, lora=parts.lora
+        self.checkpoints = Checkpoints(
+            parts.folder.path / "checkpoints", config.checkpoint, parts.hosts
         )
+        self.state, self.start = self._initial_state()
+        self.done = self.start  # iterations that `state` was trained for
+        self.train_step = make_train_step(
+            config, parts.model_cfg, self.optimizer, parts.mesh,
+            lora=parts.lora, attention=config.model.attention,
+        )  # fmt: skip
         self.engine = parts.make_engine(self.policy_params())
         self.bank = Bank(parts.folder.bank_file)
-        self.bank.truncate_to(self.start)
-        self.retriever = Retriever(parts.train_tasks, TfidfEmbedder())
+        if parts.hosts.first:
+            self.bank.truncate_to(self.start)
+        self.retriever = make_retriever(parts, parts.train_tasks)
         self.metrics = MetricsLogger(
-            parts.folder.path, total=config.train.num_iterations, resume_from=self.start
+            parts.folder.path, total=config.train.num_iterations, resume_from=self.start,
+            write=parts.hosts.first, wandb=self._wandb(),
+        )  # fmt: skip
+        self.shape = host_shape(BatchShape.from_config(config), parts.hosts)
+        self.sources = source_numbers(
+            config.rollout.num_sources, config.train.minibatches, parts.hosts
         )
-        self.shape = BatchShape.from_config(config)
+        temperature = config.rollout.temperature
+        self.collector = Collector(
+            self.engine,
+            lambda iteration: make_driver(parts, self.engine, iteration, temperature),
+            self.collect,
+        )
+
+    def _wandb(self) -> WandbRun | None:
+        config, folder = self.parts.config, self.parts.folder.path
+        wanted = config.train.wandb and self.parts.hosts.first
+        return WandbRun(config.train.wandb, folder, config.to_dict()) if wanted else None
 
     def _initial_state(self):
         parts = self.parts
@@ -139,54 +172,92 @@ class Trainer:
         state = self.state
         return self.merger(state.ref_params, state.params) if self.merger else state.params
 
+    def host_params(self):
+        """`policy_params`, whole on this host."""
+        return self.parts.on_this_host(self.policy_params())
+
     # -- one iteration ---------------------------------------------------------------------------
 
     def iterate(self, iteration: int) -> None:
         """Collects experience, makes the optimizer steps, and writes everything down."""
-        clock = time.perf_counter
+        clock, config = time.perf_counter, self.parts.config
         start = clock()
-        self.engine.warmup()
-        self.engine.set_params(self.policy_params(), iteration)
-        self.engine.reset_stats()
-        temperature = self.parts.config.rollout.temperature
-        driver = make_driver(self.parts, self.engine, iteration, temperature)
-        experience = self.collect(driver, iteration)
-        collected = clock()
-        figures = self.update(experience)
-        trained = clock()
-        self._bank_skills(experience, iteration)
-        self._write_episodes(experience, iteration)
-        times = self._times(driver, start, collected, trained, clock())
-        self.metrics.log(iteration, {**rollout_figures(experience), **figures, **times})
+        rollout = self.collector.take(iteration, self.host_params)
+        self._meet()
+        if config.rollout.overlap and not self._saves(iteration):
+            self.collector.start(iteration + 1, iteration, self.host_params())
+        before = clock()
+        figures = self.update(rollout.experience)
+        trained = clock() - before
+        self.done, minibatches = iteration + 1, config.train.minibatches
+        experience = whole_experience(
+            rollout.experience, self.sources, self.parts.hosts,
+            whole_sources=config.train.log_episodes,
+        )  # fmt: skip
+        if self.parts.hosts.first:
+            scoring = StepScoring.from_config(config)
+            self.bank.append(
+                bank_records(experience, iteration, rollout.version * minibatches, scoring)
+            )
+        records = episode_records(experience, iteration, config, self.parts.tokenizer)
+        if records:
+            self.parts.folder.write_episodes(iteration, records)
+        costs = cost_figures(rollout, minibatches, trained=trained, total=clock() - start)
+        costs = whole_counts(costs, self.parts.hosts)
+        self.metrics.log(iteration, {**rollout_figures(experience), **figures, **costs})
         # Last: a run that is killed repeats whatever its newest checkpoint does not stand for.
         self._save(iteration, experience)
         self._small_panel(iteration)
 
-    def collect(self, driver: Driver, iteration: int) -> Experience:
+    def collect(self, driver: Driver, iteration: int, stop: Callable[[], str]) -> Experience:
         """The four stages for this iteration's G source tasks (or G x K groups in the grpo arm)."""
         config = self.parts.config
-        evolver = Evolver(driver, self.retriever, self.parts.prompts, config.rollout)
-        num = config.rollout.num_sources
-        if config.algorithm.arm == "grpo":
-            num *= config.rollout.num_retrieved
-            return evolver.collect_groups(self.parts.order.take(iteration, num))
-        return evolver.collect(self.parts.order.take(iteration, num))
+        stop = self._stopping(stop)
+        evolver = Evolver(
+            driver, self.retriever, self.parts.prompts, config.rollout, stop,
+            StepScoring.from_config(config), audit_rules(config),
+            fit_to_prompt(config, self.parts.tokenizer),
+        )  # fmt: skip
+        grpo = config.algorithm.arm == "grpo"
+        size = config.rollout.num_retrieved if grpo else 1  # tasks of one source
+        tasks = self.parts.order.take(iteration, config.rollout.num_sources * size)
+        own = [task for g in self.sources for task in tasks[g * size : (g + 1) * size]]
+        return (evolver.collect_groups if grpo else evolver.collect)(own, self.sources)
+
+    def _stopping(self, stop: Callable[[], str]) -> Callable[[], str]:
+        """When to leave what is unfinished: a notice, or the deadline of an iteration."""
+        seconds, preemption = self.parts.config.rollout.deadline_s, self.parts.preemption
+        end = time.monotonic() + seconds
+
+        def reason() -> str:
+            late = f"not finished within config.rollout.deadline_s = {seconds:g}"
+            return preemption.reason or (late if time.monotonic() > end else "") or stop()
+
+        return reason
+
+    def _meet(self) -> None:
+        """All hosts have their experience, or the run ends: one that hangs is not waited for."""
+        config = self.parts.config
+        slack = config.env.deadline_s + config.hosts.heartbeat_timeout_s
+        self.parts.hosts.meet("rollouts", config.rollout.deadline_s + slack)
+        raise_if_preempted(self.parts)
 
     def update(self, experience: Experience) -> dict[str, float]:
         """One optimizer step for each share of the sources; returns the mean of the step's metrics.
 
-        The gap between the log-probabilities of trainer and engine is the first step's: before it,
-        both hold the same weights.
+        How the log-probabilities of trainer and engine agree is the first step's: before it, both
+        hold the same weights.
         """
         parts_metrics = []
         for share in split_experience(experience, self.parts.config.train.minibatches):
-            batch = host_local_to_global(make_batch(share, self.shape), self.parts.mesh)
+            own = make_batch(share, self.shape)
+            batch = global_batch(own, self.shape, self.parts.hosts, self.parts.mesh)
             self.state, metrics = self.train_step(self.state, batch)
             parts_metrics.append(metrics)
         fetched = jax.device_get(parts_metrics)
         self._stop_if_diverged([m["grad_norm"] for m in fetched])
         figures = {n: float(sum(m[n] for m in fetched) / len(fetched)) for n in fetched[0]}
-        figures.update((n, float(v)) for n, v in fetched[0].items() if n.startswith("logprob_gap"))
+        figures.update((n, float(v)) for n, v in fetched[0].items() if n.startswith("logprob_"))
         return {f"train/{name}": value for name, value in figures.items()}
 
     def _stop_if_diverged(self, grad_norms) -> None:
@@ -196,67 +267,26 @@ class Trainer:
             self.checkpoints.wait()  # the newest one may still be on its way to the disk
             raise
 
-    def _times(self, driver, start, collected, trained, end) -> dict[str, float]:
-        stats = self.engine.stats
-        times = {
-            "time/environment": driver.environment_seconds,
-            "time/prefill": stats.seconds_prefill,
-            "time/decode": stats.seconds_decode,
-            "time/train": trained - collected,
-        }
-        total = end - start
-        times |= {"time/other": total - sum(times.values()), "time/total": total}
-        counts = {
-            "rollout/episodes": driver.finished,
-            "rollout/prefilled_tokens": stats.prefilled_tokens,
-            "rollout/reused_tokens": stats.turn_reused_tokens + stats.prefix_reused_tokens,
-            "rollout/decoded_tokens": stats.decoded_tokens,
-            "rollout/evictions": stats.evictions,
-        }
-        return {**times, **counts}
-
     # -- what is kept ----------------------------------------------------------------------------
 
-    def _bank_skills(self, experience: Experience, iteration: int) -> None:
-        records = []
-        for g, source in enumerate(experience.sources):
-            for n, candidate in enumerate(source.candidates):
-                played = [
-                    e for (_, m, _), e in sorted(source.episodes.items()) if m == n and e.scored
-                ]
-                wins = sum(float(e.won) for e in played)
-                records.append(
-                    SkillRecord(
-                        id=f"it{iteration:05d}-g{g:03d}-n{n}",
-                        iteration=iteration,
-                        source_task_id=source.task.id,
-                        source_task_hash=source.task.content_hash,
-                        episode_id=f"it{iteration:05d}-g{g:03d}",
-                        policy_step=iteration * self.parts.config.train.minibatches,
-                        reward=_skill_reward(candidate, wins, len(played)),
-                        skill=candidate.skill.to_dict() if candidate.skill else None,
-                        reason=candidate.reason,
-                        audit=candidate.audit._asdict() if candidate.audit else None,
-                        uses=len(played),
-                        wins=wins,
-                    )
-                )
-        self.bank.append(records)
-
-    def _write_episodes(self, experience: Experience, iteration: int) -> None:
-        sources = [s for s in experience.sources if s.episode is not None]
-        kept = sources[: self.parts.config.train.log_episodes]
-        if kept:
-            records = [source_record(s, iteration) for s in kept]
-            self.parts.folder.write_episodes(iteration, records)
+    def _saves(self, iteration: int) -> bool:
+        done, total = iteration + 1, self.parts.config.train.num_iterations
+        return done % self.parts.config.checkpoint.every == 0 or done == total
 
     def _save(self, iteration: int, experience: Experience) -> None:
-        done = iteration + 1
-        every, total = self.parts.config.checkpoint.every, self.parts.config.train.num_iterations
-        if done % every == 0 or done == total:
+        if self._saves(iteration):
+            done = iteration + 1
             extra = {"iteration": done, "bank_records": len(self.bank)}
             score = rollout_figures(experience)["rollout/win_rate"]
             self.checkpoints.save(done, kept(self.state, self.parts.lora), extra, score=score)
+
+    def save_now(self) -> None:
+        """Makes sure that the present state is on the disk, whatever the schedule says."""
+        if self.done and self.done not in self.checkpoints.steps():
+            extra = {"iteration": self.done, "bank_records": len(self.bank)}
+            self.checkpoints.save(self.done, kept(self.state, self.parts.lora), extra)
+        self.checkpoints.wait()
+        self.parts.say(f"saved after iteration {self.done}")
 
     # -- evaluation ------------------------------------------------------------------------------
 
@@ -280,11 +310,13 @@ class Trainer:
         conditions = conditions or config.eval.conditions
         num_games = config.eval.num_games if num_games is None else num_games
         for temperature in temperatures or config.eval.temperatures:
-            if played_at(self.parts.folder.eval_file(name, temperature)) == iteration:
+            played = played_at(self.parts.folder.eval_file(name, temperature))
+            if self.parts.hosts.from_first(played) == iteration:
                 continue
             panel = self.parts.make_panel(num_games)
+            self.collector.wait()  # engine and environments are in use until then
             self.engine.warmup()
-            self.engine.set_params(params, f"{name}-{iteration}")
+            self.engine.set_params(self.parts.on_this_host(params), f"{name}-{iteration}")
             play_panel(
                 self.parts, self.engine, panel, name=name, iteration=iteration,
                 temperature=temperature, conditions=conditions,
@@ -296,8 +328,11 @@ class Trainer:
         done = max(self.start, parts.config.train.num_iterations)
         self.evaluate("final", self.policy_params(), done)
         self.checkpoints.wait()
-        parts.say(before_after_table(parts.folder.path))
-        parts.say(f"report: {write_report(parts.folder.path)}")
+        if parts.hosts.first:
+            parts.say(before_after_table(parts.folder.path))
+            parts.say(f"report: {write_report(parts.folder.path)}")
+        self.metrics.close()
+        parts.hosts.meet("end")
 
 
 def played_at(path: pathlib.Path) -> int | None:
@@ -306,90 +341,3 @@ def played_at(path: pathlib.Path) -> int | None:
         return json.loads(path.read_text(encoding="utf-8"))["iteration"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _skill_reward(candidate, wins: float, played: int) -> float | None:
-    """The extractor's reward: 0 for an invalid skill, None when no episode could be scored."""
-    if not candidate.valid:
-        return 0.0
-    return wins / played if played else None
-
-
-def rollout_figures(experience: Experience) -> dict[str, float]:
-    """The rollout's own figures; see docs/metrics.md."""
-    sources = [s for s in experience.sources if s.episode is not None]
-    candidates = [c for s in sources for c in s.candidates]
-    scored = experience.episode_mask.sum()
-    figures = {
-        "rollout/win_rate": float(
-            (experience.wins * experience.episode_mask).sum() / max(scored, 1)
-        ),
-        "rollout/scored_episodes": float(scored),
-    }
-    episodes = [e for s in experience.sources for e in s.episodes.values()]
-    if episodes:
-        turns = [t for e in episodes for t in e.turns]
-        figures["rollout/failed_episodes"] = float(sum(not e.scored for e in episodes))
-        figures["rollout/turns"] = len(turns) / len(episodes)
-        figures["rollout/valid_actions"] = sum(t.valid for t in turns) / max(len(turns), 1)
-    if sources:
-        figures["rollout/source_success"] = sum(s.episode.won for s in sources) / len(sources)
-    if candidates:
-        figures["rollout/skill_valid"] = sum(c.valid for c in candidates) / len(candidates)
-        lengths = [int(c.sample.loss_mask.sum()) for c in candidates]
-        figures["rollout/skill_tokens"] = sum(lengths) / len(lengths)
-        figures.update(_fact_figures(sources))
-    return figures
-
-
-def _fact_figures(sources) -> dict[str, float]:
-    known = [s for s in sources if "place" in s.task.meta]
-    if not known:
-        return {}
-    seen = [s for s in known if facts.fact_seen(s.task, observations(s.episode))]
-    stated = [c.valid and facts.fact_stated(s.task, c.text) for s in seen for c in s.candidates]
-    return {
-        "rollout/fact_seen": len(seen) / len(known),
-        "rollout/fact_stated_when_seen": sum(stated) / max(len(stated), 1),
-    }
-
-
-def source_record(source, iteration: int) -> dict:
-    """One source with its skills and their episodes, as written to episodes/*.jsonl.gz."""
-
-    def turns(episode):
-        return [vars(t) for t in episode.turns]
-
-    skills = []
-    for n, c in enumerate(source.candidates):
-        played = [e for (_, m, _), e in sorted(source.episodes.items()) if m == n]
-        scored = [e for e in played if e.scored]
-        skills.append(
-            {
-                "raw": c.raw,
-                "name": c.skill.name if c.skill else "",
-                "description": c.skill.description if c.skill else "",
-                "valid": c.valid,
-                "reason": c.reason,
-                "reward": sum(e.won for e in scored) / len(scored) if scored else None,
-                "episodes": [
-                    {
-                        "task": e.task.id,
-                        "text": e.task.text,
-                        "won": e.won,
-                        "status": e.status,
-                        "turns": turns(e),
-                    }
-                    for e in played
-                ],
-            }
-        )
-    episode = source.episode
-    head = {
-        "task": source.task.id,
-        "text": source.task.text,
-        "won": episode.won,
-        "turns": turns(episode),
-        "last_observation": episode.last_observation,
-    }
-    return {"iteration": iteration, "source": head, "skills": skills}

@@ -66,7 +66,14 @@ def make_rows(
 
 
 def row_logprobs(
-    params: Any, model_cfg: models.ModelConfig, rows: Rows, *, chunk: int, remat: str, mesh: Mesh
+    params: Any,
+    model_cfg: models.ModelConfig,
+    rows: Rows,
+    *,
+    chunk: int,
+    remat: str,
+    mesh: Mesh,
+    attention: str = "auto",
 ) -> tuple[jax.Array, jax.Array]:
     """Log-probabilities of the targets and entropies of their distributions, both [B, T].
 
@@ -77,6 +84,7 @@ def row_logprobs(
       chunk: columns of a row whose logits exist at a time.
       remat: what the backward pass recomputes, see `models.apply`.
       mesh: the device mesh.
+      attention: its implementation, see `models.apply`.
 
     Returns:
       float32 in the order of ``rows.columns``; 0 in chunks in which no row has a trained token.
@@ -88,6 +96,7 @@ def row_logprobs(
         positions=rows.positions,
         segment_ids=rows.segment_ids,
         remat=remat,
+        implementation=attention,
         mesh=mesh,
     )
     matrix = models.unembedding(params, model_cfg).astype(hidden.dtype)

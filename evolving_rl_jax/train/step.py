@@ -6,7 +6,11 @@ What the paper (arXiv 2605.10663) leaves open and this file decides:
    sequence with advantage 0 still has its KL and entropy terms.
 2. The weight of an arm acts on the advantages only, so `solver_only` still holds extraction
    sequences (if the batch has any) to the reference, and `extractor_only` those of the solver.
-3. An update whose gradient is not finite, or whose batch is empty, is left out and counted.
+3. With ``algorithm.importance.kind`` truncated, the ratio of the clipped loss is to the policy before
+   this update, and what separates that policy from the one that sampled is the weight of the token.
+   Each sequence is in one update only, so the old log-probabilities are those of the same forward
+   pass and the ratio is 1: the cap takes the place of the clip.
+4. An update whose gradient is not finite, or whose batch is empty, is left out and counted.
 """
 
 from __future__ import annotations
@@ -21,9 +25,16 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from evolving_rl_jax import losses, models, parallel
 from evolving_rl_jax.models import lora as lora_lib
-from evolving_rl_jax.train import microbatch
+from evolving_rl_jax.models.attention import check_platform
+from evolving_rl_jax.train import agreement, microbatch
 from evolving_rl_jax.train import rows as rows_lib
 from evolving_rl_jax.train import state as state_lib
+from evolving_rl_jax.train.advantages import (
+    ARM_WEIGHTS,
+    arm_weights,
+    of_sequences,
+    unweighted_advantages,
+)
 from evolving_rl_jax.types import ROLE_EXTRACTOR, ROLE_NONE, ROLE_SOLVER, TokenBatch
 
 # The metrics of an update, all float32 scalars.  Nats where a unit is needed.
@@ -40,9 +51,11 @@ STEP_METRICS: dict[str, str] = {
     "grad_norm": "global norm of the gradient before clipping",
     "update_norm": "global norm of the change of the parameters",
     "param_norm": "global norm of the parameters after the update",
-    "zero_variance_solver": "share of solver groups (one task) without spread, so without signal",
+    "zero_variance_solver": "share of solver groups (one task; on web tasks one step of it) without "
+    "spread, so without signal",
     "zero_variance_extractor": "share of extractor groups (one source) without spread",
-    "extractor_reward": "mean reward of a skill: the win rate with it, 0 for an invalid one",
+    "extractor_reward": "mean reward of a skill: the win rate with it, on web tasks the mean score "
+    "of its episodes; 0 for an invalid one",
     "win_rate": "share of scored episodes that were won",
     "sequences_solver": "solver sequences in use",
     "sequences_extractor": "extractor sequences in use",
@@ -50,6 +63,9 @@ STEP_METRICS: dict[str, str] = {
     "trained_tokens": "tokens that the policy sampled and that the loss reads",
     "logprob_gap_mean": "|log-probability in training - in the rollout|, mean over trained tokens",
     "logprob_gap_max": "the same, largest",
+    "logprob_correlation": "correlation of the two log-probabilities over trained tokens",
+    "importance_mean": "mean importance weight of trained tokens",
+    "importance_capped": "share of trained tokens whose importance weight was cut to the cap",
     "skipped_updates": "updates left out so far because the gradient was not finite",
 }
 
@@ -67,20 +83,12 @@ CLONING_METRICS: dict[str, str] = {
     "skipped_updates": STEP_METRICS["skipped_updates"],
 }
 
-# arm -> (factor on the solver's advantages, factor on the extractor's)
-ARM_WEIGHTS = {
-    "joint": (1.0, 1.0),
-    "solver_only": (1.0, 0.0),
-    "extractor_only": (0.0, 1.0),
-    "grpo": (1.0, 0.0),
-}
-
 
 def batch_shardings(mesh: Mesh) -> TokenBatch:
     """NamedShardings of a TokenBatch: rows over the data axes, all else on every device."""
     rows = NamedSharding(mesh, PartitionSpec(parallel.ROWS))
     everywhere = NamedSharding(mesh, PartitionSpec())
-    return TokenBatch(*([rows] * 6), *([everywhere] * 6))
+    return TokenBatch(*([rows] * 6), *([everywhere] * (len(TokenBatch._fields) - 6)))
 
 
 def make_train_step(
@@ -90,6 +98,7 @@ def make_train_step(
     mesh: Mesh,
     *,
     lora: lora_lib.LoraConfig | None = None,
+    attention: str = "auto",
 ) -> Callable[[state_lib.TrainState, TokenBatch], tuple[state_lib.TrainState, dict[str, Any]]]:
     """Compiles ``train_step(state, batch) -> (state, metrics)``; the given state is donated.
 
@@ -99,6 +108,7 @@ def make_train_step(
       optimizer: as `optimizer.make_optimizer` returns it.
       mesh: the device mesh.
       lora: the adapters that are trained instead of the policy's own parameters, or None.
+      attention: its implementation, ``config.model.attention``.
 
     Returns:
       A jitted function.  ``state`` as `state.init_state` makes it, with reference parameters;
@@ -106,16 +116,20 @@ def make_train_step(
       the keys of `STEP_METRICS`, float32 scalars on the devices.
 
     Raises:
-      ValueError: an unknown arm; when first called, micro-batches that do not fit the mesh.
+      ValueError: an unknown arm, or a kernel for other devices; when first called, micro-batches
+        that do not fit the mesh.
     """
     arm = config.algorithm.arm
     if arm not in ARM_WEIGHTS:
         accepted = ", ".join(ARM_WEIGHTS)
         raise ValueError(f"config.algorithm.arm must be one of {accepted}, got {arm!r}")
+    check_platform(attention, mesh)
 
     def train_step(state, batch):
         advantages, stats = sequence_advantages(config, batch)
-        loss_fn = _make_loss(config, model_cfg, lora, state.ref_params, batch, advantages, mesh)
+        loss_fn = _make_loss(
+            config, model_cfg, lora, state.ref_params, batch, advantages, mesh, attention
+        )
         rows, size = microbatch.split_rows(_rows(batch), config.train.micro_batch_rows, mesh)
         num_micro = (batch.num_rows + size - 1) // size
         grads, total = microbatch.accumulate_gradients(loss_fn, state.params, rows, num_micro, mesh)
@@ -134,6 +148,8 @@ def make_cloning_step(
     model_cfg: models.ModelConfig,
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
+    *,
+    attention: str = "auto",
 ) -> Callable[[state_lib.TrainState, dict[str, Any]], tuple[state_lib.TrainState, dict[str, Any]]]:
     """Compiles ``cloning_step(state, batch) -> (state, metrics)``; the given state is donated.
 
@@ -144,6 +160,7 @@ def make_cloning_step(
       model_cfg: the policy.
       optimizer: any optax transformation.
       mesh: the device mesh.
+      attention: its implementation, ``config.model.attention``.
 
     Returns:
       A jitted function.  ``state`` as `state.init_state` makes it with ``reference=False``;
@@ -151,8 +168,10 @@ def make_cloning_step(
       TokenBatch.  ``metrics`` has the keys of `CLONING_METRICS`, float32 scalars on the devices.
     """
 
+    check_platform(attention, mesh)
+
     def loss_fn(params, rows):
-        logprobs, _ = _logprobs(params, model_cfg, config, rows, mesh)
+        logprobs, _ = _logprobs(params, model_cfg, config, rows, mesh, attention)
         trained = rows.mask > 0
         sums = {
             "loss": -jnp.sum(jnp.where(trained, logprobs, 0.0)),
@@ -189,32 +208,19 @@ def _compiled(step, abstract, batch_sharding, mesh):
     )
 
 
-def _logprobs(params, model_cfg, config, rows, mesh):
+def _logprobs(params, model_cfg, config, rows, mesh, attention):
     chunk, remat = config.train.logprob_chunk, config.train.remat
-    return rows_lib.row_logprobs(params, model_cfg, rows, chunk=chunk, remat=remat, mesh=mesh)
+    return rows_lib.row_logprobs(
+        params, model_cfg, rows, chunk=chunk, remat=remat, mesh=mesh, attention=attention
+    )
 
 
 def sequence_advantages(config: Any, batch: TokenBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Advantage of every sequence [M] under the configured arm, and statistics of the outcomes.
-
-    The arm `grpo` has no skills: every win is a repeat, whatever ``skill_valid`` says.
-    """
-    algorithm = config.algorithm
-    valid = batch.skill_valid
-    if algorithm.arm == "grpo":
-        valid = jnp.ones_like(valid)
-    # Normalised with weight 1 first: groups without spread are the same in every arm.
-    result = losses.skill_advantages(
-        batch.wins,
-        skill_valid=valid,
-        episode_mask=batch.episode_mask,
-        extractor_weight=1.0,
-        solver_weight=1.0,
-        solver_reward=algorithm.solver_reward,
-    )
-    solver_on, extractor_on = ARM_WEIGHTS[algorithm.arm]
-    solver = _gather(result.solver, batch.index) * (solver_on * algorithm.solver_weight)
-    extractor = _gather(result.extractor, batch.index) * (extractor_on * algorithm.extractor_weight)
+    """Advantage of every sequence [M] under the configured arm, and statistics of the outcomes."""
+    result = unweighted_advantages(config.algorithm, batch)
+    solver_weight, extractor_weight = arm_weights(config.algorithm)
+    solver = of_sequences(result.solver, batch.index, batch.step, 4) * solver_weight
+    extractor = of_sequences(result.extractor, batch.index, batch.step, 2) * extractor_weight
     is_solver, is_extractor = batch.role == ROLE_SOLVER, batch.role == ROLE_EXTRACTOR
     advantages = jnp.where(is_solver, solver, jnp.where(is_extractor, extractor, 0.0))
     return advantages, _outcome_metrics(batch, result)
@@ -232,14 +238,17 @@ def _outcome_metrics(batch, result):
     source = jnp.where(is_extractor, batch.index // num_skills, num_sources)
     extracted = jnp.zeros(num_sources + 1, bool).at[source].set(True)[:num_sources]
     used_source = extracted | played.any((1, 2, 3))
-    used_task = played.any((2, 3))
+    members = played
+    if batch.step_mask is not None:  # the groups are those of single steps
+        members = played[..., None] & (batch.step_mask > 0)
+    used_group = members.any((2, 3))
     reward = jnp.where(used_source[:, None], result.extractor_reward, 0.0)
 
     def share(part, whole):
         return part.sum() / jnp.maximum(whole.sum(), 1)
 
     return {
-        "zero_variance_solver": share(used_task & (result.solver == 0).all((2, 3)), used_task),
+        "zero_variance_solver": share(used_group & (result.solver == 0).all((2, 3)), used_group),
         "zero_variance_extractor": share(used_source & (result.extractor == 0).all(1), used_source),
         "extractor_reward": reward.sum() / jnp.maximum(used_source.sum() * num_skills, 1),
         "win_rate": share(jnp.where(played, batch.wins, 0.0), played),
@@ -261,7 +270,7 @@ def _rows(batch: TokenBatch) -> rows_lib.Rows:
     return jax.tree.map(lambda x: x[order], rows)
 
 
-def _make_loss(config, model_cfg, lora, ref_params, batch, advantages, mesh):
+def _make_loss(config, model_cfg, lora, ref_params, batch, advantages, mesh, attention):
     """The loss of one micro-batch as a function of (params, rows)."""
     algorithm = config.algorithm
     # Without a KL term the forward pass of the reference is left out, and the KL metrics are 0.
@@ -272,15 +281,18 @@ def _make_loss(config, model_cfg, lora, ref_params, batch, advantages, mesh):
         extractor, algorithm.entropy_coef.extractor, algorithm.entropy_coef.solver
     )
 
+    centre = agreement.centre_of(batch)
+
     def loss_fn(params, rows):
         policy = lora_lib.attach(ref_params, params, lora) if lora else params
-        logprobs, entropy = _logprobs(policy, model_cfg, config, rows, mesh)
+        logprobs, entropy = _logprobs(policy, model_cfg, config, rows, mesh, attention)
         ref_logprobs = jax.lax.stop_gradient(logprobs)
         if uses_reference:
-            ref_logprobs, _ = _logprobs(ref_params, model_cfg, config, rows, mesh)
+            ref_logprobs, _ = _logprobs(ref_params, model_cfg, config, rows, mesh, attention)
+        old_logprobs, weights = agreement.importance(algorithm.importance, logprobs, rows)
         loss, parts = losses.evolving_rl_loss(
             logprobs,
-            rows.old_logprobs,
+            old_logprobs,
             ref_logprobs,
             entropy,
             rows.mask,
@@ -292,10 +304,12 @@ def _make_loss(config, model_cfg, lora, ref_params, batch, advantages, mesh):
             clip_low=algorithm.clip_low,
             clip_high=algorithm.clip_high,
             kl_kind=algorithm.kl_kind,
+            importance_weights=weights,
         )
         sums = {n: parts[n] for n in _PER_SEQUENCE}
         kl = losses.kl_estimate(logprobs, ref_logprobs, kind=algorithm.kl_kind)
         is_extractor = _gather(extractor, rows.sequence_ids)
+        sums |= agreement.sums(rows, logprobs, weights, algorithm.importance.cap, centre)
         return loss, _token_sums(rows, logprobs, entropy, kl, is_extractor, sums)
 
     return loss_fn
@@ -305,10 +319,7 @@ def _token_sums(rows, logprobs, entropy, kl, is_extractor, sums):
     """Token-level numbers of one micro-batch, as sums and maxima."""
     trained = rows.mask > 0
     gap = jnp.where(trained, jnp.abs(logprobs - rows.old_logprobs), 0.0)
-    sums = sums | {
-        "tokens": jnp.sum(rows.segment_ids > 0).astype(jnp.float32),
-        "logprob_gap": jnp.sum(gap),
-    }
+    sums = sums | {"tokens": jnp.sum(rows.segment_ids > 0).astype(jnp.float32)}
     for role, of_role in (("solver", ~is_extractor), ("extractor", is_extractor)):
         chosen = trained & of_role
         sums[f"trained_{role}"] = jnp.sum(chosen).astype(jnp.float32)
@@ -329,6 +340,6 @@ def _step_metrics(total, count):
     return metrics | {
         "tokens": sums["tokens"],
         "trained_tokens": trained,
-        "logprob_gap_mean": sums["logprob_gap"] / jnp.maximum(trained, 1.0),
         "logprob_gap_max": jnp.maximum(total.maxima["logprob_gap"], 0.0),
+        **agreement.metrics(sums, jnp.maximum(trained, 1.0)),
     }

@@ -1,0 +1,99 @@
+"""What generation keeps on a device, known before anything is allocated or compiled."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from evolving_rl_jax.generate.cache import cache_bytes
+from evolving_rl_jax.models import ModelConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes of one device.
+
+    Attributes:
+      cache: the KV cache, slots x length x layers x 2 x kv heads x head size x bytes.
+      working: the rows and columns that the largest call works on, a copy of that part.
+      weights: of the engine's own copy; 0 when it uses the trainer's arrays.
+      num_slots, max_length: S and C.
+      devices: how many share the heads and weights.
+    """
+
+    cache: int
+    working: int
+    weights: int
+    num_slots: int
+    max_length: int
+    devices: int = 1
+
+    @classmethod
+    def of(
+        cls,
+        cfg: ModelConfig,
+        *,
+        num_slots: int,
+        max_length: int,
+        rows: int,
+        weights: int = 0,
+        devices: int = 1,
+    ) -> MemoryPlan:
+        """The plan of an engine on ``devices`` devices that share heads and weights.
+
+        Args:
+          cfg: the model in the dtype of generation.
+          num_slots, max_length: S and C.
+          rows: most rows of one call.
+          weights: bytes of the engine's own copy of the weights, all devices together.
+          devices: how many.
+        """
+        whole = cache_bytes(cfg, num_slots, max_length)
+        part = whole * min(rows, num_slots) // num_slots
+        return cls(
+            whole // devices, part // devices, weights // devices, num_slots, max_length, devices
+        )
+
+    @property
+    def total(self) -> int:
+        """Bytes in all."""
+        return self.cache + self.working + self.weights
+
+    def check(self, free: float | None, name: str) -> None:
+        """Raises ValueError, saying what to change, when ``free`` bytes of a device are too few.
+
+        Args:
+          free: None when nobody knows.
+          name: whose limit it is, for the message.
+        """
+        if free is None or self.total <= free:
+            return
+        each = (self.cache + self.working) / self.num_slots
+        fitting = max(0, int((free - self.weights) // each))
+        advice = f"at most {fitting} slots of this length fit" if fitting else "not one slot fits"
+        raise ValueError(
+            f"num_slots x max_length must fit what {name} leaves, {free / 1e9:.3g} GB a device, got "
+            f"{self.num_slots} x {self.max_length}: {self.cache / 1e9:.3g} GB of cache, "
+            f"{self.working / 1e9:.3g} GB of working rows, {self.weights / 1e9:.3g} GB of weights; "
+            f"{advice}: lower num_slots, max_length or row_buckets, or take bfloat16"
+        )
+
+
+def free_bytes(device: jax.Device) -> int | None:
+    """What a device says that it has left; None for backends that do not say (CPU)."""
+    stats = device.memory_stats()
+    if not stats or "bytes_limit" not in stats:
+        return None
+    return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+
+
+def own_weights(params: Any, dtype, copy: bool = False) -> int:
+    """Bytes of the weights in ``dtype`` that an engine keeps beside the trainer's; 0 when it makes
+    no copy, neither for another dtype nor because ``copy`` asks for one."""
+    leaves = jax.tree.leaves(params)
+    if not copy and all(x.dtype == dtype for x in leaves):
+        return 0
+    return sum(x.size for x in leaves) * jnp.dtype(dtype).itemsize

@@ -1,0 +1,195 @@
+"""What of an episode stays in the prompt of its next turn, and which sequences it is trained on.
+
+``full`` keeps the whole trajectory: every turn is appended, and the episode is one sequence.
+``recent`` shows the task and the last h turns: every turn is a sequence of its own.
+Either way what was sampled stays as it was sampled; only forced tokens are ever written again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import numpy as np
+
+from evolving_rl_jax.types import Sample, Task
+
+
+class Transcript:
+    """The tokens of one sequence, with the mask and log-probabilities of the sampled ones."""
+
+    def __init__(self):
+        self.tokens: list[np.ndarray] = []
+        self.mask: list[np.ndarray] = []
+        self.logprobs: list[np.ndarray] = []
+        self.sampling: list[np.ndarray] = []
+
+    def append_forced(self, ids) -> None:
+        """Adds tokens that the policy was given."""
+        zeros = np.zeros(len(ids), np.float32)
+        self._append(np.asarray(ids, np.int32), zeros, zeros, zeros)
+
+    def append_sampled(self, ids, logprobs, sampling_logprobs) -> None:
+        """Adds tokens that the policy sampled."""
+        self._append(
+            np.asarray(ids, np.int32), np.ones(len(ids), np.float32), logprobs, sampling_logprobs
+        )
+
+    def _append(self, ids, mask, logprobs, sampling):
+        self.tokens.append(ids)
+        self.mask.append(mask)
+        self.logprobs.append(np.asarray(logprobs, np.float32))
+        self.sampling.append(np.asarray(sampling, np.float32))
+
+    def drop_last(self) -> None:
+        """Takes the last addition back."""
+        for parts in (self.tokens, self.mask, self.logprobs, self.sampling):
+            parts.pop()
+
+    @property
+    def last_id(self) -> int | None:
+        """The last token, or None when there is none."""
+        return next((int(part[-1]) for part in reversed(self.tokens) if len(part)), None)
+
+    def sample(self, step: int = 0) -> Sample:
+        """The sequence so far as arrays; ``step`` is the turn that it trains, see `types.Sample`."""
+
+        def join(parts, dtype):
+            return np.concatenate(parts) if parts else np.zeros(0, dtype)
+
+        return Sample(
+            tokens=join(self.tokens, np.int32),
+            loss_mask=join(self.mask, np.float32),
+            logprobs=join(self.logprobs, np.float32),
+            sampling_logprobs=join(self.sampling, np.float32),
+            step=step,
+        )
+
+
+class FullContext:
+    """The whole trajectory, in one session and one sequence.
+
+    Args:
+      prompts: a style of ``rollout.prompts``.
+      task: of the episode.
+      skill_text: in its prompt; empty for none.
+    """
+
+    def __init__(self, prompts, task: Task, skill_text: str):
+        self._prompts, self._task, self._skill_text = prompts, task, skill_text
+        self._transcript = Transcript()
+
+    def observe(self, text: str, actions) -> tuple[list[int], bool]:
+        """(ids to submit for the next turn, whether they need a new session)."""
+        last_id = self._transcript.last_id
+        if last_id is None:
+            ids = self._prompts.solver_prompt(self._task, self._skill_text, text, actions)
+        else:
+            ids = self._prompts.next_turn(text, actions, last_id=last_id)
+        self._transcript.append_forced(ids)
+        return ids, False
+
+    def unread(self) -> None:
+        """The last observation did not fit, so the policy never read it."""
+        self._transcript.drop_last()
+
+    def act(self, ids, logprobs, sampling_logprobs) -> None:
+        """Adds what the policy sampled."""
+        self._transcript.append_sampled(ids, logprobs, sampling_logprobs)
+
+    def samples(self) -> list[Sample]:
+        """The one sequence."""
+        return [self._transcript.sample()]
+
+    def extraction(self, won: bool, observation: str, room: int) -> tuple[list[int], list[int]]:
+        """(ids of the trajectory, ids that ask for a skill after it); the first are in the
+        episode's session.  ``room`` plays no part."""
+        last_id = self._transcript.last_id
+        request = self._prompts.extractor_prompt(won, observation, last_id=last_id)
+        return self._transcript.sample().tokens.tolist(), request
+
+
+@dataclasses.dataclass
+class _Seen:
+    """One turn: what was read, and the ids that were answered."""
+
+    text: str
+    actions: tuple[str, ...]
+    ids: list[int] = dataclasses.field(default_factory=list)
+
+
+class RecentContext:
+    """The task and the last ``turns`` turns before the present one; a sequence for every turn.
+
+    The oldest turn shown takes the place of the episode's first, so a prompt has the form of a
+    shorter episode's.  As long as nothing has been left out, prompts grow and share a session.
+    """
+
+    def __init__(self, prompts, task: Task, skill_text: str, turns: int):
+        self._prompts, self._task, self._skill_text = prompts, task, skill_text
+        self._most = turns
+        self._seen: list[_Seen] = []
+        self._held: list[int] = []  # what the session holds
+        self._prompt: list[int] = []
+        self._samples: list[Sample] = []
+
+    def observe(self, text: str, actions) -> tuple[list[int], bool]:
+        """(ids to submit for the next turn, whether they need a new session)."""
+        self._seen.append(_Seen(text, tuple(actions)))
+        self._prompt = self._render(max(0, len(self._seen) - 1 - self._most))
+        held = len(self._held)
+        if self._prompt[:held] == self._held:
+            return self._prompt[held:], False
+        return self._prompt, True
+
+    def _render(self, first: int) -> list[int]:
+        shown = self._seen[first:]
+        opening = shown[0]
+        ids = self._prompts.solver_prompt(
+            self._task, self._skill_text, opening.text, opening.actions
+        )
+        for before, after in itertools.pairwise(shown):
+            ids = ids + before.ids
+            ids += self._prompts.next_turn(after.text, after.actions, last_id=ids[-1])
+        return ids + shown[-1].ids
+
+    def unread(self) -> None:
+        """The last prompt did not fit, so the policy never read it."""
+        self._seen.pop()
+
+    def act(self, ids, logprobs, sampling_logprobs) -> None:
+        """Adds what the policy sampled."""
+        if not self._seen or not len(ids):
+            return  # nothing was read, so there is nothing to train on
+        transcript = Transcript()
+        transcript.append_forced(self._prompt)
+        transcript.append_sampled(ids, logprobs, sampling_logprobs)
+        self._samples.append(transcript.sample(step=len(self._seen) - 1))
+        self._seen[-1].ids = [int(i) for i in ids]
+        self._held = self._prompt + self._seen[-1].ids
+
+    def samples(self) -> list[Sample]:
+        """A sequence for every turn."""
+        return self._samples
+
+    def extraction(self, won: bool, observation: str, room: int) -> tuple[list[int], list[int]]:
+        """(ids of the trajectory, ids that ask for a skill after it).
+
+        The oldest turns are left out where both together would have more than ``room`` tokens.
+        """
+        ids, request = [], self._prompts.extractor_prompt(won, observation)
+        for first in range(len(self._seen)):
+            ids = self._render(first)
+            request = self._prompts.extractor_prompt(won, observation, last_id=ids[-1])
+            if len(ids) + len(request) <= room:
+                break
+        return ids, request
+
+
+def make_context(kind: str, recent_turns: int, prompts, task: Task, skill_text: str):
+    """The context of one episode; ``kind`` as in ``config.rollout.context``."""
+    if kind == "full":
+        return FullContext(prompts, task, skill_text)
+    if kind == "recent":
+        return RecentContext(prompts, task, skill_text, recent_turns)
+    raise ValueError(f"context must be full or recent, got {kind!r}")

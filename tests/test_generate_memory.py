@@ -1,0 +1,159 @@
+"""What an engine takes of a device's memory, and how weights come into its layout."""
+
+import dataclasses
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from evolving_rl_jax import models
+from evolving_rl_jax.config import ConfigError, default_config, validate
+from evolving_rl_jax.generate import Engine, MemoryPlan, memory
+from evolving_rl_jax.generate.weights import Relayout
+
+CFG = models.ModelConfig(61, 32, 48, 2, 4, 2, 8, qk_norm=True, model_type="qwen3")
+PARAMS = models.init(CFG, jax.random.key(0))
+
+
+def make_engine(**options):
+    return Engine(
+        CFG, PARAMS, num_slots=4, max_length=64, prefill_chunk=(8,), decode_window=4,
+        row_buckets=(2,), column_buckets=(64,), **options,
+    )  # fmt: skip
+
+
+def test_the_plan_is_what_is_allocated():
+    for dtype, size in ((jnp.float32, 4), (jnp.bfloat16, 2)):
+        engine = make_engine(dtype=dtype)
+        cache = jax.tree.leaves(engine._runner.cache)
+        assert engine.memory.cache == sum(x.nbytes for x in cache)
+        assert engine.memory.cache == 4 * 64 * CFG.num_layers * 2 * CFG.num_kv_heads * 8 * size
+        assert engine.memory.working == engine.memory.cache // 2  # two of four rows a call
+        own = sum(x.nbytes for x in jax.tree.leaves(engine._runner.params))
+        assert engine.memory.weights == (own if size == 2 else 0)
+    assert make_engine(copies_weights=True).memory.weights == sum(
+        x.nbytes for x in jax.tree.leaves(PARAMS)
+    )
+
+
+def test_a_plan_that_does_not_fit_says_what_would():
+    cfg = models.ModelConfig(1000, 1536, 8960, 28, 12, 2, 128, dtype="bfloat16")
+    plan = MemoryPlan.of(cfg, num_slots=128, max_length=4096, rows=128, weights=3_100_000_000)
+    plan.check(None, "a device that does not say")
+    plan.check(plan.total, "a device")
+    with pytest.raises(ValueError) as error:
+        plan.check(24e9, "cuda:0")
+    message = str(error.value)
+    for part in (
+        "cuda:0",
+        "24 GB",
+        "128 x 4096",
+        "15 GB of cache",
+        "3.1 GB of weights",
+        "at most 88",
+    ):
+        assert part in message, message
+    with pytest.raises(ValueError, match="not one slot fits"):
+        plan.check(3e9, "cuda:0")
+
+
+def test_an_engine_that_does_not_fit_is_refused_before_anything_is_compiled(monkeypatch):
+    def refuse(*_):
+        raise AssertionError("compiled")
+
+    monkeypatch.setattr(models, "init_cache", refuse)
+    with pytest.raises(ValueError, match="num_slots x max_length must fit what memory_limit"):
+        make_engine(memory_limit=90_000)
+    monkeypatch.setattr("evolving_rl_jax.generate.engine.free_bytes", lambda device: 50_000)
+    with pytest.raises(ValueError, match="must fit what"):
+        make_engine()
+
+
+def test_free_bytes_are_what_the_device_says():
+    def device(stats):
+        return types.SimpleNamespace(memory_stats=lambda: stats)
+
+    assert memory.free_bytes(device(None)) is None and memory.free_bytes(device({})) is None
+    assert memory.free_bytes(device({"bytes_limit": 100, "bytes_in_use": 30})) == 70
+
+
+def test_the_configuration_is_checked_before_a_run_starts():
+    config = default_config()
+    config.rollout.update(num_slots=100, max_length=1000, memory_limit_gb=0.05)
+    config.train.row_length = 1000
+    with pytest.raises(ConfigError, match="100 x 1000 = 0.102 GB"):
+        validate(config)
+    config.rollout.weights_dtype = "bfloat16"
+    with pytest.raises(ConfigError, match="100 x 1000 = 0.0512 GB"):
+        validate(config)
+
+
+def test_weights_are_cast_by_one_function_compiled_once():
+    relayout = Relayout(jnp.bfloat16, jax.devices()[0])
+    for scale in (1.0, 2.0):
+        params = jax.tree.map(lambda x, s=scale: x * s, PARAMS)
+        got = relayout(params)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_array_equal(
+                np.asarray(a, np.float32), np.asarray(b.astype(jnp.bfloat16), np.float32)
+            ),
+            got,
+            params,
+        )
+    assert relayout._cast._cache_size() == 1
+
+
+def test_weights_are_shared_unless_a_copy_is_asked_for():
+    relayout = Relayout(jnp.float32, jax.devices()[0])
+
+    def places(params):
+        return [x.unsafe_buffer_pointer() for x in jax.tree.leaves(params)]
+
+    assert places(relayout(PARAMS)) == places(PARAMS)
+    assert not set(places(relayout(PARAMS, copy=True))) & set(places(PARAMS))
+
+
+def test_an_engine_with_a_copy_outlives_the_donation_of_the_trainers_weights():
+    engine = make_engine()
+
+    def sample(episode):
+        session = engine.open(0, episode, np.arange(9))
+        engine.submit(session, (), max_new_tokens=8)
+        tokens = []
+        while engine.busy:
+            tokens += [g.tokens for g in engine.step()]
+        engine.close(session)
+        return tokens[0]
+
+    mine = jax.tree.map(jnp.copy, PARAMS)
+    engine.set_params(mine, 3, copy=True)
+    before = sample(1)
+    train = jax.jit(lambda p: jax.tree.map(lambda x: x + 1, p), donate_argnums=0)
+    jax.block_until_ready(train(mine))
+    assert all(x.is_deleted() for x in jax.tree.leaves(mine))
+    cache = [x.shape for x in jax.tree.leaves(engine._runner.cache)]
+    engine.set_params(engine._runner.params, 4)
+    np.testing.assert_array_equal(sample(1), before)
+    assert engine.version == 4 and cache == [x.shape for x in jax.tree.leaves(engine._runner.cache)]
+
+
+def test_a_turn_carries_the_version_of_its_weights():
+    engine = make_engine()
+    for version in (5, 6):
+        engine.set_params(PARAMS, version)
+        session = engine.open(0, version, [1, 2])
+        engine.submit(session, (), max_new_tokens=3)
+        done = []
+        while engine.busy:
+            done += engine.step()
+        assert [g.version for g in done] == [version]
+        engine.close(session)
+
+
+def test_bfloat16_generation_of_a_float32_policy():
+    engine = make_engine(dtype=jnp.bfloat16)
+    assert engine.cfg == dataclasses.replace(CFG, dtype="bfloat16")
+    kinds = {x.dtype for x in jax.tree.leaves((engine._runner.params, engine._runner.cache))}
+    assert kinds == {jnp.dtype(jnp.bfloat16)}
