@@ -7,42 +7,22 @@ remembers its admissible commands and where each leads.
 
 from __future__ import annotations
 
-import json
-import os
 import re
-from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Any
 
 from evolving_rl_jax import types
-from evolving_rl_jax.envs.base import EnvError, Environment, one_line
+from evolving_rl_jax.envs.base import EnvError, Environment
 from evolving_rl_jax.envs.downward import Library, LibraryPool
-from evolving_rl_jax.envs.grammar import FactTable, TextGenerator, load_grammar
+from evolving_rl_jax.envs.fact_table import FactTable
+from evolving_rl_jax.envs.game_store import GameStore, entities, read_game
+from evolving_rl_jax.envs.grammar import TextGenerator, load_grammar
 from evolving_rl_jax.envs.translation import Translation, TranslationCache
 
-__all__ = ["CachedAlfworld", "Game", "GameStore", "read_game"]
+__all__ = ["CachedAlfworld", "CachedGames", "Game"]
 
-_GAME_FILE = "game.tw-pddl"
 _NOTHING = "Nothing happens."
 _LITERAL = re.compile(r"^(?:Negated)?Atom ([^( ]+)\((.*)\)$", re.MULTILINE)
-
-
-def read_game(folder: str) -> dict[str, Any]:
-    """Reads a game folder.
-
-    Raises:
-      EnvError: the file is missing, not JSON, or lacks a text that the engine needs.
-    """
-    path = os.path.join(folder, _GAME_FILE)
-    try:
-        with open(path, encoding="utf-8") as f:
-            data = json.load(f)
-    except (OSError, ValueError) as error:
-        raise EnvError(f"cannot read game file {path}: {error}") from error
-    for key in ("pddl_domain", "grammar", "pddl_problem"):
-        if not isinstance(data, dict) or not isinstance(data.get(key), str):
-            raise EnvError(f"game file {path} must be a JSON object with the text {key!r}")
-    return data
 
 
 class _Node:
@@ -74,7 +54,7 @@ class Game:
         self._pool = pool
         self._max_nodes, self._num_nodes = max_nodes, 0
         self._nodes: dict[tuple[int, int], _Node] = {}  # by (state, facts) since the last load
-        self._loads = 0
+        self._loads, self._stale = 0, False
         self._operators: dict[int, _Operator] = {}
         self._commands: dict[tuple, tuple[dict[str, int], tuple[str, ...]]] = {}
         self._grammar = load_grammar(data["grammar"])
@@ -82,12 +62,15 @@ class Game:
         sas = translation.sas
         facts = {(name, self._arguments(names)) for name, names in translation.init}
         shown = {fact for fact in facts if fact[0] in self._grammar.predicates}
-        self._table = FactTable(shown | self._literals(sas), translation.types)
-        entities = _entities(facts)
-        self._names = {name: entity.name for name, entity in entities.items()}
-        self._text = TextGenerator(self._grammar, self._table, entities)
+        self._bits = _numbered(shown | self._literals(sas))
+        self._table = FactTable()
+        for (predicate, arguments), bit in self._bits.items():
+            self._table.add((predicate, tuple(v[1] for v in arguments)), arguments, bit)
+        found = entities(facts)
+        self._names = {name: entity.name for name, entity in found.items()}
+        self._text = TextGenerator(self._grammar, self._table, translation.types, found)
         library, _ = pool.borrow(self)
-        self.root = _Node(None, -1, sum(self._table.bits[fact] for fact in shown))
+        self.root = _Node(None, -1, sum(self._bits[fact] for fact in shown))
         self._load(library, sas)
         self._complete(self.root, library)
         self.intro = self._text.derive("#intro#", "#intro#", {}, self.root.facts)
@@ -109,8 +92,8 @@ class Game:
         facts = (node.facts & ~op.clear) | op.set
         child = self._nodes.get((state, facts))
         if child is None:
-            if self._num_nodes >= self._max_nodes:
-                self._forget()
+            if self.size >= self._max_nodes:
+                self.forget()
             child = _Node(node, op.id, facts)
             self._place(child, state)
             self._complete(child, library)
@@ -121,11 +104,19 @@ class Game:
             text = _NOTHING
         return _result(text, child), child
 
-    def _forget(self) -> None:
-        """Drops the remembered states; episodes under way keep their own."""
+    @property
+    def size(self) -> int:
+        """States and texts remembered."""
+        return self._num_nodes + self._table.size
+
+    def forget(self) -> None:
+        """Drops what is remembered; episodes under way keep their own states."""
         self._nodes, self._num_nodes = {}, 0
         self._commands = {}
         self.root.edges = {}
+        self._table.forget()
+        self._text.forget()
+        self._stale = True  # the library never forgets a state while a game stays loaded
 
     def _complete(self, node: _Node, library: Library) -> None:
         """Fills in the commands of a new state."""
@@ -163,20 +154,20 @@ class Game:
             arguments = self._arguments(names.split(", ")) if names else ()
             if literal.startswith("Negated"):
                 predicate = "not_" + predicate
-            opposite = self._table.bits.get((_negated(predicate), arguments), 0)
+            opposite = self._bits.get((_negated(predicate), arguments), 0)
             op.clear |= opposite
-            op.set = (op.set & ~opposite) | self._table.bits.get((predicate, arguments), 0)
+            op.set = (op.set & ~opposite) | self._bits.get((predicate, arguments), 0)
         self._operators[number] = op
         return op
 
     def _library(self) -> Library:
         library, still_loaded = self._pool.borrow(self)
-        if not still_loaded:
+        if self._stale or not still_loaded:
             self._load(library, self._translation.sas)
         return library
 
     def _load(self, library: Library, sas: bytes) -> None:
-        self._loads += 1
+        self._loads, self._stale = self._loads + 1, False
         self._nodes = {}  # the library numbers its states anew
         self._place(self.root, library.load(sas))
 
@@ -210,71 +201,48 @@ class Game:
         return found
 
 
+def _numbered(facts: set) -> dict[Any, int]:
+    return {fact: 1 << i for i, fact in enumerate(sorted(facts))}
+
+
 def _negated(predicate: str) -> str:
     return predicate[4:] if predicate.startswith("not_") else "not_" + predicate
-
-
-def _entities(facts: set) -> dict[str, Any]:
-    """Object name -> textworld entity, named by ALFWorld's own demangler ("mug 1")."""
-    from alfworld.agents.utils.misc import Demangler
-    from textworld.generator.game import EntityInfo
-
-    entities = {name: EntityInfo(name, kind) for _, args in facts for name, kind in args}
-    demangler = Demangler(game_infos=entities, shuffle=False)
-    for entity in entities.values():
-        entity.name = demangler.demangle_alfred_name(entity.id)
-        entity.definite, entity.indefinite = "the", "a"
-    return entities
 
 
 def _result(text: str, node: _Node) -> types.StepResult:
     return types.StepResult(text, node.actions, float(node.won), node.won, node.won)
 
 
-class GameStore:
-    """The games of one process, least recently used ones dropped."""
+class CachedGames(GameStore):
+    """The games of one process, their translations and their copies of the library."""
 
-    def __init__(self, cache_dir: str | None, max_games: int, max_loaded: int, max_nodes: int):
+    def __init__(
+        self,
+        cache_dir: str | None,
+        max_games: int,
+        max_loaded: int,
+        max_nodes: int,
+        max_states: int = 200_000,
+    ):
         self._translations = TranslationCache(cache_dir)
         self._pool = LibraryPool(max_loaded)
-        self._max_games, self._max_nodes = max_games, max_nodes
-        self._games: OrderedDict[str, Game] = OrderedDict()
+        self._max_nodes = max_nodes
+        super().__init__(self._game, max_games, max_states)
 
     def translate(self, folder: str) -> None:
         """Makes sure that a game's translation is on disk."""
         data = read_game(folder)
         self._translations.get(data["pddl_domain"], data["pddl_problem"])
 
-    def game(self, folder: str) -> Game:
-        """The game of a folder.
-
-        Raises:
-          EnvError: it cannot be read or played.
-        """
-        key = os.path.abspath(folder)
-        game = self._games.get(key)
-        if game is None:
-            game = self._games[key] = self._open(folder)
-            if len(self._games) > self._max_games:
-                self._games.popitem(last=False)
-        self._games.move_to_end(key)
-        return game
-
-    def _open(self, folder: str) -> Game:
-        data = read_game(folder)
-        try:
-            translation = self._translations.get(data["pddl_domain"], data["pddl_problem"])
-            return Game(data, translation, self._pool, self._max_nodes)
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:  # the translator ends malformed problems with SystemExit
-            raise EnvError(f"cannot load game {folder}: {one_line(error)}") from error
+    def _game(self, data: dict[str, Any]) -> Game:
+        translation = self._translations.get(data["pddl_domain"], data["pddl_problem"])
+        return Game(data, translation, self._pool, self._max_nodes)
 
 
 class CachedAlfworld(Environment):
     """An episode of a game of a ``GameStore``; many of them share the store."""
 
-    def __init__(self, store: GameStore):
+    def __init__(self, store: CachedGames):
         self._store = store
         self._game: Game | None = None
         self._node: _Node | None = None
@@ -292,6 +260,9 @@ class CachedAlfworld(Environment):
 
     def prepare(self, task: types.Task) -> None:
         self._store.translate(task.path)
+
+    def load(self, task: types.Task) -> None:
+        self._store.game(task.path)
 
     def close(self) -> None:
         self._game = self._node = None

@@ -6,11 +6,15 @@ import abc
 
 from evolving_rl_jax import types
 
-__all__ = ["EnvError", "Environment", "one_line"]
+__all__ = ["EngineMismatch", "EnvError", "Environment", "one_line"]
 
 
 class EnvError(RuntimeError):
     """An environment cannot load or play a task; the agent is not at fault.  One line."""
+
+
+class EngineMismatch(RuntimeError):
+    """An engine does not play a game as it must.  Not one game's failure: nothing may be trusted."""
 
 
 def one_line(error: BaseException) -> str:
@@ -43,7 +47,10 @@ class Environment(abc.ABC):
         """
 
     def prepare(self, task: types.Task) -> None:  # noqa: B027
-        """Does ahead of time what makes the first ``reset`` to ``task`` slow; optional."""
+        """Does ahead of time, once for all processes, what makes ``reset`` slow; optional."""
+
+    def load(self, task: types.Task) -> None:  # noqa: B027
+        """Does ahead of time all that makes ``reset`` slow in this process; optional."""
 
     def close(self) -> None:  # noqa: B027
         """Releases what the episode holds; ``reset`` may be called again afterwards."""

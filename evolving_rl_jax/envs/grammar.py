@@ -20,11 +20,12 @@ import textworld.logic
 from textworld.envs.pddl import logic as pddl_logic
 from textworld.envs.pddl import textgen
 
-__all__ = ["FactTable", "Grammar", "TextGenerator", "load_grammar"]
+from evolving_rl_jax.envs.fact_table import FactTable, Memo, Reads
+
+__all__ = ["Grammar", "TextGenerator", "load_grammar"]
 
 Variable = tuple[str, str]  # object name, type
 Arguments = tuple[Variable, ...]
-Signature = tuple[str, tuple[str, ...]]  # predicate, types of its arguments
 
 # Task sentences made of these characters only are plain text to the grammar's parser, so games
 # that differ in nothing else share one parse.
@@ -39,10 +40,12 @@ class Grammar:
       templates: action name -> template of its command.
       feedback: action name -> text to derive after it.
       predicates: those that the grammar asks for; no other fact has an influence on any text.
+      shared: the same grammar before its task sentence was put in.
     """
 
     def __init__(self, text: str):
         parsed = pddl_logic.GameLogic(domain="", grammar=text)
+        self.shared = self
         self.templates = {name: action.template for name, action in parsed.actions.items()}
         self.feedback = {name: action.feedback_rule for name, action in parsed.actions.items()}
         self._rules = {
@@ -75,7 +78,7 @@ class Grammar:
         """The same grammar, its placeholder sentence replaced."""
         new = object.__new__(Grammar)
         new.templates, new.feedback = self.templates, self.feedback
-        new.predicates = self.predicates
+        new.predicates, new.shared = self.predicates, self.shared
         new._rules = {name: list(rules) for name, rules in self._rules.items()}
         for name, rules in new._rules.items():
             for i, (condition, symbols) in enumerate(rules):
@@ -137,63 +140,6 @@ def _query(expression: str | None) -> tuple:
     )
 
 
-class FactTable:
-    """All facts that can hold in one game, each one bit of an integer.
-
-    A set of facts is then a Python integer.  Inside a signature the bits are in the order in which
-    the published engine walks its facts (sorted by argument).
-    """
-
-    def __init__(self, facts: set[tuple[str, Arguments]], types: list[tuple[str, list[str]]]):
-        """Args:
-        facts: every (predicate, arguments); negated facts have ``not_`` before their predicate.
-        types: (name, supertypes) of each PDDL type.
-        """
-        groups: dict[Signature, list[Arguments]] = {}
-        for predicate, arguments in facts:
-            signature = (predicate, tuple(v[1] for v in arguments))
-            groups.setdefault(signature, []).append(arguments)
-        self.bits: dict[tuple[str, Arguments], int] = {}
-        self._groups: dict[Signature, tuple[int, list[tuple[int, Arguments]], dict]] = {}
-        position = 0
-        for signature, members in groups.items():
-            mask, entries = 0, []
-            for arguments in sorted(members):
-                bit = 1 << position
-                position += 1
-                self.bits[signature[0], arguments] = bit
-                entries.append((bit, arguments))
-                mask |= bit
-            self._groups[signature] = (mask, entries, {})
-        self._types = _subtypes(tuple((name, tuple(parents)) for name, parents in types))
-        self._signatures: dict[Signature, tuple[Signature, ...]] = {}
-
-    def signatures(self, predicate: str, types: tuple[str, ...]) -> tuple[Signature, ...]:
-        """The signatures present in this game that a predicate over ``types`` can match."""
-        key = (predicate, types)
-        found = self._signatures.get(key)
-        if found is None:
-            candidates = ((predicate, names) for names in self._types(types))
-            found = tuple(s for s in candidates if s in self._groups)
-            self._signatures[key] = found
-        return found
-
-    def mask(self, signature: Signature) -> int:
-        """All facts of a signature."""
-        return self._groups[signature][0]
-
-    def holding(self, signature: Signature, facts: int) -> list[Arguments]:
-        """Arguments of the facts of ``signature`` that are in the set ``facts``, sorted."""
-        mask, entries, known = self._groups[signature]
-        held = facts & mask
-        found = known.get(held)
-        if found is None:
-            if len(known) > 1000:
-                known.clear()
-            found = known[held] = [arguments for bit, arguments in entries if held & bit]
-        return found
-
-
 @functools.lru_cache(maxsize=16)
 def _subtypes(types: tuple[tuple[str, tuple[str, ...]], ...]):
     """A function from a tuple of type names to all tuples of their subtypes, in engine order."""
@@ -215,17 +161,26 @@ def _subtypes(types: tuple[tuple[str, tuple[str, ...]], ...]):
 class TextGenerator:
     """Derives texts of one game from its grammar and the facts that hold."""
 
-    def __init__(self, grammar: Grammar, table: FactTable, entities: dict[str, Any]):
+    def __init__(
+        self,
+        grammar: Grammar,
+        table: FactTable,
+        types: list[tuple[str, list[str]]],
+        entities: dict[str, Any],
+    ):
         """Args:
         grammar: of the game.
-        table: its facts.
+        table: its facts; a relation is (predicate, types of the arguments), the arguments are
+          ``Variable``s, and negated facts have ``not_`` before their predicate.
+        types: (name, supertypes) of each PDDL type.
         entities: object name -> ``textworld`` entity, already carrying its displayed name.
         """
         self._grammar = grammar
         self._table = table
         self._entities = entities
-        self._known: dict[Any, list[tuple[int, dict[int, str]]]] = {}
-        self._read = 0
+        self._subtypes = _subtypes(tuple((name, tuple(parents)) for name, parents in types))
+        self._known: dict[Any, Memo] = {}
+        self._reads = Reads()
 
     def derive(self, key: Any, text: str, mapping: dict, facts: int) -> str:
         """Derives ``text``.
@@ -236,27 +191,28 @@ class TextGenerator:
           mapping: (placeholder, type) -> (object, type) of the action's parameters.
           facts: the set of facts that hold.
         """
-        known = self._known.setdefault(key, [])
-        for mask, results in known:
-            result = results.get(facts & mask)
-            if result is not None:
-                return result
-        self._read = 0
-        out: list[str] = []
-        variables = {ph[0]: self._entities[var[0]] for ph, var in mapping.items()}
-        self._emit(self._grammar.symbols(text), variables, mapping, facts, out)
-        result = "".join(out)
-        self._remember(known, facts, result)
-        return result
+        return self.derive_with_reads(key, text, mapping, facts)[0]
 
-    def _remember(self, known: list[tuple[int, dict[int, str]]], facts: int, result: str) -> None:
-        for mask, results in known:
-            if mask == self._read:
-                if len(results) > 1000:
-                    results.clear()
-                results[facts & mask] = result
-                return
-        known.append((self._read, {facts & self._read: result}))
+    def derive_with_reads(
+        self, key: Any, text: str, mapping: dict, facts: int
+    ) -> tuple[str, Reads]:
+        """As ``derive``, and the facts that the text depends on."""
+        memo = self._known.get(key)
+        if memo is None:
+            memo = self._known[key] = Memo(self._table)
+        found = memo.find(facts)
+        if found is None:
+            reads = self._reads = Reads()
+            out: list[str] = []
+            variables = {ph[0]: self._entities[var[0]] for ph, var in mapping.items()}
+            self._emit(self._grammar.symbols(text), variables, mapping, facts, out)
+            found = "".join(out), reads
+            memo.keep(facts, reads, found)
+        return found
+
+    def forget(self) -> None:
+        """Drops all remembered texts."""
+        self._known = {}
 
     def _emit(self, symbols: Any, variables: dict, mapping: dict, facts: int, out: list) -> None:
         for kind, value in symbols:
@@ -308,19 +264,33 @@ class TextGenerator:
             yield dict(mapping)
             return
         predicate, types, placeholders = query[i]
-        for signature in self._table.signatures(predicate, types):
-            self._read |= self._table.mask(signature)
-            for arguments in self._table.holding(signature, facts):
-                bound = []
-                for ph, var in zip(placeholders, arguments, strict=True):
-                    current = mapping.get(ph)
-                    if current is None and var not in used:
-                        mapping[ph] = var
-                        used.add(var)
-                        bound.append(ph)
-                    elif current != var:
-                        break
-                else:
-                    yield from self._search(query, i + 1, mapping, used, facts)
-                for ph in bound:
+        bound = [p for p, ph in enumerate(placeholders) if ph in mapping]
+        values = [mapping[placeholders[p]] for p in bound]
+        for names in self._subtypes(types):
+            if any(names[p] != value[1] for p, value in zip(bound, values, strict=True)):
+                continue
+            group = self._table.group((predicate, names), tuple(bound), tuple(values))
+            self._reads.groups[group] = None
+            for arguments in group.holding(facts):
+                new = self._bind(placeholders, arguments, mapping, used)
+                if new is None:
+                    continue
+                yield from self._search(query, i + 1, mapping, used, facts)
+                for ph in new:
                     used.discard(mapping.pop(ph))
+
+    @staticmethod
+    def _bind(placeholders: Arguments, arguments: Arguments, mapping: dict, used: set):
+        """Binds what is not bound yet; the placeholders bound, or None where it does not fit."""
+        bound = []
+        for ph, var in zip(placeholders, arguments, strict=True):
+            current = mapping.get(ph)
+            if current is None and var not in used:
+                mapping[ph] = var
+                used.add(var)
+                bound.append(ph)
+            elif current != var:
+                for undo in bound:
+                    used.discard(mapping.pop(undo))
+                return None
+        return bound

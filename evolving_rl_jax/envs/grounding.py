@@ -28,7 +28,7 @@ from evolving_rl_jax.envs.joins import (
     join,
 )
 
-__all__ = ["Domain", "Grounded", "ground"]
+__all__ = ["Domain", "Grounded", "explore", "ground", "load_domain", "parse_problem", "relations"]
 
 
 class Grounded(NamedTuple):
@@ -88,7 +88,8 @@ class Domain:
 
 
 @functools.lru_cache(maxsize=8)
-def _domain(text: str) -> Domain:
+def load_domain(text: str) -> Domain:
+    """Parses a domain; raises ``Unsupported`` as the text of the module says."""
     return Domain(text)
 
 
@@ -99,32 +100,38 @@ def ground(domain_text: str, problem_text: str) -> Grounded:
       Unsupported: see the text of the module.
       BaseException: what the translator raises for text that is not a problem of the domain.
     """
-    domain = _domain(domain_text)
-    objects, init, goal = _parse_problem(domain, problem_text)
-    static, start = _relations(domain, objects, init)
-    instances, reached = _explore(domain, static, start)
+    domain = load_domain(domain_text)
+    objects, init, goal, plain = parse_problem(domain, problem_text)
+    if not plain:
+        raise Unsupported("metric or requirements of the problem")
+    static, start = relations(domain, objects, init)
+    instances, reached = explore(domain, static, start)
     sas = sas_writer.write(domain, instances, static, reached, start, goal)
     return Grounded(sas, objects, domain.types, domain.actions, init)
 
 
-def _parse_problem(domain: Domain, text: str) -> tuple[list, list, Any]:
-    """Objects, initial facts and goal."""
+def parse_problem(domain: Domain, text: str) -> tuple[list, list, Any, bool]:
+    """Objects, initial facts, goal, and whether there is nothing else.
+
+    Raises:
+      Unsupported: it is of another domain, or two objects have one name.
+    """
     from fast_downward.translate import pddl
     from fast_downward.translate.pddl_parser import lisp_parser, parsing_functions
 
     tree = lisp_parser.parse_nested_list(text.split("\n"))
     parsed = list(parsing_functions.parse_task_pddl(tree, domain.type_dict, domain.predicate_dict))
     _, domain_name, requirements, objects, init, goal, use_metric = parsed
-    if use_metric or domain_name != domain.name or requirements.requirements:
-        raise Unsupported("metric, requirements or domain name of the problem")
+    if domain_name != domain.name:
+        raise Unsupported(f"a problem of another domain, {domain_name}")
     objects = domain.constants + objects
     if len({o.name for o in objects}) != len(objects):
         raise Unsupported("duplicate objects")
     init += [pddl.Atom("=", (o.name, o.name)) for o in objects]
-    return objects, init, goal
+    return objects, init, goal, not (use_metric or requirements.requirements)
 
 
-def _relations(domain: Domain, objects: list, init: list) -> tuple[Relations, set[Fact]]:
+def relations(domain: Domain, objects: list, init: list) -> tuple[Relations, set[Fact]]:
     """The facts that never change, by predicate, and the changing facts that hold at the start."""
     static: Relations = collections.defaultdict(set)
     start = set()
@@ -141,7 +148,7 @@ def _relations(domain: Domain, objects: list, init: list) -> tuple[Relations, se
     return static, start
 
 
-def _explore(
+def explore(
     domain: Domain, static: Relations, start: set[Fact]
 ) -> tuple[list[Instances], set[Fact]]:
     """Finds the facts and instances that can be reached when nothing ever becomes false."""

@@ -18,7 +18,14 @@ from collections.abc import Iterator
 from evolving_rl_jax.envs import grounding, joins
 from evolving_rl_jax.envs.base import EnvError
 
-__all__ = ["Translation", "TranslationCache", "translate", "translate_plainly"]
+__all__ = [
+    "Translation",
+    "TranslationCache",
+    "initial_fact",
+    "quiet",
+    "translate",
+    "translate_plainly",
+]
 
 _FORMAT = 1  # raise when the pickled content changes
 
@@ -48,11 +55,12 @@ class Translation:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Hides what the translator prints and undoes its change of ``sys.argv``."""
     argv = sys.argv
     try:
         with contextlib.redirect_stdout(io.StringIO()):
+            _set_up_translator()
             yield
     finally:
         sys.argv = argv
@@ -66,8 +74,7 @@ def translate(domain: str, problem: str) -> Translation:
     Raises:
       EnvError: the text is not a PDDL problem of that domain.
     """
-    with _quiet():
-        _set_up_translator()
+    with quiet():
         try:
             return _translation(*grounding.ground(domain, problem))
         except joins.Unsupported:
@@ -78,7 +85,7 @@ def translate_plainly(domain: str, problem: str) -> Translation:
     """As ``translate``, by the translator alone: slower, the same meaning."""
     import fast_downward
 
-    with _quiet():
+    with quiet():
         task, sas = fast_downward.pddl2sas(domain, problem)
     if "Atom dummy(val1)" in sas:  # what the translator writes for a trivial task
         raise EnvError("the goal of the game holds from the start or can never be reached")
@@ -100,11 +107,11 @@ def _translation(sas: str, objects: list, kinds: list, actions: list, init: list
         parameters={
             a.name: [(p.name.strip("?"), p.type_name) for p in a.parameters] for a in actions
         },
-        init=[fact for fact in map(_fact, init) if fact is not None],
+        init=[fact for fact in map(initial_fact, init) if fact is not None],
     )
 
 
-def _fact(element) -> tuple[str, tuple[str, ...]] | None:
+def initial_fact(element) -> tuple[str, tuple[str, ...]] | None:
     """An initial fact; None for equality, costs and distances, which no text shows."""
     if hasattr(element, "predicate"):
         return None if element.predicate == "=" else (element.predicate, tuple(element.args))

@@ -6,6 +6,8 @@ import collections
 import contextlib
 import ctypes
 import multiprocessing
+import os
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -16,7 +18,7 @@ from evolving_rl_jax.envs.worker_process import Request
 
 __all__ = ["WorkerHandle"]
 
-_PRELOAD = ["evolving_rl_jax.envs.worker_process", "evolving_rl_jax.envs.alfworld_cached"]
+_PRELOAD = ["evolving_rl_jax.envs.worker_process", "evolving_rl_jax.envs.alfworld_native"]
 _START_GRACE_S = 60.0  # imports of a fresh process, on top of the deadline of its first request
 
 
@@ -32,12 +34,15 @@ class WorkerHandle:
       starts: how often the process was started.
       fruitless: starts since the last answer.
       busy: whether a message is under way.
+      ahead: requests of this worker's games that wait until it has nothing else to do.
     """
 
     def __init__(self, env: str, options: dict[str, Any]):
         self._arguments = (env, options)
         self.queue: collections.deque[Request] = collections.deque()
         self.sent: dict[int, Request] = {}
+        self.ahead: collections.deque[Request] = collections.deque()
+        self._blocked_since: float | None = None  # in a read or write of the pipe
         self.starts = 0
         self.fruitless = 0
         self.busy = False
@@ -75,7 +80,8 @@ class WorkerHandle:
         self.sent = {request.number: request for request in requests}
         self.busy = True
         self._last_seen = (-1, time.monotonic())
-        self.connection.send((self._closed, requests))
+        with self._blocking():
+            self.connection.send((self._closed, requests))
         self._closed = []
 
     def receive(self) -> list[tuple[int, Any]]:
@@ -87,7 +93,9 @@ class WorkerHandle:
         answers = []
         try:
             while self.connection.poll(0):
-                for answer in self.connection.recv():
+                with self._blocking():
+                    message = self.connection.recv()
+                for answer in message:
                     if answer is None:
                         self.busy = False
                     else:
@@ -112,6 +120,25 @@ class WorkerHandle:
             return False
         limit = deadline_s + (_START_GRACE_S if self.fruitless else 0.0)
         return self.busy and time.monotonic() - since > limit
+
+    @contextlib.contextmanager
+    def _blocking(self) -> Iterator[None]:
+        self._blocked_since = time.monotonic()
+        try:
+            yield
+        finally:
+            self._blocked_since = None
+
+    def free(self, deadline_s: float) -> None:
+        """Ends a process that left the caller's thread waiting in its pipe; called by another one.
+
+        A process that stops in the middle of a message, or before it has read one that is larger
+        than the pipe, would otherwise block its pool for ever.
+        """
+        since = self._blocked_since
+        if since is not None and time.monotonic() - since > deadline_s:
+            with contextlib.suppress(OSError, ValueError):
+                os.kill(self.process.pid, signal.SIGKILL)
 
     def kill(self) -> None:
         """Ends the process at once."""

@@ -10,9 +10,11 @@ import time
 from typing import Any, NamedTuple
 
 from evolving_rl_jax import envs, types
-from evolving_rl_jax.envs.base import one_line
+from evolving_rl_jax.envs.base import EngineMismatch, one_line
 
-__all__ = ["Player", "Request", "failure", "main"]
+__all__ = ["LOAD", "PREPARE", "Player", "Request", "failure", "main"]
+
+PREPARE, LOAD = -1, -2  # episode numbers of requests that belong to no episode
 
 _SEND_EVERY_S = 0.005  # results are sent together, but none waits much longer than this
 
@@ -22,7 +24,7 @@ class Request(NamedTuple):
 
     Attributes:
       number: unique over the pool's life; the answer carries it.
-      episode: which episode, -1 for ``prepare``.
+      episode: which episode; ``PREPARE`` or ``LOAD`` for what is done ahead of time.
       position: how many actions the episode has had before this request.
       action: what to do; None means the first observation.
       task: given when the worker does not hold the episode (yet, or any more).
@@ -47,6 +49,7 @@ def failure(request: Request, status: str, reason: str) -> types.Observation | t
 @dataclasses.dataclass
 class _Episode:
     env: envs.Environment
+    path: str
     applied: int = 0
     last: Any = None
 
@@ -59,17 +62,27 @@ class Player:
         self._episodes: dict[int, _Episode] = {}
         self._idle: list[envs.Environment] = []
 
-    def answer(self, request: Request) -> types.Observation | types.StepResult:
-        """Serves one request; whatever goes wrong becomes a status."""
+    def answer(self, request: Request) -> Any:
+        """Serves one request; whatever goes wrong with its game becomes a status.
+
+        Returns:
+          Observation or StepResult; an ``EngineMismatch`` when no game may be played any more.
+        """
         try:
             if request.episode < 0:
-                return self._prepare(request.task)
+                return self._ahead(request)
             return self._play(request)
         except KeyboardInterrupt:
             raise
+        except EngineMismatch as error:
+            return error
         except BaseException as error:  # malformed games raise anything, SystemExit included
+            held = self._episodes.get(request.episode)
             self.close(request.episode, reuse=False)
-            return failure(request, types.ENV_ERROR, one_line(error))
+            reason, path = one_line(error), held.path if held else request.task.path
+            if path not in reason:
+                reason = f"game {path} failed: {reason}"
+            return failure(request, types.ENV_ERROR, reason)
 
     def close(self, episode: int, reuse: bool = True) -> None:
         """Forgets an episode; its environment serves a later one."""
@@ -79,9 +92,9 @@ class Player:
             if reuse:
                 self._idle.append(held.env)
 
-    def _prepare(self, task: types.Task) -> types.Observation:
+    def _ahead(self, request: Request) -> types.Observation:
         env = self._idle.pop() if self._idle else self._make()
-        env.prepare(task)
+        (env.prepare if request.episode == PREPARE else env.load)(request.task)
         self._idle.append(env)
         return types.Observation("", ())
 
@@ -101,7 +114,7 @@ class Player:
     def _start(self, request: Request) -> None:
         self.close(request.episode)
         env = self._idle.pop() if self._idle else self._make()
-        held = self._episodes[request.episode] = _Episode(env)
+        held = self._episodes[request.episode] = _Episode(env, request.task.path)
         held.last = env.reset(request.task)
         for action in request.history:
             held.last = env.step(action)

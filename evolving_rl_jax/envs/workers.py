@@ -19,21 +19,24 @@ from __future__ import annotations
 import collections
 import dataclasses
 import multiprocessing.connection
+import threading
 import time
-import zlib
+import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from evolving_rl_jax import envs, types
+from evolving_rl_jax.envs.base import EngineMismatch
 from evolving_rl_jax.envs.worker_handle import WorkerHandle
-from evolving_rl_jax.envs.worker_process import Player, Request, failure
+from evolving_rl_jax.envs.worker_process import LOAD, PREPARE, Player, Request, failure
 
 __all__ = ["EnvPool"]
 
 Result = types.Observation | types.StepResult
 
 _MAX_CRASHES = 3  # of one game before it is quarantined; also of a worker that never answers
-_PREPARE_IDLE, _PREPARE_BATCH = 2, 16  # games in one message: beside episodes, and on their own
+_MAX_HOMES = 10_000  # games whose worker is remembered
+_PREPARE_IDLE, _PREPARE_BATCH = 1, 16  # games in one message: beside episodes, and on their own
 
 
 @dataclasses.dataclass
@@ -88,8 +91,13 @@ class EnvPool:
         self._preparing: collections.deque[Request] = collections.deque()
         self._prepare_errors: dict[int, Result | None] = {}
         self._player = Player(env, options) if num_workers == 0 else None
+        self._homes: collections.OrderedDict[str, int] = collections.OrderedDict()
         self._local: collections.deque[Request] = collections.deque()
         self._workers = [WorkerHandle(env, options) for _ in range(num_workers)]
+        self._over = threading.Event()
+        if self._workers:
+            watched = (weakref.ref(self), self._over, min(deadline_s / 4, 1.0))
+            threading.Thread(target=_watch, args=watched, daemon=True).start()
 
     def __enter__(self) -> EnvPool:
         return self
@@ -102,9 +110,7 @@ class EnvPool:
         if episode < 0:
             raise ValueError(f"episode must be >= 0, got {episode}")
         self.close(episode)
-        identity = (task.content_hash or task.path).encode()
-        worker = zlib.crc32(identity) % max(len(self._workers), 1)  # all of a game to one worker
-        self._episodes[episode] = _Episode(task, worker)
+        self._episodes[episode] = _Episode(task, self._worker_of(task))
         self._enqueue(episode, None)
 
     def step(self, episode: int, action: str) -> None:
@@ -146,6 +152,9 @@ class EnvPool:
         Returns:
           ``(episode, Observation or StepResult)`` in the order of arrival; empty when nothing
           arrived in time or nothing is under way.
+
+        Raises:
+          EngineMismatch: the engine does not play a game as its reference does.
         """
         end = None if timeout is None else time.monotonic() + timeout
         self._advance(0.0)
@@ -172,8 +181,11 @@ class EnvPool:
 
         Returns:
           task id -> reason, for tasks that cannot be played; empty when not waiting.
+
+        Raises:
+          EngineMismatch: the engine does not play a game as its reference does.
         """
-        requests = [self._request(-1, 0, None)._replace(task=task) for task in tasks]
+        requests = [self._request(PREPARE, 0, None)._replace(task=task) for task in tasks]
         self._preparing.extend(requests)
         if not wait:
             return {}
@@ -188,12 +200,37 @@ class EnvPool:
         errors, self._prepare_errors = self._prepare_errors, {}
         return {r.task.id: errors[r.number].text for r in requests if errors[r.number] is not None}
 
+    def prefetch(self, tasks: Iterable[types.Task]) -> None:
+        """Loads games that will be reset soon, each in its own worker, while that has nothing to do.
+
+        Returns at once; the work is done while ``poll`` is called.  Failures show at ``reset``.
+        """
+        for task in tasks:
+            request = self._request(LOAD, 0, None)._replace(task=task)
+            if self._player is not None:
+                self._preparing.append(request)
+            elif task.path not in self.quarantined:
+                self._workers[self._worker_of(task)].ahead.append(request)
+
+    def _worker_of(self, task: types.Task) -> int:
+        """The worker of a game: all its episodes go to one, a new game to the least busy one."""
+        key = task.content_hash or task.path
+        if key not in self._homes:
+            if len(self._homes) >= _MAX_HOMES:
+                self._homes.popitem(last=False)
+            running = collections.Counter(e.worker for e in self._episodes.values())
+            load = [(running[i] + len(w.ahead), i) for i, w in enumerate(self._workers)]
+            self._homes[key] = min(load)[1] if load else 0
+        self._homes.move_to_end(key)
+        return self._homes[key]
+
     def worker_pids(self) -> list[int]:
         """Process ids of the workers (for monitoring)."""
         return [worker.process.pid for worker in self._workers]
 
     def shutdown(self) -> None:
         """Ends the workers; the pool cannot be used afterwards."""
+        self._over.set()
         workers, self._workers = self._workers, []
         for worker in workers:
             worker.connection.close()  # all of them first, so that they leave at the same time
@@ -231,6 +268,8 @@ class EnvPool:
         requests = [self._complete(request, worker.starts) for request in worker.queue]
         requests.sort(key=lambda request: request.task is not None)  # resets may take long
         worker.queue.clear()
+        if not requests and worker.ahead:
+            requests = [worker.ahead.popleft()]
         if not requests:
             count = min(prepare, len(self._preparing))
             requests = [self._preparing.popleft() for _ in range(count)]
@@ -276,6 +315,8 @@ class EnvPool:
 
     def _accept(self, request: Request, answer: Result) -> None:
         """Takes in an answer, unless its episode was closed or started again meanwhile."""
+        if isinstance(answer, EngineMismatch):
+            raise answer
         if request.episode < 0:
             if answer.status != types.OK and request.number in self._prepare_errors:
                 self._prepare_errors[request.number] = answer
@@ -329,7 +370,11 @@ class EnvPool:
         return None if held is None else held.task
 
     def _queue_again(self, worker: WorkerHandle, request: Request) -> None:
-        if request.episode < 0:
+        if request.episode == LOAD:
+            if request.task.path not in self.quarantined:
+                worker.ahead.appendleft(request)
+            return
+        if request.episode == PREPARE:
             self._preparing.appendleft(request)
             return
         held = self._episodes.get(request.episode)
@@ -340,3 +385,16 @@ class EnvPool:
             self._accept(request, failure(request, types.ENV_ERROR, reason))
         else:
             worker.queue.append(request._replace(task=None, history=()))
+
+
+def _watch(pool: weakref.ref[EnvPool], over: threading.Event, every_s: float) -> None:
+    """Frees the pool from workers that stopped while it reads from or writes to them."""
+    while not over.wait(every_s):
+        if pool() is None:
+            return
+        _free(pool())
+
+
+def _free(pool: EnvPool | None) -> None:
+    for worker in [] if pool is None else list(pool._workers):
+        worker.free(pool._deadline_s)

@@ -1,0 +1,336 @@
+"""The engines against the published one, step by step, and the native one on other domains."""
+
+import json
+import pathlib
+import random
+
+import pytest
+
+pytest.importorskip("alfworld")
+
+import scene_games
+
+from evolving_rl_jax import envs, types
+from evolving_rl_jax.envs import alfworld_native, households
+from evolving_rl_jax.envs.base import EngineMismatch
+from evolving_rl_jax.envs.workers import EnvPool
+
+ODD_ACTIONS = ("", "  look  ", "help ", "Look", "go to nowhere 9", "take mug 1", "drop {r}")
+CHANGING = ("take", "move", "open", "use", "heat", "cool", "clean", "slice", "close")
+SMALL_KINDS = ("Mug", "Apple", "Knife")
+SCENE_KINDS = ("Mug", "Apple", "Knife", "Plate", "Egg", "Book", "Potato", "Cup")
+
+
+def task_of(folder, task_type: str = "") -> types.Task:
+    folder = str(folder)
+    return types.Task(folder, "alfworld", "test", task_type, "", folder, content_hash=folder)
+
+
+def native(**options) -> envs.Environment:
+    return envs.make("alfworld", engine="native", **{"check_games": 0, "cache_dir": None} | options)
+
+
+def forgetful(tmp_path) -> list[envs.Environment]:
+    """Both fast engines with memories so small that games are reloaded and forgotten all the time."""
+    few = {"max_loaded": 1, "max_nodes": 40, "cache_dir": str(tmp_path)}
+    return [envs.make("alfworld", **few), native(**few)]
+
+
+def pick(rng: random.Random, actions) -> str:
+    """An odd action now and then, else often one that changes something."""
+    if rng.random() < 0.1:
+        return rng.choice(ODD_ACTIONS)
+    changing = [a for a in actions if a.startswith(CHANGING)]
+    return rng.choice(changing if changing and rng.random() < 0.6 else actions or ODD_ACTIONS)
+
+
+def lock_step(reference, others, task, num_steps: int, seed: int, expert=()) -> int:
+    """Plays ``expert``, then at random; every engine must answer as the reference does."""
+    rng, plan = random.Random(seed), list(expert)
+    expected = reference.reset(task)
+    for other in others:
+        assert other.reset(task) == expected
+    for step in range(num_steps):
+        action = plan[step] if step < len(plan) else pick(rng, expected.actions)
+        expected = reference.step(action)
+        for other in others:
+            assert other.step(action) == expected, (step, action)
+    return num_steps
+
+
+@pytest.fixture(scope="module")
+def stock():
+    return envs.make("alfworld", engine="stock")
+
+
+@pytest.mark.parametrize("task_type", scene_games.TASK_TYPES)
+def test_engines_equal_stock(task_type, stock, tmp_path):
+    """6 x 840 steps of the published engine, in the room in which it is fastest."""
+    others, steps = forgetful(tmp_path), 0
+    for seed in range(4):
+        folder = tmp_path / f"game{seed}"
+        scene_games.write_game(folder, scene_games.small_room(), task_type, SMALL_KINDS, seed)
+        steps += lock_step(stock, others, task_of(folder), 210, seed)
+    assert steps == 840
+
+
+@pytest.mark.parametrize("num_receptacles, num_steps", [(15, 60), (38, 25)])
+def test_engines_agree_in_scenes(num_receptacles, num_steps, stock, tmp_path):
+    room = scene_games.scene_room(num_receptacles)
+    assert abs(len(room.places) - num_receptacles) <= 1
+    kinds = SCENE_KINDS * (num_receptacles // 8)
+    cached, own = others = forgetful(tmp_path)
+    for seed, task_type in enumerate(scene_games.TASK_TYPES[1:5]):
+        folder = tmp_path / f"game{seed}"
+        scene_games.write_game(folder, room, task_type, kinds, seed)
+        if seed == 0:
+            lock_step(stock, others, task_of(folder), num_steps, seed)
+        lock_step(cached, [own], task_of(folder), 450, seed)
+
+
+@pytest.fixture(scope="module")
+def homes(tmp_path_factory) -> list[types.Task]:
+    """Generated games with walkthroughs, one of each task type."""
+    out = tmp_path_factory.mktemp("homes")
+    index = households.generate_even(out, num=6, seed=7)
+    kinds = [entry["path"].rsplit("/", 1)[-1].rsplit("-", 1)[0] for entry in index["games"]]
+    pairs = zip(index["games"], kinds, strict=True)
+    return [task_of(out / entry["path"], kind) for entry, kind in pairs]
+
+
+def read(task) -> dict:
+    return json.loads((pathlib.Path(task.path) / "game.tw-pddl").read_text())
+
+
+def test_expert_wins_on_every_engine(homes, stock):
+    others = [envs.make("alfworld", cache_dir=None), native()]
+    for task in homes:
+        walkthrough = read(task)["walkthrough"]
+        lock_step(stock, others, task, len(walkthrough), 0, walkthrough)
+        assert all(env.step("look").won for env in others)
+
+
+@pytest.mark.slow
+def test_engines_equal_stock_for_long(stock, tmp_path):
+    """20,000 steps of the published engine: all task types, three sizes of rooms."""
+    others, steps = forgetful(tmp_path), 0
+    sizes = [(scene_games.small_room(), SMALL_KINDS, 2500), (scene_games.scene_room(15), None, 800)]
+    sizes.append((scene_games.scene_room(38), None, 50))
+    for number, task_type in enumerate(scene_games.TASK_TYPES):
+        for room, kinds, num_steps in sizes:
+            folder = tmp_path / f"game{number}-{len(room.places)}"
+            kinds = kinds or SCENE_KINDS * (len(room.places) // 8)
+            scene_games.write_game(folder, room, task_type, kinds, 100 + number)
+            steps += lock_step(stock, others, task_of(folder), num_steps, number)
+    assert steps >= 20_000
+
+
+# A domain with other objects, verbs and constructs than ALFWorld's: subtypes, constants, negative
+# and disjunctive conditions, conditional effects, deletions of what may not hold, effects that
+# change nothing, and texts about what is no longer so.
+DOMAIN = """
+(define (domain harbour)
+ (:requirements :adl :typing)
+ (:types person pier vehicle - object boat raft - vehicle)
+ (:constants home_bar_1 - pier)
+ (:predicates (at ?p - person ?q - pier) (moored ?v - vehicle ?q - pier) (joined ?a ?b - pier)
+   (afloat ?v - vehicle) (painted ?v - vehicle) (lit ?q - pier) (rusty ?v - vehicle)
+   (aboard ?p - person ?v - vehicle) (bell) (counted ?v - vehicle) (dry ?v - vehicle))
+ (:action walk :parameters (?p - person ?a - pier ?b - pier)
+   :precondition (and (at ?p ?a) (or (joined ?a ?b) (joined ?b ?a)) (not (lit ?b)))
+   :effect (and (not (at ?p ?a)) (at ?p ?b)))
+ (:action board :parameters (?p - person ?v - vehicle ?q - pier)
+   :precondition (and (at ?p ?q) (moored ?v ?q) (not (aboard ?p ?v)))
+   :effect (and (aboard ?p ?v) (not (dry ?v))))
+ (:action leave :parameters (?p - person ?v - vehicle)
+   :precondition (aboard ?p ?v) :effect (not (aboard ?p ?v)))
+ (:action row :parameters (?p - person ?v - raft ?a - pier ?b - pier)
+   :precondition (and (aboard ?p ?v) (moored ?v ?a) (at ?p ?a) (not (= ?a ?b)))
+   :effect (and (not (moored ?v ?a)) (moored ?v ?b) (not (at ?p ?a)) (at ?p ?b)))
+ (:action paint :parameters (?p - person ?v - vehicle)
+   :precondition (exists (?q - pier) (and (at ?p ?q) (moored ?v ?q) (lit ?q)))
+   :effect (and (painted ?v) (not (rusty ?v))))
+ (:action ring :parameters (?p - person)
+   :precondition (at ?p home_bar_1)
+   :effect (and (when (bell) (not (bell))) (when (not (bell)) (bell)) (lit home_bar_1)))
+ (:action scrape :parameters (?p - person ?v - vehicle)
+   :precondition (exists (?q - pier) (and (at ?p ?q) (moored ?v ?q)))
+   :effect (not (rusty ?v)))
+)
+"""
+GRAMMAR = '''
+grammar :: """
+{
+  "intro": [{"rhs": "You stand on the shore. #piers# Your task is to: paint every boat."}],
+  "piers": [{"rhs": "There are [{q.indefinite + ' ' + q.name | lit(q:pier)}]."}],
+  "list_empty": [{"rhs": "none"}], "list_separator": [{"rhs": ", "}],
+  "list_last_separator": [{"rhs": " and "}],
+  "there": [
+    {"condition": "at(p:person, q:pier) & moored(v:vehicle, q:pier) & painted(v:vehicle)",
+     "rhs": "Something bright is moored here, beside [{v.name | moored(v:vehicle, q:pier)}]."},
+    {"condition": "at(p:person, q:pier)", "rhs": "Here: [{v.name | at(p:person, q:pier) & moored(v:vehicle, q:pier)}]."},
+    {"rhs": "Nothing is here."}
+  ],
+  "rust": [{"condition": "not_rusty(v:vehicle)", "rhs": "No rust is left on {v.name}."},
+           {"rhs": "It never had any."}],
+  "wet": [{"rhs": "Got wet: [{v.name | not_dry(v:vehicle)}]."}]
+}
+""";
+action walk { template :: "walk from {a.name} to {b.name}"; feedback :: "You walk. #there#"; }
+action board { template :: "board {v}"; feedback :: "#wet#"; }
+action leave { template :: "leave {v}"; feedback :: "#there#"; }
+action row { template :: "row {v} to {b}"; feedback :: "Splash. #there#"; }
+action paint { template :: "paint {v}"; feedback :: "#rust# #piers#"; }
+action ring { template :: "ring"; feedback :: "Ding. #piers#"; }
+action scrape { template :: "scrape {v}"; feedback :: "#rust#"; }
+'''
+PROBLEM = """
+(define (problem p) (:domain harbour)
+ (:objects ann - person east_bar_1 west_bar_1 - pier gull_bar_1 tern_bar_1 - boat log_bar_1 - raft)
+ (:init (at ann home_bar_1) (joined home_bar_1 east_bar_1) (joined east_bar_1 west_bar_1) (moored gull_bar_1 east_bar_1) (moored tern_bar_1 home_bar_1)
+   (moored log_bar_1 home_bar_1) (lit east_bar_1) (rusty gull_bar_1) (dry log_bar_1))
+ (:goal (and (forall (?v - boat) (painted ?v)) (or (bell) (lit west_bar_1)))))
+"""
+
+
+def write(folder: pathlib.Path, **texts) -> types.Task:
+    folder.mkdir(parents=True)
+    texts = {"pddl_domain": DOMAIN, "grammar": GRAMMAR, "pddl_problem": PROBLEM} | texts
+    (folder / "game.tw-pddl").write_text(json.dumps(texts))
+    return task_of(folder)
+
+
+def test_other_domains_are_played_alike(stock, tmp_path):
+    task = write(tmp_path / "harbour")
+    cached, own = envs.make("alfworld", cache_dir=None), native()
+    for seed in range(3):
+        lock_step(stock, [cached, own], task, 60, seed)
+    for seed in range(10):
+        lock_step(cached, [own], task, 200, seed)
+    plan = ["ring", "board log 1", "row log 1 to east 1", "paint gull 1", "row log 1 to home 1"]
+    lock_step(stock, [cached, own], task, 6, 0, [*plan, "paint tern 1"])
+    assert own.step("").won
+
+
+@pytest.mark.parametrize(
+    "old, new, expected",
+    [
+        ("(:action walk", "(:derived (dry ?v) (painted ?v)) (:action walk", "derived"),
+        (
+            ":effect (not (rusty ?v)))",
+            ":effect (forall (?w - boat) (not (rusty ?w))))",
+            "universal",
+        ),
+        ("(lit home_bar_1)))", "(lit home_bar_1) (when (bell) (painted log))))", "painted"),
+        (":action scrape", ":action polish", "action polish"),
+    ],
+)
+def test_what_cannot_be_compiled_is_named(old, new, expected, tmp_path):
+    assert old in DOMAIN
+    domain, name = DOMAIN.replace(old, new), expected.replace(" ", "-")
+    domain = domain.replace(
+        "(:constants", "(:constants log - raft" if "log" in new else "(:constants"
+    )
+    task = write(tmp_path / name, pddl_domain=domain)
+    with pytest.raises(envs.EnvError, match=f"native cannot compile .*{expected}") as error:
+        native().reset(task)
+    assert task.path in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "goal",
+    [
+        "(and)",
+        "(at ann home_bar_1)",
+        "(not (bell))",
+        "(exists (?q - pier) (joined ?q west_bar_1))",
+        "(forall (?v - vehicle) (or (rusty ?v) (painted ?v)))",
+        "(exists (?q - pier) (forall (?v - vehicle) (not (moored ?v ?q))))",
+        "(and (joined east_bar_1 west_bar_1) (exists (?v - boat) (and (painted ?v) (bell))))",
+        "(joined east_bar_1 west_bar_1)",
+        "(joined west_bar_1 west_bar_1)",
+        "(and (bell) (exists (?v - raft) (and (aboard ann ?v) (joined west_bar_1 home_bar_1))))",
+    ],
+)
+def test_every_form_of_goal_is_decided_alike(goal, stock, tmp_path):
+    problem = PROBLEM.split("(:goal")[0] + f"(:goal {goal}))"
+    task = write(tmp_path / "goal", pddl_problem=problem)
+    try:
+        stock.reset(task)
+    except envs.EnvError:
+        for env in (envs.make("alfworld", cache_dir=None), native()):
+            with pytest.raises(envs.EnvError, match="holds|reached"):
+                env.reset(task)
+        return
+    plan = ["ring", "board log 1", "row log 1 to east 1", "paint gull 1"]
+    lock_step(stock, [envs.make("alfworld", cache_dir=None), native()], task, 25, 1, plan)
+
+
+def test_a_command_that_could_mean_two_things_is_refused(tmp_path):
+    """Which of two instances the published engine takes depends on its numbering of facts."""
+    grammar = GRAMMAR.replace('"leave {v}"', '"leave the vessel"')
+    env = native()
+    env.reset(write(tmp_path / "game", grammar=grammar))
+    env.step("board log 1")
+    with pytest.raises(envs.EnvError, match="action leave the command 'leave the vessel'"):
+        env.step("board tern 1")
+
+
+def changing_text(task: types.Task, folder: pathlib.Path) -> types.Task:
+    """The same game, but ``help`` says something else each time, so no two engines agree on it."""
+    data = read(task)
+    head, tail = data["grammar"].split('"help.feedback": [', 1)
+    rule = """{"rhs": "{__import__('time').monotonic_ns()}"}, """
+    data["grammar"] = head + '"help.feedback": [' + rule + tail
+    data["walkthrough"] = ["look", "help"]
+    folder.mkdir()
+    (folder / "game.tw-pddl").write_text(json.dumps(data))
+    return task_of(folder, task.task_type)
+
+
+def test_an_engine_that_differs_is_not_trusted(homes, tmp_path):
+    bad = changing_text(homes[0], tmp_path / "bad")
+    expected = rf"{bad.path} .* episode 0, step 2 \('help'\), text must be '\d+', got '\d+'"
+    env = native(check_games=1)
+    with pytest.raises(EngineMismatch, match=expected):
+        env.reset(bad)
+    with pytest.raises(EngineMismatch, match=expected):
+        env.reset(homes[1])  # nothing is played any more
+    for num_workers in (0, 1):
+        options = {"engine": "native", "cache_dir": str(tmp_path / f"c{num_workers}")}
+        with EnvPool("alfworld", options, num_workers=num_workers) as pool:
+            with pytest.raises(EngineMismatch, match=expected):
+                pool.prepare([*homes[1:3], bad])
+        with EnvPool("alfworld", options, num_workers=num_workers) as pool:
+            pool.reset(0, bad)
+            with pytest.raises(EngineMismatch, match=expected):
+                pool.poll(60.0)
+
+
+def test_first_games_of_each_type_are_compared(homes, tmp_path, monkeypatch):
+    seen = []
+    compare = alfworld_native.compare
+
+    def counted(own, reference, task, expert):
+        seen.append((task.path, compare(own, reference, task, expert)))
+
+    monkeypatch.setattr(alfworld_native, "compare", counted)
+    more = [task_of(task.path, "other type") for task in homes]
+    env = native(check_games=1, max_games=7)
+    for task in [*homes, *homes, *more]:
+        env.reset(task)
+    types_seen = {task.task_type for task in homes}
+    assert len(seen) == len(types_seen) + 1
+    assert all(steps > 80 for _, steps in seen)
+
+
+def test_memory_of_all_games_together_is_limited(homes):
+    env = native(max_states=300, max_nodes=200)
+    games = env._games._store
+    for seed in range(3):
+        for task in homes:
+            rng, seen = random.Random(seed), env.reset(task)
+            for _ in range(60):
+                seen = env.step(pick(rng, seen.actions))
+            assert sum(game.size for game in games._games.values()) < 300 + 260
+    assert len(games._games) == len(homes)
