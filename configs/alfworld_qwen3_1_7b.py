@@ -1,7 +1,8 @@
 """Qwen3-1.7B on the downloaded ALFWorld games, all weights trained, shorter context.
 
 Command:   evolving-rl train --config=configs/alfworld_qwen3_1_7b.py --workdir=runs/qwen1.7b --config.data.games=GAMES
-Hardware:  a small TPU slice or one 80 GB GPU; `evolving-rl compile` says whether a slice fits (memory: not yet measured)
+Hardware:  a TPU slice of v5e:2x4 (8 chips): 14.63 of 15.75 GiB a device, as `evolving-rl compile` printed it; more in
+           docs/hardware.md (none was used yet).  One 80 GB GPU: memory not yet measured
 Time:      not yet measured
 Expected:  not yet measured
 """
@@ -23,8 +24,11 @@ def get_config():
         column_buckets=(2048, 4096, 8192),
     )
     config.train.update(row_length=8192, micro_batch_rows=8)
-    # Downloaded games name no household facts, and only valid_seen has past experience in `train`.
+    # Downloaded games name no household facts; their panels take past experience from `train`.
     config.eval.update(
-        temperatures=(0.0,), splits=("valid_seen",), conditions=("none", "own"), num_games=0
+        temperatures=(0.0,),
+        splits=("valid_unseen", "heldout_types"),
+        conditions=("none", "own"),
+        num_games=0,
     )
     return config

@@ -62,14 +62,50 @@ def test_blockwise_equals_plain(monkeypatch, batch, heads, kv_heads, length, til
         assert_close(value_and_gradients("blockwise", *arrays, segments), expected, 2e-5)
 
 
+@pytest.mark.parametrize("implementation", ["splash_interpreted", "pallas_gpu_interpreted"])
 @pytest.mark.parametrize(
     "batch, heads, kv_heads, length, dim", [(2, 4, 2, 130, 8), (1, 2, 1, 256, 128)]
 )
-def test_the_tpu_kernel_interpreted_equals_plain(batch, heads, kv_heads, length, dim):
+def test_kernels_interpreted_equal_plain(implementation, batch, heads, kv_heads, length, dim):
     arrays = inputs(batch, heads, kv_heads, length, dim)
     for segments in (None, packed_segments(batch, length)):
         expected = value_and_gradients("plain", *arrays, segments)
-        assert_close(value_and_gradients("splash_interpreted", *arrays, segments), expected, 2e-5)
+        assert_close(value_and_gradients(implementation, *arrays, segments), expected, 2e-5)
+
+
+def test_kernels_for_other_devices_are_refused_by_name():
+    mesh = SimpleNamespace(devices=np.array([SimpleNamespace(platform="gpu")]))
+    for name in ("auto", "plain", "blockwise", "pallas_gpu"):
+        lib.check_platform(name, mesh)
+    with pytest.raises(ValueError, match="config.model.attention .* gpu .*'splash', .* for tpu"):
+        lib.check_platform("splash", mesh)
+
+
+def test_the_gpu_kernel_compiles_to_one_for_gpus():
+    """Its Triton program is made without a GPU; only running it needs one."""
+    arrays = [jax.ShapeDtypeStruct((2, n, 1000, 64), jnp.bfloat16) for n in (4, 2, 2)]
+
+    def loss(q, k, v, segments):
+        out = lib.attention(q, k, v, segment_ids=segments, implementation="pallas_gpu")
+        return jnp.sum(out.astype(jnp.float32))
+
+    traced = jax.jit(jax.grad(loss, (0, 1, 2))).trace(
+        *arrays, jax.ShapeDtypeStruct((2, 1000), jnp.int32)
+    )
+    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    for kernel in ("mha_forward", "mha_backward"):
+        assert kernel in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("packed", [True, False])
+def test_at_16k_tokens_blockwise_equals_plain(packed):
+    """Every query, in values and gradients; ``plain`` holds all 16,384 x 16,384 scores."""
+    length = 16_384
+    arrays = inputs(1, 1, 1, length)
+    segments = packed_segments(1, length) if packed else None
+    expected = value_and_gradients("plain", *arrays, segments)
+    assert_close(value_and_gradients("blockwise", *arrays, segments), expected, 5e-5)
 
 
 def test_long_packed_rows_equal_the_formula():
@@ -107,7 +143,7 @@ for sizes, kv_heads in (((2, 2, 2), 4), ((1, 2, 4), 2), ((8, 1, 1), 1)):
         return jnp.sum(jnp.sin(out)), out
 
     f = jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True), static_argnums=3)
-    for name in ("blockwise", "splash_interpreted"):
+    for name in ("blockwise", "splash_interpreted", "pallas_gpu_interpreted"):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=3e-5),
                      f(q, k, v, name)[1], f(q, k, v, "plain")[1])
     assert lib._choose(150, mesh) == "blockwise"

@@ -3,7 +3,7 @@
 Layout: queries ``[B, H, T, d]``, keys and values ``[B, Hkv, T, d]``; query head ``h`` reads key
 head ``h // (H // Hkv)``.  Scores and softmax are float32, results have the dtype of the queries.
 
-Three implementations give the same values and gradients:
+Four implementations give the same values and gradients:
 
 * ``plain``: the textbook formula; holds ``[B, H, T, T]`` scores.  Best for short rows.
 * ``blockwise``: tiles of scores that fit a CPU's cache, recomputed in the backward pass from the
@@ -12,8 +12,10 @@ Three implementations give the same values and gradients:
   ``plain`` at T = 384.
 * ``splash``: the Pallas kernel for TPUs, see `splash`; ``splash_interpreted`` runs it on a CPU for
   tests.
+* ``pallas_gpu``: the Pallas kernel for GPUs, see `pallas_gpu`; likewise ``pallas_gpu_interpreted``.
+  ``auto`` does not choose it: nobody has measured yet whether it is faster than ``blockwise``.
 
-On a mesh the last two run inside ``shard_map``, each device on its own rows and heads: a compiler
+On a mesh all but ``plain`` run inside ``shard_map``, each device on its own rows and heads: a compiler
 cannot split a kernel, and would gather the rows of a loop over row groups.
 """
 
@@ -28,6 +30,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh, PartitionSpec
 
 from evolving_rl_jax import parallel
+from evolving_rl_jax.models.pallas_gpu import pallas_gpu_attention
 from evolving_rl_jax.models.splash import splash_attention
 
 # Large and finite: a row with nothing to attend to must give a number, not NaN.
@@ -222,7 +225,21 @@ _IMPLEMENTATIONS = {
     "blockwise": _blockwise,
     "splash": splash_attention,
     "splash_interpreted": functools.partial(splash_attention, interpret=True, block=128),
+    "pallas_gpu": pallas_gpu_attention,
+    "pallas_gpu_interpreted": functools.partial(pallas_gpu_attention, interpret=True),
 }
+# The kernels that are compiled for one kind of device only.
+_PLATFORMS = {"splash": "tpu", "pallas_gpu": "gpu"}
+
+
+def check_platform(implementation: str, mesh: Mesh) -> None:
+    """Raises ValueError when a kernel cannot be compiled for the devices of ``mesh``."""
+    platform = mesh.devices.flat[0].platform
+    if _PLATFORMS.get(implementation, platform) != platform:
+        raise ValueError(
+            f"config.model.attention must be auto, plain, blockwise or a kernel for {platform} "
+            f"devices, got {implementation!r}, which is for {_PLATFORMS[implementation]}"
+        )
 
 
 def attention(
@@ -244,8 +261,9 @@ def attention(
       k: [B, Hkv, T, d] rotated keys; Hkv divides H.
       v: [B, Hkv, T, d] values.
       segment_ids: [B, T] int; None means that every row is one segment.
-      implementation: ``plain``, ``blockwise``, ``splash``, ``splash_interpreted``, or ``auto``:
-        splash on a mesh of TPUs, elsewhere plain for short rows and blockwise for the others.
+      implementation: ``plain``, ``blockwise``, ``splash``, ``pallas_gpu``, one of the latter two
+        with ``_interpreted``, or ``auto``: plain for short rows, else splash on a mesh of TPUs and
+        blockwise elsewhere.
       mesh: where the arrays are, with the axes of `parallel.make_mesh`; None for one device.
 
     Returns:

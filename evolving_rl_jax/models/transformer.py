@@ -31,8 +31,18 @@ from evolving_rl_jax import parallel
 from evolving_rl_jax.models.attention import attention, cached_attention, write_cache
 from evolving_rl_jax.models.config import ModelConfig
 
+
+def _all_but_gathered(primitive, *_, **__) -> bool:
+    """A remat policy that keeps everything but weights that were gathered for their layer.
+
+    Kept, every device would hold the whole model.  Of a constraint that gathers nothing the input
+    is kept, which is as good.
+    """
+    return primitive.name != "sharding_constraint"
+
+
 _REMAT = {
-    "none": None,
+    "none": _all_but_gathered,
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.save_from_both_policies(
         jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -214,13 +224,17 @@ def apply(
 
 
 def _run_scanned(x, layers, cfg, rope, shape, attend, remat, mesh):
+    sharded = mesh is not None and mesh.shape["fsdp"] > 1
+    stacked = parallel.shardings(layers, mesh) if sharded else None
+
     def body(x, p):
+        p = parallel.gather_weights(p, stacked, x.dtype) if sharded else p
         x, _ = _layer(x, p, cfg, rope, shape, lambda q, k, v: (attend(q, k, v), None))
         return parallel.constrain_rows(x, mesh), None
 
     if remat not in _REMAT:
         raise ValueError(f"remat must be one of {', '.join(_REMAT)}, got {remat!r}")
-    if remat != "none":
+    if sharded or remat != "none":
         body = jax.checkpoint(body, policy=_REMAT[remat], prevent_cse=False)
     return jax.lax.scan(body, parallel.constrain_rows(x, mesh), layers)[0]
 

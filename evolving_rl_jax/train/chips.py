@@ -51,13 +51,18 @@ def parse_topology(name: str) -> tuple[Chip, tuple[int, ...]]:
     found = _NAME.fullmatch(name)
     chip = CHIPS.get(found[1]) if found else None
     sides = tuple(int(n) for n in found[2].split("x")) if found else ()
-    dimensions = 3 if chip and chip.name in ("v4", "v5p") else 2
+    dimensions = len(usual_host(chip).split("x")) if chip else 2
     if chip is None or len(sides) != dimensions or min(sides) < 1:
         raise ValueError(
             f"must be CHIP:SIDES with a chip of {', '.join(CHIPS)}, three sides for v4 and v5p "
             f"(v5p:2x2x4) and two for v5e and v6e (v5e:4x4), got {name!r}"
         )
     return chip, sides
+
+
+def usual_host(chip: Chip) -> str:
+    """The sides of the four chips of a host: three-dimensional on v4 and v5p."""
+    return "2x2x1" if chip.name in ("v4", "v5p") else "2x2"
 
 
 def host_bounds(sides: tuple[int, ...]) -> tuple[int, int, int] | None:

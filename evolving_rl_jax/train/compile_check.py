@@ -24,7 +24,8 @@ from evolving_rl_jax.config import ConfigError
 from evolving_rl_jax.generate.programs import Programs
 from evolving_rl_jax.models import lora as lora_lib
 from evolving_rl_jax.rollout.batch import BatchShape
-from evolving_rl_jax.train import chips, estimate, hlo
+from evolving_rl_jax.rollout.evolve import StepScoring
+from evolving_rl_jax.train import chips, estimate, traffic
 from evolving_rl_jax.train import state as state_lib
 from evolving_rl_jax.train import step as step_lib
 from evolving_rl_jax.train.optimizer import make_optimizer
@@ -51,7 +52,7 @@ class Program:
     temporary: float
     other: float
     flops: float
-    traffic: hlo.Traffic
+    traffic: traffic.Traffic
     error: str = ""
 
 
@@ -103,6 +104,19 @@ def topology_devices(name: str) -> tuple[chips.Chip, list[Any]]:
     return chip, list(found.devices)
 
 
+def host_devices(chip: chips.Chip, devices: list[Any]) -> list[Any]:
+    """The devices of one host, for programs that run on those alone.
+
+    The compiler numbers the devices of a program from 0, which those of a host in the middle of a
+    larger slice are not: a host with the usual four chips is taken as a slice of its own.
+    """
+    local = [d for d in devices if d.process_index == devices[0].process_index]
+    if len(local) == len(devices):
+        return local
+    alone = topology_devices(f"{chip.name}:{chips.usual_host(chip)}")[1]
+    return alone if len(alone) == len(local) else local
+
+
 def load_architecture(config, config_file: str) -> models.ModelConfig:
     """The model of a configuration without its weights.
 
@@ -139,7 +153,7 @@ def check(config, config_file: str, topology: str) -> Report:
         mesh = parallel.make_mesh(sizes.data, sizes.fsdp, sizes.tensor, devices=devices)
     except ValueError as e:
         raise ConfigError(f"config.mesh: {e}") from e
-    local = [d for d in devices if d.process_index == devices[0].process_index]
+    local = host_devices(chip, devices)
     engine_mesh = parallel.generation_mesh(cfg.num_kv_heads, local)
     shape = BatchShape.from_config(config)
     state, step = _lower_step(config, cfg, mesh, shape)
@@ -174,18 +188,23 @@ def _lower_step(config, cfg, mesh, shape):
     lora = lora_lib.from_config(config.model.lora)
     state = state_lib.abstract_state(cfg, optimizer, mesh, lora=lora)
     try:
-        step = step_lib.make_train_step(config, cfg, optimizer, mesh, lora=lora)
-        return state, step.lower(state, _abstract_batch(shape))
+        step = step_lib.make_train_step(
+            config, cfg, optimizer, mesh, lora=lora, attention=config.model.attention
+        )
+        scoring = StepScoring.from_config(config)
+        batch = _abstract_batch(shape, scoring.max_steps if scoring else 0)
+        return state, step.lower(state, batch)
     except ValueError as e:
         raise ConfigError(str(e)) from e
 
 
-def _abstract_batch(shape: BatchShape) -> TokenBatch:
+def _abstract_batch(shape: BatchShape, scored_steps: int) -> TokenBatch:
     def of(kind, *sizes):
         return jax.ShapeDtypeStruct(sizes, kind)
 
     rows, count = (shape.num_rows, shape.row_length), shape.num_sequences
     wins = of(jnp.float32, shape.g, shape.k, shape.n, shape.r)
+    steps = of(jnp.float32, *wins.shape, scored_steps) if scored_steps else None
     return TokenBatch(
         **{n: of(jnp.int32, *rows) for n in ("tokens", "positions", "segment_ids", "sequence_ids")},
         **{n: of(jnp.float32, *rows) for n in ("loss_mask", "rollout_logprobs")},
@@ -194,13 +213,18 @@ def _abstract_batch(shape: BatchShape) -> TokenBatch:
         skill_valid=of(jnp.float32, shape.g, shape.n),
         role=of(jnp.int32, count),
         index=of(jnp.int32, count),
+        step=of(jnp.int32, count),
         num_rows=of(jnp.int32),
+        scores=wins if scored_steps else None,
+        step_rewards=steps,
+        step_mask=steps,
     )
 
 
 def _lower_generation(config, cfg, mesh):
     """(abstract weights, abstract cache, [(name, lowered program, FLOPs of all devices)])."""
     r = config.rollout
+    cfg = dataclasses.replace(cfg, dtype=r.weights_dtype or cfg.dtype)
     programs = Programs(
         cfg, num_slots=r.num_slots, max_length=r.max_length, window=r.decode_window,
         chunks=r.prefill_buckets, rows=r.row_buckets or None, columns=r.column_buckets or None,
@@ -281,8 +305,10 @@ def _compile(name, lowered, flops, arguments) -> Program:
             raise
         needed = float(found[1]) * 1024 ** " KMGT".index(found[2]) if found else math.inf
         error = text.partition("RESOURCE_EXHAUSTED: ")[2][:160]
-        return Program(name, max(0, needed - arguments), 0, flops, hlo.Traffic(), error)
+        return Program(name, max(0, needed - arguments), 0, flops, traffic.Traffic(), error)
     m = compiled.memory_analysis()
     outputs = max(0, m.output_size_in_bytes - m.alias_size_in_bytes)
     rest = m.argument_size_in_bytes - arguments + outputs + m.generated_code_size_in_bytes
-    return Program(name, m.temp_size_in_bytes, max(0, rest), flops, hlo.traffic(compiled.as_text()))
+    return Program(
+        name, m.temp_size_in_bytes, max(0, rest), flops, traffic.of_program(compiled.as_text())
+    )

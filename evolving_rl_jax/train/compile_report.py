@@ -8,6 +8,7 @@ from evolving_rl_jax.train.hlo import COLLECTIVES
 
 _GIB = 2**30
 _WIDTH = 26
+_TIGHT = 0.95  # of the memory; beyond it the report says so
 
 
 def render(report: Report) -> str:
@@ -97,7 +98,9 @@ def _seconds(value: float) -> str:
 def _verdict(report: Report) -> list[str]:
     if report.fits:
         most = max(report.total(p) for p in report.programs) / report.chip.memory
-        return [f"fits: {most:.0%} of the memory at most"]
+        tight = most > _TIGHT
+        note = "; tight: the runtime itself and transfers need some too" if tight else ""
+        return [f"fits: {most:.0%} of the memory at most{note}"]
     worst = max(report.programs, key=report.total)
     over = report.total(worst) - report.chip.memory
     lines = [f"does not fit: {worst.name} needs {_gib(over)} GiB a device too much"]

@@ -1,18 +1,12 @@
-"""What a compiled program moves through memory and between devices, read from its HLO text.
-
-XLA's own cost analysis counts the body of a loop once, whatever its trip count.  Here every
-instruction is counted as often as the loops around it run.  A loop that may end early counts with
-its limit (the tokens of a decode window), one whose trip count is a run-time value counts once (the
-micro-batches of a step), so the result is per micro-batch.
-"""
+"""Compiled programs as data: the instructions of each computation, read from optimised HLO text."""
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import functools
 import math
 import re
+from collections.abc import Iterator
 
 COLLECTIVES = (
     "all-gather",
@@ -24,29 +18,30 @@ COLLECTIVES = (
 _BITS = re.compile(r"\D*(\d+)")
 _ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\](?:\{([^}]*)\})?")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{$")
-_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
+_INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
 _CALLED = re.compile(
-    r"\b(?:calls|body|branch_computations|called_computations)=(\{[^}]*\}|[^,\s]+)"
+    r"\b(calls|body|to_apply|branch_computations|called_computations|true_computation"
+    r"|false_computation)=(\{[^}]*\}|[^,\s]+)"
 )
 _NAME = re.compile(r"%([\w.\-]+)")
-# Instructions that move nothing themselves: views, bookkeeping, and what holds other computations.
-_FREE = frozenset(
-    "parameter constant tuple get-tuple-element bitcast while conditional call after-all domain "
-    "opt-barrier partition-id replica-id iota".split()
+VIEWS = ("bitcast", "reshape", "transpose", "copy")  # inside a fusion they move nothing either
+# Calls that only mark a buffer, or the beginning and end of a collective that runs inside fusions.
+_MARKERS = re.compile(
+    r'custom_call_target="(AllocateBuffer|ConcatBitcast|AsyncCollective(Start|Done))"'
 )
-_SLICES = ("dynamic-slice", "slice", "gather")
-_UPDATES = {"dynamic-update-slice": 1, "scatter": 2}  # which operand is written into the first one
 
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """One line of HLO as texts: name, shape, operation, what is in its parenthesis, the rest."""
+    """One line of HLO as texts: name, shape, operation, what is in its parenthesis, the rest; and
+    whether its value is the result of its computation."""
 
     name: str
     shape: str
     opcode: str
     arguments: str
     attributes: str
+    is_root: bool = False
 
     @functools.cached_property
     def operands(self) -> tuple[str, ...]:
@@ -56,22 +51,69 @@ class Instruction:
     @property
     def number(self) -> int:
         """N of ``parameter(N)`` and ``constant(N)``."""
-        return int(re.search(r"\d+", self.arguments)[0])
+        return int(re.search(r"-?\d+", self.arguments)[0])
+
+    @functools.cached_property
+    def called(self) -> tuple[str, ...]:
+        """Names of the computations that it runs, without the scalar ones of a reduction."""
+        return tuple(
+            name
+            for kind, names in _CALLED.findall(self.attributes)
+            if kind != "to_apply" or self.opcode == "call"
+            for name in _NAME.findall(names)
+        )
+
+    @property
+    def collective(self) -> str | None:
+        """Its kind, one of `COLLECTIVES`, when it sends something."""
+        kind = self.opcode.removesuffix("-start")
+        return kind if kind in COLLECTIVES else None
+
+    @property
+    def channel(self) -> str:
+        """What tells a collective from others: its channel, else its name."""
+        found = re.search(r"channel_id=\d+", self.attributes)
+        return found[0] if found else self.name
+
+    @property
+    def is_marker(self) -> bool:
+        """Whether it is a call that moves nothing."""
+        return self.opcode == "custom-call" and bool(_MARKERS.search(self.attributes))
 
 
-@dataclasses.dataclass
-class Traffic:
-    """Bytes of one device.
+class Computation:
+    """The instructions of one computation.
 
     Attributes:
-      hbm_bytes: read from and written to device memory.
-      counts: {kind of collective: how many run}.
-      sent_bytes: {kind: size of the whole array, twice for an all-reduce, which sends it twice}.
+      instructions: in order.
+      by_name: {name: instruction}.
+      root: the one whose value is the result.
     """
 
-    hbm_bytes: float = 0.0
-    counts: collections.Counter = dataclasses.field(default_factory=collections.Counter)
-    sent_bytes: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+    def __init__(self, instructions: list[Instruction]):
+        self.instructions = instructions
+        self.by_name = {i.name: i for i in instructions}
+        self.root = next((i for i in instructions if i.is_root), instructions[-1])
+        self._users: dict[str, list[Instruction]] = {}
+        for i in instructions:
+            for name in set(i.operands):
+                self._users.setdefault(name, []).append(i)
+
+    def parameter(self, number: int) -> Instruction:
+        """``parameter(number)``."""
+        found = (i for i in self.instructions if i.opcode == "parameter" and i.number == number)
+        return next(found)
+
+    def users(self, name: str) -> list[Instruction]:
+        """What has the value of ``name`` as an operand."""
+        return self._users.get(name, [])
+
+    def source(self, name: str) -> Instruction:
+        """The instruction that ``name`` is a view of."""
+        found = self.by_name[name]
+        while found.opcode in VIEWS:
+            found = self.by_name[found.operands[0]]
+        return found
 
 
 def array_bytes(shape: str, *, memory_only: bool = False) -> int:
@@ -79,35 +121,43 @@ def array_bytes(shape: str, *, memory_only: bool = False) -> int:
 
     A TPU layout with ``S(n)``, n > 0, is in the small memory on the chip, or a semaphore.
     """
-    total = 0
+    return sum(element_bytes(shape, memory_only))
+
+
+def element_bytes(shape: str, memory_only: bool) -> Iterator[int]:
+    """`array_bytes` of each array."""
     for kind, sizes, layout in _ARRAY.findall(shape):
         if memory_only and re.search(r"S\([1-9]", layout):
+            yield 0
             continue
         bits = 8 if kind == "pred" else int(m[1]) if (m := _BITS.match(kind)) else 0
-        total += math.prod(int(n) for n in sizes.split(",") if n) * bits // 8
-    return total
+        yield math.prod(int(n) for n in sizes.split(",") if n) * bits // 8
 
 
-def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
-    """{name of a computation: its instructions}, and the name of the one that runs."""
-    computations: dict[str, list[Instruction]] = {}
+def parse(text: str) -> tuple[dict[str, Computation], str]:
+    """{name of a computation: it}, and the name of the one that runs.
+
+    Raises:
+      ValueError: ``text`` is not that of a module.
+    """
+    found: dict[str, list[Instruction]] = {}
     entry, current = "", []
     for line in text.splitlines():
         if head := _COMPUTATION.match(line):
-            current = computations.setdefault(head[2], [])
+            current = found.setdefault(head[2], [])
             entry = head[2] if head[1] else entry
-        elif found := _INSTRUCTION.match(line):
-            current.append(_instruction(found[1], found[2]))
+        elif line := _INSTRUCTION.match(line):
+            current.append(_instruction(line[2], line[3], bool(line[1])))
     if not entry:
         raise ValueError("HLO text must have an ENTRY computation, found none")
-    return computations, entry
+    return {name: Computation(lines) for name, lines in found.items() if lines}, entry
 
 
-def _instruction(name: str, rest: str) -> Instruction:
+def _instruction(name: str, rest: str, is_root: bool) -> Instruction:
     shape, rest = _split(rest) if rest.startswith("(") else rest.split(" ", 1)
     opcode, bracket, rest = rest.strip().partition("(")
     operands, attributes = _split(bracket + rest)
-    return Instruction(name, shape, opcode, operands, attributes)
+    return Instruction(name, shape, opcode, operands, attributes, is_root)
 
 
 def _split(text: str) -> tuple[str, str]:
@@ -120,79 +170,64 @@ def _split(text: str) -> tuple[str, str]:
     return text, ""
 
 
-def traffic(text: str) -> Traffic:
-    """The `Traffic` of one run of the program whose optimised HLO is ``text``."""
-    computations, entry = parse(text)
-    total = Traffic()
-    _add(total, computations, entry, 1, fused=False)
-    return total
+def trip_count(loop: Instruction, around: Computation, computations) -> int:
+    """How often a while instruction, one of ``around``, runs its body; 1 if only the run decides.
 
-
-def _add(total: Traffic, computations, name: str, times: float, *, fused: bool) -> None:
-    instructions = computations.get(name, [])
-    shapes = {i.name: i.shape for i in instructions}
-    for i in instructions:
-        kind = i.opcode.removesuffix("-start")
-        if kind in COLLECTIVES and not i.opcode.endswith("-done"):
-            total.counts[kind] += times
-            total.sent_bytes[kind] += times * _sent(i, kind, shapes)
-        if not fused:
-            total.hbm_bytes += times * _moved(i, shapes, computations)
-        inner = times * (trip_count(i, computations) if i.opcode == "while" else 1)
-        for called in _CALLED.findall(i.attributes):
-            for other in _NAME.findall(called):
-                _add(total, computations, other, inner, fused=fused or i.opcode == "fusion")
-
-
-def _sent(i: Instruction, kind: str, shapes) -> int:
-    given = sum(array_bytes(shapes.get(o, "")) for o in i.operands)
-    result = array_bytes(i.shape) - (given if i.opcode.endswith("-start") else 0)
-    return max(given, result) * (2 if kind == "all-reduce" else 1)
-
-
-def trip_count(loop: Instruction, computations) -> int:
-    """How often a while instruction runs its body; 1 where only the run decides."""
+    Read from ``counter < limit`` in its condition, what the body adds to the counter, and the
+    counter's first value.
+    """
     known = re.search(r"known_trip_count[^\d]*(\d+)", loop.attributes)
     if known:
         return int(known[1])
-    condition = re.search(r"condition=%?([\w.\-]+)", loop.attributes)
-    instructions = {i.name: i for i in computations.get(condition[1] if condition else "", [])}
-    for i in instructions.values():
-        if i.opcode == "compare" and "direction=LT" in i.attributes:
-            limit = instructions.get(i.operands[1])
-            if limit is not None and limit.opcode == "constant":
-                return limit.number
+    condition = computations[_NAME.findall(re.search(r"condition=(\S+)", loop.attributes)[1])[0]]
+    for test, (counter, limit) in _comparisons(condition, computations):
+        is_counter = counter.opcode == "get-tuple-element" and counter.shape[0] in "su"
+        if "direction=LT" in test.attributes and is_counter and limit.opcode == "constant":
+            index = _tuple_index(counter)
+            first = _constant(around, around.by_name[loop.operands[0]], index)
+            step = _step(computations[loop.called[0]], index)
+            return max(0, -(-(limit.number - (first or 0)) // step))
     return 1
 
 
-def _moved(i: Instruction, shapes, computations) -> int:
-    """Bytes of main memory that an instruction reads and writes; of slices only what is touched."""
-    if i.opcode in _FREE or i.opcode.endswith("-done"):
-        return 0
+def _comparisons(condition: Computation, computations):
+    """(compare instruction, the two that it compares) of a condition, fused ones included."""
+    for i in condition.instructions:
+        if i.opcode == "compare":
+            yield i, [condition.source(o) for o in i.operands]
+        elif i.opcode == "fusion":
+            inside = computations[i.called[0]]
+            for test in (j for j in inside.instructions if j.opcode == "compare"):
+                parts = [inside.source(o) for o in test.operands]
+                yield (
+                    test,
+                    [
+                        condition.source(i.operands[p.number]) if p.opcode == "parameter" else p
+                        for p in parts
+                    ],
+                )
 
-    def size(shape):
-        return array_bytes(shape, memory_only=True)
 
-    if i.opcode in _SLICES:
-        return 2 * size(i.shape)
-    if i.opcode in _UPDATES:
-        return 2 * size(shapes.get(i.operands[_UPDATES[i.opcode]], ""))
-    read = [size(shapes.get(o, "")) for o in i.operands]
-    if i.opcode != "fusion":
-        return sum(read) + (0 if i.opcode.endswith("-start") else size(i.shape))
-    body = computations.get(_NAME.findall(_CALLED.findall(i.attributes)[0])[0], [])
-    inside = {j.name: j for j in body}
-    parameters = [j for j in body if j.opcode == "parameter"]
-    parameters.sort(key=lambda j: j.number)
-    written = size(i.shape)
-    for n, p in enumerate(parameters[: len(read)]):
-        users = [j for j in body if p.name in j.operands]
-        if users and all(j.opcode in _SLICES and j.operands[0] == p.name for j in users):
-            read[n] = min(read[n], sum(array_bytes(j.shape) for j in users))
-        updates = [j for j in users if j.opcode in _UPDATES and j.operands[0] == p.name]
-        if updates and len(users) == len(updates):  # in place: the rest of the buffer stays
-            changes = [inside[j.operands[_UPDATES[j.opcode]]] for j in updates]
-            touched = sum(array_bytes(j.shape) for j in changes)
-            written -= max(0, read[n] - touched)
-            read[n] = 0
-    return sum(read) + max(0, written)
+def _tuple_index(i: Instruction) -> int:
+    return int(re.search(r"\bindex=(\d+)", i.attributes)[1])
+
+
+def _constant(computation: Computation, start: Instruction, index: int) -> int | None:
+    """Element ``index`` of a tuple where it is a constant of the computation."""
+    if start.opcode != "tuple":
+        return None
+    found = computation.source(start.operands[index])
+    return found.number if found.opcode == "constant" else None
+
+
+def _step(body: Computation, index: int) -> int:
+    """What the body adds to element ``index`` of its state; 1 where that is not a constant."""
+    added, total = body.source(body.root.operands[index]), 0
+    while added.opcode == "add":
+        parts = [body.source(o) for o in added.operands]
+        numbers = [p.number for p in parts if p.opcode == "constant"]
+        if len(numbers) != 1:
+            return 1
+        total += numbers[0]
+        added = next(p for p in parts if p.opcode != "constant")
+    return max(1, total)
