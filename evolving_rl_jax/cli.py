@@ -9,6 +9,8 @@ import sys
 
 from evolving_rl_jax import __version__
 from evolving_rl_jax.config import ConfigError
+from evolving_rl_jax.train import eval_commands, report_command, skill_commands
+from evolving_rl_jax.train.preemption import EXIT_AGAIN, Preempted
 
 EXIT_USAGE = 2
 
@@ -19,14 +21,18 @@ def main(argv: list[str] | None = None) -> int:
     try:
         overrides = _take_overrides(argv)
         args = _parser().parse_args(argv)
-        if overrides and args.command not in ("train", "compile"):
+        if overrides and args.command not in ("train", "compile", "transfer", "doctor"):
             raise ConfigError(
-                f"--config.KEY=VALUE must be given to train or compile only, got {args.command}"
+                "--config.KEY=VALUE must be given to train, compile, transfer or doctor, got "
+                f"{args.command}"
             )
         return COMMANDS[args.command](args, overrides) or 0
     except ConfigError as e:
         print(f"evolving-rl: {' '.join(str(e).split())}", file=sys.stderr)
         return EXIT_USAGE
+    except Preempted as e:
+        print(f"evolving-rl: {e}: the same command goes on from here", file=sys.stderr)
+        return EXIT_AGAIN
     except KeyboardInterrupt:
         print(
             "evolving-rl: interrupted; the same training command goes on from the last checkpoint",
@@ -61,11 +67,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"evolving-rl {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_train(commands)
-    _add_eval(commands)
-    _add_report(commands)
+    _add_hosts(eval_commands.add_eval(commands))
+    eval_commands.add_transfer(commands)
+    report_command.add_report(commands)
     _add_games(commands)
-    _add_export(commands)
+    _add_data(commands)
+    skill_commands.add_export(commands)
+    skill_commands.add_skills(commands)
     _add_compile(commands)
+    _add_doctor(commands)
     return parser
 
 
@@ -81,36 +91,18 @@ def _add_train(commands) -> None:
     p.add_argument(
         "--workdir", required=True, metavar="DIR", help="run folder; made if it is not there"
     )
+    _add_hosts(p)
 
 
-def _add_eval(commands) -> None:
-    p = commands.add_parser(
-        "eval",
-        help="play the fixed panel with and without skills",
-        description="Plays every game of the panel once under each condition and writes WORKDIR/eval/*.json.",
+def _add_hosts(p) -> None:
+    group = p.add_argument_group(
+        "several processes",
+        "Start the same command on every worker.  Cloud TPU and SLURM need none of these; elsewhere give "
+        "all three, or set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.",
     )
-    p.add_argument("--workdir", required=True, metavar="DIR", help="run folder of a training run")
-    p.add_argument(
-        "--checkpoint",
-        default="latest",
-        metavar="WHICH",
-        help="latest, warmstart or an iteration (default: latest)",
-    )
-    p.add_argument(
-        "--temperature",
-        type=float,
-        default=1.0,
-        help="sampling temperature; 0 is greedy (default: 1)",
-    )
-
-
-def _add_report(commands) -> None:
-    p = commands.add_parser(
-        "report",
-        help="write report.html of a run",
-        description="Writes WORKDIR/report.html, one file that needs no network, and prints the before/after table.",
-    )
-    p.add_argument("--workdir", required=True, metavar="DIR", help="run folder")
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
+    group.add_argument("--num-processes", type=int, metavar="N", help="of the whole run")
+    group.add_argument("--process-id", type=int, metavar="I", help="of this process, from 0")
 
 
 def _add_games(commands) -> None:
@@ -119,6 +111,7 @@ def _add_games(commands) -> None:
         help="generate ALFWorld-format household games",
         description="Generates games that the alfworld package plays: households with stable habits, all six "
         "task types, each won by the walkthrough that it carries.",
+        epilog="evolving-rl games --out=games --num=1000 --rooms=scenes --split=all",
     )
     p.add_argument(
         "--out", required=True, metavar="DIR", help="folder for the games; must be new or empty"
@@ -128,30 +121,61 @@ def _add_games(commands) -> None:
         "--seed", type=int, default=0, metavar="S", help="same seed, same games (default: 0)"
     )
     p.add_argument(
-        "--split", default="train", help="split name written into the index (default: train)"
+        "--split",
+        default="train",
+        help="split name written into the index, or 'all': the num games are divided over training, "
+        "seen, unseen and warm-start households and held-out task types (default: train)",
+    )
+    p.add_argument(
+        "--rooms",
+        choices=("compact", "scenes"),
+        default="compact",
+        help="one small room, or the scene layouts of the alfworld package (default: compact)",
+    )
+    p.add_argument(
+        "--slack",
+        type=int,
+        metavar="STEPS",
+        help="steps that the limit allows beyond the shortest solution (default: enough to try a third of "
+        "the places where the object could be)",
     )
 
 
-def _add_export(commands) -> None:
+def _add_data(commands) -> None:
     p = commands.add_parser(
-        "export",
-        help="write the policy as a Hugging Face folder",
-        description="Writes a checkpoint of a run as config.json, safetensors and tokenizer files, or, of a "
-        "run that trains adapters, these alone in the format of the peft package.",
+        "data",
+        help="index a downloaded data set for training",
+        description="Checks the official ALFWorld games and writes an index that config.data.games takes: "
+        "the splits of the paper, content hashes and a TFDS data set.  Exit code 1, and no index, when the "
+        "numbers of games are not those of the release.  Mind2Web: compacts the official JSON files, the "
+        "protected test archive too, into a TFDS data set of page elements, and reports counts, duplicates "
+        "and how often the right element is shown.",
+        epilog="evolving-rl data alfworld --source=download --out=alfworld",
     )
-    p.add_argument("--workdir", required=True, metavar="DIR", help="run folder")
-    p.add_argument("--out", required=True, metavar="DIR", help="folder to write")
+    p.add_argument("name", choices=("alfworld", "mind2web"), help="which data set")
     p.add_argument(
-        "--what",
-        choices=("policy", "adapter"),
-        default="policy",
-        help="whole weights, adapters merged into them, or the adapters (default: policy)",
+        "--source",
+        action="append",
+        default=[],
+        metavar="DIR|ZIP|download",
+        help="folder that holds json_2.1.1, or zip files of the release (give the option once for each), or "
+        "'download' (default: the folder $ALFWORLD_DATA)",
     )
     p.add_argument(
-        "--checkpoint",
-        default="latest",
-        metavar="WHICH",
-        help="latest or an iteration (default: latest)",
+        "--out",
+        required=True,
+        metavar="DIR",
+        help="folder to write; an interrupted command goes on in it",
+    )
+    p.add_argument(
+        "--allow-counts",
+        action="store_true",
+        help="write the index although the numbers of games differ",
+    )
+    p.add_argument(
+        "--password",
+        default="",
+        help="mind2web: of the archive of the test splits (default: $MIND2WEB_PASSWORD)",
     )
 
 
@@ -172,51 +196,103 @@ def _add_compile(commands) -> None:
     )
 
 
+def _add_doctor(commands) -> None:
+    p = commands.add_parser(
+        "doctor",
+        help="is this machine, or are all hosts of a run, ready to train",
+        description="Checks versions, devices, mesh, folders, data, tokens and engines, and sums over all "
+        "devices for two seconds.  Exit code 1 when something is wrong.",
+        epilog="Any key can be overridden: --config.mesh.tensor=4",
+    )
+    p.add_argument("--config", metavar="FILE", help="also check what this configuration needs")
+    p.add_argument(
+        "--workdir", metavar="DIR", help="also check this run folder; nothing stays in it"
+    )
+    _add_hosts(p)
+
+
 def _train(args, overrides: dict[str, str]) -> None:
     from evolving_rl_jax.config import load_config
     from evolving_rl_jax.train.build import open_parts
+    from evolving_rl_jax.train.preemption import Preemption
     from evolving_rl_jax.train.run_folder import RunFolder
+    from evolving_rl_jax.train.tracking import check_wandb
 
     config = load_config(args.config, overrides)
-    with open_parts(config, RunFolder(args.workdir, config)) as parts:
-        from evolving_rl_jax.train.loop import train
+    check_wandb(config.train.wandb)
+    with Preemption() as preemption, _hosts(args, config) as hosts:
+        folder = RunFolder(args.workdir, config, writes=hosts.first)
+        _check_alike(hosts, config, folder)
+        with open_parts(config, folder, hosts, preemption) as parts:
+            from evolving_rl_jax.train.loop import train
 
-        train(parts)
+            train(parts)
+
+
+def _doctor(args, overrides: dict[str, str]) -> int:
+    from evolving_rl_jax.config import default_config, load_config
+
+    if overrides and not args.config:
+        raise ConfigError("--config must be given with --config.KEY=VALUE, got none")
+    config = load_config(args.config, overrides) if args.config else None
+    workdir = pathlib.Path(args.workdir).absolute() if args.workdir else None
+    with _hosts(args, config or default_config()) as hosts:
+        from evolving_rl_jax.doctor import Subject, check_all
+
+        return 0 if check_all(Subject(hosts, config, workdir)) else 1
+
+
+def _hosts(args, config):
+    """The processes of the run, as flags and environment say."""
+    from evolving_rl_jax import distributed
+
+    address = distributed.find(
+        os.environ,
+        coordinator=args.coordinator,
+        num_processes=args.num_processes,
+        process_id=args.process_id,
+    )
+    return distributed.joined(address, **config.hosts)
+
+
+def _check_alike(hosts, config, folder) -> None:
+    """All processes of a run must do the same thing in the same folder."""
+    from evolving_rl_jax.config import flat
+
+    facts = {f"config.{key}": value for key, value in flat(config).items()}
+    hosts.check_alike(facts | {"--workdir": str(folder.path)})
 
 
 def _eval(args, _overrides) -> None:
     from evolving_rl_jax.train.build import open_parts
-    from evolving_rl_jax.train.run_folder import RunFolder
 
-    if not 0 <= args.temperature < float("inf"):
-        raise ConfigError(f"--temperature must be >= 0, got {args.temperature}")
-    folder = RunFolder(args.workdir)
-    with open_parts(folder.load_config(), folder) as parts:
-        from evolving_rl_jax.train.loop import evaluate_checkpoint
-
-        evaluate_checkpoint(parts, args.checkpoint, args.temperature)
-
-
-def _report(args, _overrides) -> None:
-    from evolving_rl_jax.eval.report import before_after_table, write_report
-    from evolving_rl_jax.train.run_folder import RunFolder
-
-    folder = RunFolder(args.workdir)
-    folder.load_config()
-    print(before_after_table(folder.path))
-    print(f"report: {write_report(folder.path)}")
+    if args.compare:
+        eval_commands.compare(args)
+        return
+    folder, config = eval_commands.eval_config(args)
+    with _hosts(args, config) as hosts:
+        _check_alike(hosts, config, folder)
+        with open_parts(config, folder, hosts) as parts:
+            eval_commands.run_eval(args, parts)
 
 
 def _games(args, _overrides) -> None:
-    from evolving_rl_jax.envs.households import generate_even
+    from evolving_rl_jax.envs.household_plan import spread_spec
+    from evolving_rl_jax.envs.households import generate_even, generate_games
     from evolving_rl_jax.train.build import progress
 
     out = pathlib.Path(args.out)
+    options = {"rooms": args.rooms, "slack": args.slack}
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"--out must be a new or empty folder, got {args.out!r}")
     try:
         with progress("generating games", args.num) as bar:
-            generate_even(out, num=args.num, seed=args.seed, split=args.split, progress=bar)
+            if args.split == "all":
+                spec = spread_spec(args.num, **options)
+                generate_games(out, seed=args.seed, spec=spec, progress=bar)
+            else:
+                where = {"seed": args.seed, "split": args.split}
+                generate_even(out, num=args.num, **where, **options, progress=bar)
     except ValueError as e:
         raise ConfigError(f"--{e}") from e
     except OSError as e:
@@ -224,13 +300,50 @@ def _games(args, _overrides) -> None:
     print(f"{args.num} games in {out}")
 
 
-def _export(args, _overrides) -> None:
-    from evolving_rl_jax.train.export import export_adapter, export_policy
-    from evolving_rl_jax.train.run_folder import RunFolder
+def _data_mind2web(args) -> int:
+    from evolving_rl_jax.data.mind2web_index import build_index
+    from evolving_rl_jax.data.mind2web_official import PASSWORD_VARIABLE, DataError
+    from evolving_rl_jax.train.build import progress
 
-    export = {"policy": export_policy, "adapter": export_adapter}[args.what]
-    export(RunFolder(args.workdir), pathlib.Path(args.out), args.checkpoint)
-    print(f"{args.what} in {args.out}")
+    password = args.password or os.environ.get(PASSWORD_VARIABLE, "")
+    try:
+        with progress("reading tasks") as bar:
+            report = build_index(args.source, args.out, password=password, progress=bar)
+    except DataError as e:
+        raise ConfigError(str(e)) from e
+    print(report.text())
+    print(f"{sum(report.counts.values())} tasks indexed in {args.out}")
+    return 0
+
+
+def _data(args, _overrides) -> int:
+    if args.name == "mind2web":
+        return _data_mind2web(args)
+    from evolving_rl_jax.data import alfworld
+    from evolving_rl_jax.data.archives import ArchiveError, DownloadError
+    from evolving_rl_jax.data.game_folder import TaskError
+    from evolving_rl_jax.train.build import progress
+
+    options = {"progress": progress, "allow_counts": args.allow_counts}
+    try:
+        report = alfworld.prepare(args.source, pathlib.Path(args.out), **options)
+    except alfworld.CountsError as e:
+        print("\n".join(e.report.lines()))
+        print(
+            "evolving-rl: no index written; --allow-counts writes it all the same", file=sys.stderr
+        )
+        return 1
+    except DownloadError as e:
+        raise ConfigError(
+            f"{e}; without a network, fetch the zip files elsewhere and give --source=ZIP for each"
+        ) from e
+    except (TaskError, ArchiveError, FileExistsError) as e:
+        raise ConfigError(str(e)) from e
+    except OSError as e:
+        raise ConfigError(f"--out must be a folder that can be written, got {e}") from e
+    print("\n".join(report.lines()))
+    print(f"{sum(report.counts.values())} games indexed in {args.out}")
+    return 0
 
 
 def _compile(args, overrides: dict[str, str]) -> int:
@@ -255,8 +368,12 @@ def _compile(args, overrides: dict[str, str]) -> int:
 COMMANDS = {
     "train": _train,
     "eval": _eval,
-    "report": _report,
+    "transfer": eval_commands.transfer,
+    "report": report_command.report,
     "games": _games,
-    "export": _export,
+    "data": _data,
+    "export": skill_commands.export,
+    "skills": skill_commands.skills,
     "compile": _compile,
+    "doctor": _doctor,
 }

@@ -19,6 +19,7 @@ from evolving_rl_jax.config_checks import (
     ConfigError,
     cache_gigabytes,
     check,
+    item_type,
     unknown_key,
 )
 
@@ -28,6 +29,7 @@ __all__ = [
     "cache_gigabytes",
     "default_config",
     "first_difference",
+    "flat",
     "from_json",
     "load_config",
     "set_key",
@@ -46,6 +48,7 @@ def default_config() -> ConfigDict:
             "model": _model_defaults(),
             "rollout": _rollout_defaults(),
             "algorithm": _algorithm_defaults(),
+            "skills": _skills_defaults(),
             "optimizer": {
                 "name": "adamw",
                 "learning_rate": 1e-6,
@@ -64,8 +67,13 @@ def default_config() -> ConfigDict:
                 "row_length": 16384,  # T: tokens a packed row, also the longest trainable sequence
                 "micro_batch_rows": 8,
                 "logprob_chunk": 512,
-                "remat": "full",  # full | none: recompute activations for the gradient or keep them
+                "remat": "full",  # full | dots | none: what the gradient recomputes (dots: all but products)
                 "log_episodes": 8,  # sources an iteration written to episodes/*.jsonl.gz (0 = none)
+                "wandb": "",  # W&B project that gets the metrics too; empty = none
+            },
+            "hosts": {  # of a run of several processes
+                "start_timeout_s": 300.0,  # until all of them must have started
+                "heartbeat_timeout_s": 100.0,  # one that is silent for so long is dead: all end
             },
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1},  # -1 takes the devices that remain
             "checkpoint": {"every": 10, "keep_last": 2, "keep_best": 1},
@@ -85,11 +93,13 @@ def default_config() -> ConfigDict:
 
 def _env_defaults() -> dict[str, Any]:
     return {
-        "name": "alfworld",
-        "engine": "cached",  # cached | stock
+        "name": "alfworld",  # alfworld | mind2web
+        "engine": "cached",  # cached | native | stock
         "num_workers": 2,
         "deadline_s": 120.0,  # a worker that does not answer for so long is replaced
         "cache_dir": "",  # translated games; empty = WORKDIR/cache
+        "protocol": "stop_at_error",  # of mind2web: stop_at_error | teacher_forced
+        "snapshot_tokens": 2000,  # of mind2web: most tokens of a page that are shown
     }
 
 
@@ -103,11 +113,21 @@ def _data_defaults() -> dict[str, Any]:
             "pick_heat_then_place_in_recep",
             "pick_cool_then_place_in_recep",
         ),
+        "sites": {  # the same for mind2web: `games` is then what `evolving-rl data mind2web` wrote
+            "num_train": 48,
+            "tasks_per_site": 10,
+            "test_tasks": 96,  # of the split test_task
+            "num_test": 48,  # sites of test_website, and again of test_domain
+            "tasks_per_test_site": 2,
+            "warmstart_sites": 128,
+            "tasks_per_warmstart_site": 8,
+        },
         "households": {  # what to generate when `games` is empty
             "num_train": 32,
             "num_unseen": 80,
             "games_per_object": 4,
             "heldout_games": 240,
+            "rooms": "compact",  # compact (one small room) | scenes (the layouts of the alfworld package)
             "warmstart_games": 768,
         },
     }
@@ -124,6 +144,8 @@ def _model_defaults() -> dict[str, Any]:
         "num_kv_heads": 4,
         "rope_theta": 10000.0,
         "dtype": "float32",  # compute type; what is trained is always kept in float32
+        # of training; auto: splash on TPU, blockwise elsewhere (plain | blockwise | splash | pallas_gpu)
+        "attention": "auto",
         "lora": {  # adapters on a frozen policy
             "rank": 0,  # 0 = train all parameters instead
             "alpha": 16.0,  # their product is scaled by alpha / rank
@@ -145,6 +167,11 @@ def _rollout_defaults() -> dict[str, Any]:
         "temperature": 1.0,
         "top_p": 0.9,
         "top_k": 0,
+        "stop_strings": (),  # texts that end a solver turn, such as "</action>" with style chat
+        "context": "full",  # full (the whole trajectory) | recent (task and last turns, each trained apart)
+        "recent_turns": 4,  # h: turns before the present one that a recent context shows
+        "overlap": 0,  # 1 = play the next iteration while the step trains, one iteration off-policy
+        "weights_dtype": "",  # of weights and cache in generation; empty = model.dtype
         "num_slots": 32,  # S
         "max_length": 16384,  # C: cache columns a slot
         "prefill_buckets": (64, 256, 1024),
@@ -154,7 +181,21 @@ def _rollout_defaults() -> dict[str, Any]:
         "sync": True,  # wait for all environments before decoding on: reproducible bit for bit
         "evaluate_invalid_skills": False,
         "max_skill_chars": 6000,
-        "memory_limit_gb": 0.0,  # 0 = do not check the cache against a limit
+        "deadline_s": 3600.0,  # longest collection of an iteration; what is unfinished is masked
+        "memory_limit_gb": 0.0,  # of the cache, all devices; 0 = only what the device says it has free
+    }
+
+
+def _skills_defaults() -> dict[str, Any]:
+    return {
+        # tfidf | folder or hub id of an embedding model | sentence-transformers:NAME
+        "embedder": "tfidf",
+        "exclude_identical_text": False,  # from retrieval: tasks worded exactly as the query
+        "min_similarity": 0.0,  # cosine below which a skill of a bank is not used
+        "prompt_tokens": 0,  # longest skill text in a prompt of an evaluation (0 = no limit)
+        "audit_length": True,  # refuse skills longer than rollout.max_skill_chars
+        "audit_leakage": False,  # refuse commands of the source's known solution
+        "audit_entities": False,  # refuse names of single things that the source saw ("mug 2")
     }
 
 
@@ -164,8 +205,15 @@ def _algorithm_defaults() -> dict[str, Any]:
         "extractor_weight": 0.2,
         "solver_weight": 1.0,
         "solver_reward": 10.0,
+        # Of environments that score every step (mind2web):
+        "extractor_score": "correct_steps",  # of an episode: correct_steps | share_of_steps
+        "step_pool": "task",  # a step is compared over: task (its own task) | all (the source's tasks)
         "clip_low": 0.1,
         "clip_high": 0.15,
+        "importance": {  # weights of tokens that other weights sampled than those that train
+            "kind": "none",  # none | truncated
+            "cap": 2.0,  # largest weight
+        },
         "kl_kind": "low_var_kl",
         "kl_coef": {"solver": 0.01, "extractor": 0.01},
         "entropy_coef": {"solver": 0.0, "extractor": -0.03},
@@ -236,7 +284,7 @@ def _convert(key: str, text: str, old: Any) -> Any:
             return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
         if isinstance(old, tuple):
             parts = [p.strip() for p in text.strip("()[] ").split(",") if p.strip()]
-            kind = type(old[0]) if old else int
+            kind = item_type(key, old)
             return tuple(kind(p.strip("'\"")) for p in parts)
         return type(old)(text)
     except (KeyError, ValueError):
@@ -252,6 +300,15 @@ def validate(config: ConfigDict) -> None:
 def to_json(config: ConfigDict) -> str:
     """Canonical JSON text of the configuration (what the run folder keeps)."""
     return json.dumps(config.to_dict(), indent=2, sort_keys=True)
+
+
+def flat(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
+    """Dotted key -> value, for all keys."""
+    found: dict[str, Any] = {}
+    for key in config:
+        value, name = config[key], f"{prefix}{key}"
+        found |= flat(value, f"{name}.") if isinstance(value, ConfigDict) else {name: value}
+    return found
 
 
 def from_json(path: pathlib.Path) -> ConfigDict:
@@ -275,7 +332,10 @@ def _tuples(node: Any) -> Any:
 
 
 # Keys that may change when a run goes on in its folder: how long, where and how often, never what.
-RESUMABLE = ("train.num_iterations", "env.num_workers", "env.deadline_s", "checkpoint", "mesh")
+RESUMABLE = (
+    *("train.num_iterations", "env.num_workers", "env.deadline_s", "rollout.deadline_s"),
+    *("checkpoint", "mesh", "hosts", "train.wandb"),
+)
 
 
 def first_difference(

@@ -25,6 +25,13 @@ def unknown_key(key: str, node: Any, parent: str) -> str:
     return f"unknown config key {key!r}; accepted in {parent or 'the top level'!r}: {known}"
 
 
+def item_type(key: str, default: tuple) -> type:
+    """What a tuple holds; an empty default does not say so itself."""
+    if default:
+        return type(default[0])
+    return str if key == "rollout.stop_strings" else int
+
+
 def _require(ok: bool, key: str, accepted: str, found: Any) -> None:
     if not ok:
         shown = " ".join(repr(found).split())
@@ -65,6 +72,12 @@ def check(config: ConfigDict, default: ConfigDict) -> None:
         t.row_length,
     )
     _require(
+        len(t.wandb) <= 128 and not set(t.wandb) & set("/\\#?%:"),
+        "train.wandb",
+        "empty or a W&B project name (at most 128 characters, none of / \\ # ? % :)",
+        t.wandb,
+    )
+    _require(
         r.max_length >= max(2, r.decode_window),
         "rollout.max_length",
         f">= 2 and >= rollout.decode_window ({r.decode_window})",
@@ -78,6 +91,43 @@ def check(config: ConfigDict, default: ConfigDict) -> None:
         config.optimizer.warmup_steps,
     )
     _check_memory(config)
+    _check_overlap(config)
+    _check_web(config)
+
+
+def _check_web(config: ConfigDict) -> None:
+    if config.env.name != "mind2web":
+        return
+    _require(
+        config.rollout.context == "recent",
+        "rollout.context",
+        "'recent' with env.name 'mind2web' (each step is a sequence with an advantage of its own)",
+        config.rollout.context,
+    )
+    _require(
+        not config.warmstart.enabled or config.env.protocol == "stop_at_error",
+        "env.protocol",
+        "'stop_at_error' with a warm start (demonstrations read facts off where an episode ends)",
+        config.env.protocol,
+    )
+
+
+def _check_overlap(config: ConfigDict) -> None:
+    if not config.rollout.overlap:
+        return
+    kind, every = config.algorithm.importance.kind, config.checkpoint.every
+    _require(
+        kind == "truncated",
+        "algorithm.importance.kind",
+        "'truncated' with rollout.overlap = 1 (its rollouts are one iteration off-policy)",
+        kind,
+    )
+    _require(
+        every >= 2,
+        "checkpoint.every",
+        ">= 2 with rollout.overlap = 1 (nothing is played ahead over a checkpoint)",
+        every,
+    )
 
 
 def _check_types(config: ConfigDict, default: ConfigDict, prefix: str) -> None:
@@ -93,7 +143,7 @@ def _check_types(config: ConfigDict, default: ConfigDict, prefix: str) -> None:
             continue
         same = type(found) is type(wanted) or (isinstance(wanted, float) and type(found) is int)
         if same and isinstance(wanted, tuple):
-            kind = type(wanted[0]) if wanted else int
+            kind = item_type(name, wanted)
             same = all(type(x) is kind or (kind is float and type(x) is int) for x in found)
         _require(same, name, f"a {type(wanted).__name__} like {wanted!r}", found)
         if isinstance(wanted, float):
@@ -105,21 +155,33 @@ def _check_types(config: ConfigDict, default: ConfigDict, prefix: str) -> None:
 CHOICES = {
     "algorithm.arm": ARMS,
     "algorithm.kl_kind": ("k1", "k2", "k3", "low_var_kl"),
-    "env.engine": ("cached", "stock"),
-    "env.name": ("alfworld",),
+    "env.engine": ("cached", "native", "stock"),
+    "data.households.rooms": ("compact", "scenes"),
+    "env.name": ("alfworld", "mind2web"),
+    "env.protocol": ("stop_at_error", "teacher_forced"),
     "rollout.style": ("compact", "chat"),
     "optimizer.name": ("adamw",),
     "optimizer.schedule": ("constant", "cosine"),
-    "train.remat": ("full", "none"),
+    "train.remat": ("full", "dots", "none"),
     "model.dtype": ("float32", "bfloat16"),
+    "model.attention": ("auto", "plain", "blockwise", "splash", "pallas_gpu"),
+    "rollout.context": ("full", "recent"),
+    "rollout.weights_dtype": ("", "float32", "bfloat16"),
+    "rollout.overlap": (0, 1),
+    "algorithm.importance.kind": ("none", "truncated"),
+    "algorithm.extractor_score": ("correct_steps", "share_of_steps"),
+    "algorithm.step_pool": ("task", "all"),
 }
 
 
 def _check_choices(config: ConfigDict) -> None:
     for key, accepted in CHOICES.items():
-        group, leaf = key.split(".")
-        found = config[group][leaf]
-        _require(found in accepted, key, f"one of {', '.join(accepted)}", found)
+        found = config
+        for part in key.split("."):
+            found = found[part]
+        _require(found in accepted, key, f"one of {', '.join(map(str, accepted))}", found)
+    stops = config.rollout.stop_strings
+    _require(all(stops), "rollout.stop_strings", "a tuple of texts that are not empty", stops)
     conditions = ("none", "own", "oracle", "misleading")
     bad = [c for c in config.eval.conditions if c not in conditions]
     _require(not bad, "eval.conditions", f"a tuple of {', '.join(conditions)}", bad)
@@ -141,16 +203,21 @@ RANGES = {
             "checkpoint.keep_best",
             "model.lora.rank",
             *_group("data.households", "heldout_games warmstart_games"),
-            *_group("rollout", "top_k memory_limit_gb"),
+            *_group("data.sites", "test_tasks num_test warmstart_sites"),
+            *_group("rollout", "top_k memory_limit_gb recent_turns"),
             *_group("optimizer", "warmup_steps weight_decay clip_norm"),
             *_group("algorithm.kl_coef", "solver extractor"),
             *_group("eval", "num_games every seed"),
+            "skills.prompt_tokens",
         ],
     ),
     ">= 1": (
         lambda x: x >= 1,
         [
             *_group("data.households", "num_train num_unseen games_per_object"),
+            *_group("data.sites", "num_train tasks_per_site"),
+            *_group("data.sites", "tasks_per_test_site tasks_per_warmstart_site"),
+            "env.snapshot_tokens",
             *_group("model", "hidden_size intermediate_size num_layers num_heads num_kv_heads"),
             *_group("rollout", "num_sources num_retrieved num_skills num_repeats num_slots"),
             *_group("rollout", "max_turn_tokens max_skill_tokens max_steps decode_window"),
@@ -166,19 +233,24 @@ RANGES = {
         lambda x: x > 0,
         [
             "env.deadline_s",
+            "rollout.deadline_s",
+            *_group("hosts", "start_timeout_s heartbeat_timeout_s"),
             "model.rope_theta",
             "model.lora.alpha",
             "rollout.temperature",
             "warmstart.learning_rate",
             *_group("optimizer", "learning_rate eps"),
-            *_group("algorithm", "clip_low clip_high solver_reward"),
+            *_group("algorithm", "clip_low clip_high solver_reward importance.cap"),
         ],
     ),
     "in (0, 1]": (lambda x: 0 < x <= 1, ["rollout.top_p"]),
     "in [0, 1)": (lambda x: 0 <= x < 1, _group("optimizer", "b1 b2")),
     "in [0, 1]": (
         lambda x: 0 <= x <= 1,
-        _group("warmstart", "action_noise follow_skill good_extraction"),
+        [
+            "skills.min_similarity",
+            *_group("warmstart", "action_noise follow_skill good_extraction"),
+        ],
     ),
     ">= 1, or -1 for the devices that remain": (
         lambda x: x >= 1 or x == -1,
@@ -193,6 +265,7 @@ RANGES = {
         lambda x: x and min(x) >= 0,
         ["eval.temperatures"],
     ),
+    "the name of an embedder": (bool, ["skills.embedder"]),
     "a tuple of at least one name": (bool, ["data.train_types", "eval.splits", "eval.conditions"]),
 }
 
@@ -263,7 +336,7 @@ def cache_gigabytes(config: ConfigDict) -> float:
     """Size of the generation cache: slots x length x layers x 2 x kv heads x head size x bytes."""
     m, r = config.model, config.rollout
     width = m.num_kv_heads * (m.hidden_size // m.num_heads)
-    size = 2 if m.dtype == "bfloat16" else 4
+    size = 2 if (r.weights_dtype or m.dtype) == "bfloat16" else 4
     return r.num_slots * r.max_length * m.num_layers * 2 * width * size / 1e9
 
 

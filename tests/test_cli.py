@@ -4,6 +4,7 @@ import json
 import pathlib
 
 import pytest
+from report_runs import make_run
 
 from evolving_rl_jax import __version__
 from evolving_rl_jax.cli import COMMANDS, main
@@ -71,7 +72,9 @@ def test_a_setting_can_follow_as_the_next_word(fails, tmp_path):
 
 def test_settings_are_for_train_only(fails, tmp_path):
     line = fails("report", f"--workdir={tmp_path}", "--config.seed=1")
-    assert "--config.KEY=VALUE must be given to train or compile only, got report" in line
+    assert (
+        "--config.KEY=VALUE must be given to train, compile, transfer or doctor, got report" in line
+    )
 
 
 def test_a_run_folder_of_another_config(fails, tmp_path):
@@ -244,3 +247,18 @@ def test_ctrl_c_says_how_to_go_on(monkeypatch, capsys):
     monkeypatch.setitem(COMMANDS, "report", interrupted)
     assert main(["report", "--workdir=x"]) == 130
     assert "goes on from the last checkpoint" in capsys.readouterr().err
+
+
+def test_report_of_several_runs_in_one_page(tmp_path, capsys):
+    runs = [make_run(tmp_path / name, 3, seed=i) for i, name in enumerate("ab")]
+    out = tmp_path / "both.html"
+    assert main(["report", f"--workdir={runs[0]}", str(runs[1]), f"--out={out}"]) == 0
+    printed = capsys.readouterr().out
+    assert f"report: {out}" in printed and printed.count("temperature 0.3") == 2
+    assert out.stat().st_size > 100_000 and not (runs[0] / "report.html").exists()
+
+
+def test_report_to_a_place_that_cannot_be_written(fails, tmp_path):
+    run = make_run(tmp_path / "a", 3)
+    line = fails("report", f"--workdir={run}", f"--out={tmp_path / 'no' / 'such' / 'folder.html'}")
+    assert "--out must be a file that can be written, got" in line

@@ -76,7 +76,10 @@ def test_the_defaults_are_valid_and_new_every_time():
         ({"mesh": 3}, "config.mesh must be a group of keys (data, fsdp, tensor), got 3"),
         ({"mesh__data": 0}, "config.mesh.data must be >= 1, or -1 for the devices that remain"),
         ({"algorithm__arm": "both"}, "config.algorithm.arm must be one of joint, solver_only, "),
-        ({"env__engine": "fast"}, "config.env.engine must be one of cached, stock, got 'fast'"),
+        (
+            {"env__engine": "fast"},
+            "config.env.engine must be one of cached, native, stock, got 'fast'",
+        ),
         ({"rollout__style": "x"}, "config.rollout.style must be one of compact, chat, got 'x'"),
         ({"eval__conditions": ("own", "best")}, "config.eval.conditions must be a tuple of none, "),
         ({"rollout__top_p": 0.0}, "config.rollout.top_p must be in (0, 1], got 0.0"),
@@ -303,4 +306,4 @@ def test_every_key_is_used_somewhere():
     text = "\n".join(p.read_text(encoding="utf-8") for p in sources)
     keys = leaves(default_config())
     unused = [k for k in keys if not re.search(rf"\b{k.split('.')[-1]}\b", text)]
-    assert unused == ["rollout.memory_limit_gb"]  # read by the checks alone
+    assert unused == []

@@ -5,6 +5,7 @@ import json
 import pathlib
 import re
 import shlex
+from collections import Counter
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,9 +15,12 @@ from evolving_rl_jax import cli, config, types
 from evolving_rl_jax.eval.evaluate import Panel, PanelGame, write_result
 from evolving_rl_jax.generate import Stats
 from evolving_rl_jax.rollout.evolve import Candidate, Experience, Source
+from evolving_rl_jax.skills import Retriever
 from evolving_rl_jax.skills.bank import SCHEMA_VERSION, Bank, SkillRecord
 from evolving_rl_jax.skills.schema import Skill
-from evolving_rl_jax.train import loop
+from evolving_rl_jax.train import records
+from evolving_rl_jax.train.collect import Rollout
+from evolving_rl_jax.train.episode_log import episode_records
 from evolving_rl_jax.train.metrics import RATES
 from evolving_rl_jax.train.step import ARM_WEIGHTS, STEP_METRICS
 
@@ -60,14 +64,16 @@ def _task(name: str) -> types.Task:
 def _episode(task: types.Task) -> types.Episode:
     sample = types.Sample(*(np.ones(2, np.float32) for _ in range(4)))
     seen = "The drawer 1 is open. In it, you see a mug 1."
-    return types.Episode(task, [types.Turn(seen, "mug> look", "look", True)], True, "ok", sample)
+    return types.Episode(task, [types.Turn(seen, "mug> look", "look", True)], True, "ok", [sample])
 
 
 def _experience() -> Experience:
     episode = _episode(_task("b"))
     skill = Skill("find mug", "the mug is in drawer 1")
-    candidate = Candidate("{}", episode.sample, skill, "", True, skill.description)
-    source = Source(_task("a"), _episode(_task("a")), [candidate], [], {(0, 0, 0): episode})
+    written = types.Sample(*(np.ones(3, np.float32) for _ in range(4)))  # the source's and one more
+    candidate = Candidate("{}", written, skill, "", True, skill.description)
+    retrieved, played = [_task("b")], {(0, 0, 0): episode}
+    source = Source(_task("a"), _episode(_task("a")), [candidate], retrieved, played)
     return Experience([source], np.ones((1, 1, 1, 1)), np.ones((1, 1, 1, 1)), np.ones((1, 1)))
 
 
@@ -75,28 +81,36 @@ def _experience() -> Experience:
 
 
 def test_metrics_page_names_every_metric_and_no_other():
-    driver = SimpleNamespace(environment_seconds=0.0, finished=0)
-    trainer = SimpleNamespace(engine=SimpleNamespace(stats=Stats()))
+    driver = SimpleNamespace(environment_seconds=0.0, finished=0, reused=Counter())
+    rollout = Rollout(0, 0, _experience(), driver, Stats(), 1.0)
     logged = {"iteration", *(f"train/{name}" for name in STEP_METRICS), *RATES.values()}
-    logged |= set(loop.rollout_figures(_experience()))
-    logged |= set(loop.Trainer._times(trainer, driver, 0.0, 1.0, 2.0, 3.0))
+    logged |= set(records.rollout_figures(_experience()))
+    logged |= set(records.cost_figures(rollout, 1, trained=1.0, total=2.0))
     assert _documented("metrics.jsonl") == logged
 
 
 def test_metrics_page_names_every_field_of_a_panel_file(tmp_path):
-    task, source = _task("a"), _task("b")
-    panel = Panel([task], None, None, 100)
-    _, figures = panel.play(SimpleNamespace(run=lambda progress: None), ())
-    game = PanelGame(task, source, {"none": _episode(task)})
+    task, other, source = _task("a"), _task("d"), _task("b")
+    copy = dataclasses.replace(_task("c"), content_hash="a")
+    panel = Panel([task, other], Retriever([source, copy]), None, 100, training_tasks=[copy])
+    _, figures = panel.play(SimpleNamespace(run=lambda progress, stop: None), ())
+    failed = dataclasses.replace(_episode(copy), status="timeout")
+    episodes = {"none": _episode(task), "own": _episode(task)}
+    games = [
+        PanelGame(task, source, episodes, similarity=1.0, source_episode=_episode(source)),
+        PanelGame(other, copy, episodes, similarity=1.0, source_episode=failed),
+    ]
     settings = {"name": "final", "iteration": 1, "temperature": 1.0, "seed": 0, "figures": figures}
+    data = {"environment": "", "from": "", "all_games": 1, "all_games_hash": ""}
     path = tmp_path / "final-t1.json"
-    write_result(path, panel, [game], conditions=("none",), **settings)
+    write_result(path, panel, games, conditions=("none", "own"), data=data, **settings)
     written = _leaves(json.loads(path.read_text()))
     assert _documented("eval/NAME-tTEMPERATURE.json") == written
 
 
 def test_metrics_page_names_every_field_of_an_episode_file():
-    record = loop.source_record(_experience().sources[0], 0)
+    tokenizer = SimpleNamespace(decode=lambda ids: "x" * len(ids))
+    (record,) = episode_records(_experience(), 0, config.default_config(), tokenizer)
     assert _documented("episodes/iteration_XXXXX.jsonl.gz") == _leaves(record)
 
 
@@ -145,12 +159,13 @@ def test_configuration_keys_on_the_page_exist(name):
 def test_values_on_the_algorithm_page_are_those_of_the_configs():
     page = (ROOT / "docs" / "algorithm.md").read_text(encoding="utf-8")
     table = re.search(r"^## Values\n(.*?)^## ", page, re.M | re.S)[1]
-    rows = re.findall(r"^\| `([\w.]+)`[^|]*\| (\S+) \| (\S+) \|", table, re.M)
+    rows = re.findall(r"^\| `([\w.]+)`[^|]*" + r"\| (\S+) " * 4 + r"\|", table, re.M)
     assert len(rows) > 20
-    quickstart = config.load_config(str(ROOT / "configs" / "alfworld_quickstart.py"))
-    for key, default, chosen in rows:
-        assert float(default) == _lookup(config.default_config(), key), key
-        assert float(chosen) == _lookup(quickstart, key), key
+    names = ("alfworld_quickstart", "mind2web_qwen2_5_7b", "mind2web_quickstart")
+    configs = [config.load_config(str(ROOT / "configs" / f"{name}.py")) for name in names]
+    for key, *values in rows:
+        for value, known in zip(values, [config.default_config(), *configs], strict=True):
+            assert float(value) == _lookup(known, key), key
 
 
 # -- links, paths, commands, examples --------------------------------------------------------------

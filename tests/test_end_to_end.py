@@ -126,7 +126,8 @@ def test_a_run_folder_has_all_that_is_promised(finished, config):
     total = config.train.num_iterations
     assert steps[-2:] == [total - 1, total] and len(steps) <= 3
     panels = {p.name for p in (workdir / "eval").iterdir()}
-    assert panels == {"warmstart-t0.5.json", "final-t0.5.json"}
+    kinds = ("json", "skills.jsonl")
+    assert panels == {f"{name}-t0.5.{kind}" for name in ("warmstart", "final") for kind in kinds}
     assert len(list((workdir / "episodes").iterdir())) == total
     page = (workdir / "report.html").read_text(encoding="utf-8")
     assert "own skill" in page and "<script src=" not in page and "<link " not in page

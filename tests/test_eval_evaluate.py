@@ -1,5 +1,6 @@
 """The fixed panel: every game once, the same numbers whatever the batch, what is written."""
 
+import dataclasses
 import json
 import random
 
@@ -8,9 +9,11 @@ from doubles import FakeEngine, FakePool, compact_prompts, make_task, skill_text
 
 from evolving_rl_jax.eval import evaluate
 from evolving_rl_jax.eval.evaluate import Panel, given_skill, summarise, write_result
+from evolving_rl_jax.eval.results import skill_records
 from evolving_rl_jax.eval.statistics import outcomes, wilson_interval
 from evolving_rl_jax.rollout import facts
 from evolving_rl_jax.rollout.episode import Driver, PlaySettings
+from evolving_rl_jax.skills import AuditRules
 from evolving_rl_jax.skills.retrieval import Retriever, TfidfEmbedder
 from evolving_rl_jax.types import ENV_ERROR
 
@@ -159,13 +162,115 @@ def test_the_result_file_says_what_was_retrieved_and_can_be_compared(tmp_path):
     for game in result["games"]:
         assert hashes[game["retrieved"]["id"]] == game["retrieved"]["hash"]
         assert game["retrieved"]["hash"] not in panel_hashes
-    assert set(result["versions"]) == {"jax", "alfworld", "textworld"}
+    assert {"jax", "alfworld", "textworld", "scikit-learn", "python"} <= set(result["versions"])
+    assert all(result["versions"].values()) and result["dataset"]["games"] == len(PANEL)
     found = outcomes(result)
     assert set(found) == {(s, c) for s in ("valid_unseen", "heldout_types") for c in CONDITIONS}
     table = evaluate.success_table(result).splitlines()
     assert len(table) == 1 + len(found) and "r, temperature 0.5" in table[0]
     row = result["summary"]["heldout_types"]["none"]
     assert any(f"{100 * row['success']:.1f} [" in line for line in table if "none" in line)
+
+
+def test_a_source_that_the_infrastructure_failed_does_not_count(tmp_path):
+    result = result_of(tmp_path, play(fail={8_000_002: 0}))
+    third = sorted(t.id for t in SOURCES)[2]
+    hit = [g for g in result["games"] if g["retrieved"]["id"] == third]
+    assert hit and all(g["conditions"]["own"]["status"] == ENV_ERROR for g in hit)
+    assert {f["id"] for f in result["failures"]} == {g["id"] for g in hit}
+    assert all(f["condition"] == "own" and third in f["error"] for f in result["failures"])
+    for split, conditions in result["summary"].items():
+        lost = sum(g["split"] == split for g in hit)
+        assert conditions["own"]["excluded"] == lost and conditions["none"]["excluded"] == 0
+        row = next(r for r in result["paired"] if (r["split"], r["condition"]) == (split, "own"))
+        assert row["n"] == 6 - lost
+    assert "excluded, 2 plays that the infrastructure failed" in evaluate.success_table(result)
+
+
+def test_a_planted_copy_of_a_panel_game_is_never_retrieved_and_is_reported(tmp_path):
+    victim = PANEL[4]
+    copy = dataclasses.replace(victim, id="aaa-planted", split="valid_unseen_sources")
+    same_id = dataclasses.replace(PANEL[5], content_hash="other", split="valid_unseen_sources")
+    clean = result_of(tmp_path, play())
+    played = play(sources=[*SOURCES, copy, same_id])
+    played[0].training_tasks = [copy, household_task(9, "train")]
+    result = result_of(tmp_path, played)
+    assert result["games"] == clean["games"]  # it changed nothing at all
+    assert result["leaks"]["excluded"] == [
+        {"id": "aaa-planted", "same": "content", "panel_game": victim.id},
+        {"id": same_id.id, "same": "id", "panel_game": PANEL[5].id},
+    ]
+    assert [c["id"] for c in result["leaks"]["training_copies"]] == ["aaa-planted"]
+    assert result["leaks"]["violations"] == [] and result["leaks"]["identical_texts"] == len(PANEL)
+    table = evaluate.success_table(result)
+    assert "2 tasks of the source pool are panel games and were never retrieved" in table
+    assert "1 training tasks are copies of panel games and are left out of training" in table
+
+
+def test_training_leaves_copies_of_panel_games_out():
+    from types import SimpleNamespace
+
+    from evolving_rl_jax.train.build import Parts
+
+    parts = Parts.__new__(Parts)
+    data = SimpleNamespace(train_split="train", train_types=("type-0", "type-1"))
+    splits = SimpleNamespace(splits=("valid_unseen", "heldout_types"))
+    parts.config = SimpleNamespace(data=data, eval=splits)
+    train = [household_task(i, "train") for i in range(4)]
+    copy = dataclasses.replace(PANEL[0], id="planted", split="train")
+    parts.tasks = [*train, copy, *PANEL]
+    assert [t.id for t in parts.train_tasks] == [t.id for t in train]
+    splits.splits = ("train",)  # a panel on the training split itself leaves it as it is
+    assert len(parts.train_tasks) == 5
+
+
+def test_seeds_are_kept_apart_and_paired_by_seed(tmp_path):
+    panel = Panel(PANEL, Retriever(SOURCES, TfidfEmbedder()), PROMPTS, 500)
+    games = []
+    for seed in (1, 2, 3):
+        engine = FakeEngine(PROMPTS.tokenizer, lambda e, t, s=seed: won_by(e + s))
+        driver = Driver(engine, FakePool(), PROMPTS, SETTINGS, iteration=seed)
+        games += panel.play(driver, ("none", "oracle"), seed=seed)[0]
+    result = write_result(
+        tmp_path / "r.json", panel, games, name="r", iteration=1, temperature=1.0, seed=1,
+        conditions=("none", "oracle"), figures={},
+    )  # fmt: skip
+    assert result["seeds"] == [1, 2, 3] and len(result["games"]) == 3 * len(PANEL)
+    row = result["summary"]["valid_unseen"]["none"]
+    assert row["n"] == 18 and row["interval"] != "wilson"
+    assert row["low"] <= row["success"] <= row["high"]
+    assert {r["n"] for r in result["paired"]} == {18}
+    assert "seeds 1, 2, 3" in evaluate.success_table(result)
+
+
+def test_skills_of_a_panel_become_records_with_their_measured_worth():
+    _, games, _, _ = play(broken={1})
+    records = skill_records(games, "final", 7, 14)
+    assert [r.source_task_id for r in records] == sorted(t.id for t in SOURCES)
+    for record, source in zip(records, sorted(t.id for t in SOURCES), strict=True):
+        users = [g for g in games if g.source.id == source]
+        if source == SOURCES[1].id:
+            assert not record.usable and record.uses == 0 and "no JSON object" in record.reason
+            continue
+        assert record.uses == record.baseline_uses == len(users) == 2
+        assert record.wins == sum(g.episodes["own"].won for g in users)
+        assert record.baseline_wins == sum(g.episodes["none"].won for g in users)
+        assert record.source_text == users[0].source.text and record.policy_step == 14
+
+
+def test_further_audits_and_the_limit_of_a_prompt_apply_to_own_skills():
+    text = "the mug is here"
+    found = {}
+    for rules, fit in ((None, None), (AuditRules(max_chars=5), None), (None, lambda t: t[:7])):
+        panel = Panel(PANEL[:2], Retriever(SOURCES), PROMPTS, 500, rules=rules, fit=fit)
+        engine = FakeEngine(
+            PROMPTS.tokenizer,
+            lambda e, t: won_by(e) if e < 9_000_000 else skill_text(description=text),
+        )
+        driver = Driver(engine, FakePool(), PROMPTS, SETTINGS, iteration=1)
+        games, figures = panel.play(driver, ("own",))
+        found[games[0].episodes["own"].skill_text] = figures["skill_valid"]
+    assert found == {text: 1.0, "": 0.0, "the mug": 1.0}
 
 
 def test_given_skills_of_a_game_are_fixed():
@@ -217,7 +322,7 @@ def test_a_real_engine_gives_the_same_panel_with_any_number_of_slots(unseen_game
     params["embedding"] = params["embedding"] * 15  # far from uniform: an error would show
     found = []
     with EnvPool("alfworld", engine_options, num_workers=0) as pool:
-        for num_slots, rows in ((2, 2), (5, 4), (64, 4)):
+        for num_slots, rows in ((1, 1), (4, 4), (16, 4)):
             engine = Engine(
                 cfg, params, num_slots=num_slots, max_length=320, prefill_chunk=(32,),
                 decode_window=12, row_buckets=(rows,), column_buckets=(320,), seed=3,

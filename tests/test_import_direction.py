@@ -31,16 +31,24 @@ LAYERS = {
     "config": ("config_checks",),
     "losses": (),
     "parallel": ("types",),
+    "distributed": ("config_checks", "train.preemption"),
+    "doctor": (
+        *("config", "parallel", "distributed", "models", "generate", "envs", "data", "rollout"),
+        "train",
+    ),
     "models": ("types", "losses", "parallel"),
     "generate": ("types", "losses", "parallel", "models"),
     "envs": ("types", "data"),
     "data": ("types", "envs"),
     "skills": ("types",),
     "rollout": ("types", "config", "losses", "models", "generate", "envs", "data", "skills"),
-    "eval": ("types", "config", "rollout", "skills", "data", "envs", "train.metrics"),
+    "eval": (
+        *("types", "config", "rollout", "skills", "data", "envs", "train.metrics"),
+        "distributed",
+    ),
     "train": (
         *("types", "config", "losses", "parallel", "models", "generate"),
-        *("envs", "data", "skills", "rollout", "eval"),
+        *("envs", "data", "skills", "rollout", "eval", "distributed"),
     ),
 }
 

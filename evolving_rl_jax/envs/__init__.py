@@ -16,8 +16,8 @@ def make(name: str, **options: Any) -> Environment:
     """Makes an environment.
 
     Args:
-      name: ``"alfworld"``.
-      **options: of that environment, see ``envs.alfworld.Options``.
+      name: ``"alfworld"`` or ``"mind2web"``.
+      **options: of that environment, see ``Options`` of ``envs.alfworld`` and ``envs.mind2web``.
 
     Raises:
       ValueError: unknown name or option, or a wrong value.
@@ -45,4 +45,7 @@ def _module(name: str) -> ModuleType:
     return importlib.import_module(_MODULES[name])
 
 
-_MODULES = {"alfworld": "evolving_rl_jax.envs.alfworld"}
+_MODULES = {
+    "alfworld": "evolving_rl_jax.envs.alfworld",
+    "mind2web": "evolving_rl_jax.envs.mind2web",
+}

@@ -5,42 +5,51 @@ Conditions, all played by the same policy at the same temperature:
 * ``none``: no skill in the prompt;
 * ``own``: the policy plays the most similar game of the declared source pool, extracts one skill from that
   episode, and plays the panel game with it;
-* ``oracle``: a skill that states the decisive fact;
-* ``misleading``: a skill that states a wrong place for the object.
+* ``oracle``: a skill that states the decisive facts;
+* ``misleading``: a skill that states wrong ones.
 
-Sampling is keyed by the game and the condition, so the numbers do not depend on slots or batch size, and
-two policies are compared on the same draws.
+Sampling is keyed by the game, the condition and the seed, so the numbers do not depend on slots or
+batch size, and two policies are compared on the same draws.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib.metadata
-import json
-import os
-import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from evolving_rl_jax.eval.statistics import wilson_interval
-from evolving_rl_jax.rollout import facts
+from evolving_rl_jax.distributed import ALONE, Hosts
+from evolving_rl_jax.eval.gather import gather_panel
+from evolving_rl_jax.eval.results import (
+    PanelGame,
+    leak_report,
+    success_table,
+    summarise,
+    write_result,
+)
+from evolving_rl_jax.rollout import known_facts
 from evolving_rl_jax.rollout.episode import Driver
-from evolving_rl_jax.rollout.evolve import Candidate, make_candidate
+from evolving_rl_jax.rollout.evolve import Candidate, judge, make_candidate, observations
+from evolving_rl_jax.rollout.known_facts import given_skill
+from evolving_rl_jax.skills.audit import AuditRules
 from evolving_rl_jax.skills.retrieval import Retriever
 from evolving_rl_jax.types import Episode, Task
+
+__all__ = [
+    "PANEL_ITERATION",
+    "Panel",
+    "PanelGame",
+    "given_skill",
+    "judge",
+    "observations",
+    "success_table",
+    "summarise",
+    "write_result",
+]
 
 # Panels sample under "iterations" far above those of training.
 PANEL_ITERATION = 1_000_000_000
 _CONDITION_KEY = {"none": 0, "own": 1, "oracle": 2, "misleading": 3}
-
-
-@dataclasses.dataclass
-class PanelGame:
-    """One game of the panel and what each condition gave."""
-
-    task: Task
-    source: Task | None = None
-    episodes: dict[str, Episode] = dataclasses.field(default_factory=dict)
 
 
 class Panel:
@@ -48,14 +57,35 @@ class Panel:
 
     Args:
       tasks: the games; order does not matter, they are sorted by id.
-      retriever: over the pool that ``own`` skills may come from (never holds a panel game).
+      retriever: over the pool that ``own`` skills may come from.  Games of the panel, and copies of
+        them, are never taken from it.
       prompts: the policy's prompt style.
       max_chars: longest accepted skill.
+      rules: further audits of ``own`` skills; None = those of training.
+      fit: cuts a skill text to what the prompt may hold; None = no limit.
+      training_tasks: the training split, searched for copies of panel games for the leak report.
+      protocols: of web tasks: how the environment plays them, then others under which every game
+        is played too, with the same skills; () where an environment has one protocol only.
     """
 
-    def __init__(self, tasks: list[Task], retriever: Retriever | None, prompts, max_chars: int):
+    def __init__(
+        self,
+        tasks: list[Task],
+        retriever: Retriever | None,
+        prompts,
+        max_chars: int,
+        *,
+        rules: AuditRules | None = None,
+        fit: Callable[[str], str] | None = None,
+        training_tasks: Sequence[Task] = (),
+        protocols: tuple[str, ...] = (),
+    ):
         self.tasks = sorted(tasks, key=lambda t: t.id)
         self.retriever, self.prompts, self.max_chars = retriever, prompts, max_chars
+        self.rules, self.fit = rules, fit or str
+        self.training_tasks, self.protocols = training_tasks, protocols
+        self._ids = {t.id for t in self.tasks}
+        self._hashes = {t.content_hash for t in self.tasks}
 
     @property
     def game_list_hash(self) -> str:
@@ -68,19 +98,37 @@ class Panel:
         driver: Driver,
         conditions: tuple[str, ...],
         progress: Callable[[int], None] | None = None,
+        seed: int | None = None,
+        *,
+        hosts: Hosts = ALONE,
+        stop: Callable[[], str] | None = None,
     ) -> tuple[list[PanelGame], dict]:
-        """Returns the games with their episodes, and figures on the source episodes."""
-        games = [PanelGame(t) for t in self.tasks]
-        for i, game in enumerate(games):
+        """Returns the games with their episodes, and figures on the source episodes.
+
+        Args:
+          driver: whose iteration is ``PANEL_ITERATION + seed``.
+          conditions: out of those of the module.
+          progress: called with the number of finished episodes.
+          seed: noted in the games.
+          hosts: each plays its share, and all get the whole result.
+          stop: see `Driver.run`; after a stop the games are incomplete.
+        """
+        games = [PanelGame(t, seed=seed) for t in self.tasks]
+        for i, game in hosts.share(list(enumerate(games))):
             for condition in conditions:
                 if condition != "own":
                     skill = given_skill(condition, game.task, i)
                     self._play_game(driver, game, i, condition, skill)
         sources = _Sources()
         if "own" in conditions:
-            self._play_sources(driver, games, sources)
-        driver.run(progress)
-        return games, sources.figures()
+            self._play_sources(driver, games, sources, hosts)
+        driver.run(progress, stop)
+        return games, gather_panel(hosts, games, sources).figures()
+
+    def leaks(self, games: list[PanelGame]) -> dict:
+        """What was retrieved, and what could have leaked; see `results.leak_report`."""
+        pool = self.retriever.tasks if self.retriever else ()
+        return leak_report(games, pool, self.training_tasks)
 
     def _play_game(
         self, driver: Driver, game: PanelGame, i: int, condition: str, skill: str
@@ -88,17 +136,31 @@ class Panel:
         def done(episode: Episode, _handle) -> None:
             game.episodes[condition] = episode
 
-        driver.play(_CONDITION_KEY[condition] * 1_000_000 + i, game.task, skill, done)
+        key = _CONDITION_KEY[condition] * 1_000_000 + i
+        driver.play(key, game.task, skill, done)
+        for p, protocol in enumerate(self.protocols[1:], 1):
+            meta = {**game.task.meta, "protocol": protocol}
+            played = game.others.setdefault(protocol, {})
+            driver.play(
+                key + p * 10_000_000,
+                dataclasses.replace(game.task, meta=meta),
+                skill,
+                lambda episode, _handle, played=played: played.update({condition: episode}),
+            )
 
-    def _play_sources(self, driver: Driver, games: list[PanelGame], sources: _Sources) -> None:
+    def _play_sources(
+        self, driver: Driver, games: list[PanelGame], sources: _Sources, hosts: Hosts
+    ) -> None:
         """Plays each needed source once; its one skill serves every panel game that retrieved it."""
         users: dict[str, list[int]] = {}
         by_id: dict[str, Task] = {}
         for i, game in enumerate(games):
-            (game.source,) = self.retriever.retrieve(game.task, 1)
+            ((game.source, game.similarity),) = self.retriever.retrieve_scored(
+                game.task, 1, exclude_ids=self._ids, exclude_hashes=self._hashes
+            )
             users.setdefault(game.source.id, []).append(i)
             by_id[game.source.id] = game.source
-        for s, source_id in enumerate(sorted(users)):
+        for s, source_id in hosts.share(list(enumerate(sorted(users)))):
             done = self._after_source(driver, games, users[source_id], s, sources)
             driver.play(8_000_000 + s, by_id[source_id], "", done, keep_session=True)
 
@@ -108,15 +170,20 @@ class Panel:
                 self._play_game(driver, games[i], i, "own", skill)
 
         def done(episode: Episode, handle) -> None:
+            for i in users:
+                games[i].source_episode = episode
             if handle is None:
                 sources.failed += 1
-                start("")  # an unseen source leaves the policy without a skill
+                start("")  # the game is played all the same, but does not count
                 return
 
             def extracted(_i: int, raw: str, sample) -> None:
                 candidate = make_candidate(raw, sample, self.prompts, self.max_chars)
+                judge(candidate, self.rules, episode)
                 sources.add(episode, candidate)
-                start(candidate.text if candidate.valid else "")
+                for i in users:
+                    games[i].candidate = candidate
+                start(self.fit(candidate.text) if candidate.valid else "")
 
             driver.extract(handle, episode.won, [9_000_000 + s], extracted)
             driver.release(handle)
@@ -132,19 +199,17 @@ class _Sources:
     won: int = 0
     failed: int = 0
     valid: int = 0
-    seen: int = 0
-    stated: int = 0
+    seen: float = 0.0  # shares of the facts of an episode's task
+    stated: float = 0.0
 
     def add(self, episode: Episode, candidate: Candidate) -> None:
         self.played += 1
         self.won += episode.won
         self.valid += candidate.valid
-        if "place" in episode.task.meta:
-            seen = facts.fact_seen(episode.task, observations(episode))
+        seen = known_facts.share_seen(episode)
+        if seen:
             self.seen += seen
-            self.stated += (
-                seen and candidate.valid and facts.fact_stated(episode.task, candidate.text)
-            )
+            self.stated += known_facts.share_stated(episode, candidate.text) * candidate.valid
 
     def figures(self) -> dict[str, float]:
         n = max(self.played, 1)
@@ -156,114 +221,3 @@ class _Sources:
             "fact_seen": self.seen / n,
             "fact_stated_when_seen": self.stated / max(self.seen, 1),
         }
-
-
-def observations(episode: Episode) -> list[str]:
-    """Everything that the episode read, the answer to its last action included."""
-    return [t.observation for t in episode.turns] + [episode.last_observation]
-
-
-def given_skill(condition: str, task: Task, i: int) -> str:
-    """The skill text of the conditions that do not depend on the policy."""
-    if condition == "none":
-        return ""
-    obj, place = task.meta["object"], task.meta["place"]
-    if condition == "oracle":
-        return facts.fact_sentence(obj, place)
-    wrong = sorted(p for p in task.meta["habits"].values() if p != place)
-    return facts.fact_sentence(obj, wrong[i % len(wrong)])
-
-
-def summarise(games: list[PanelGame], conditions: tuple[str, ...]) -> dict:
-    """split -> condition -> n, success, 95 % Wilson interval, excluded, success by task type."""
-    summary: dict = {}
-    for split in sorted({g.task.split for g in games}):
-        members = [g for g in games if g.task.split == split]
-        summary[split] = {}
-        for condition in conditions:
-            episodes = [g.episodes[condition] for g in members]
-            scored = [e for e in episodes if e.scored]
-            types = sorted({e.task.task_type for e in scored})
-            by_type = {t: _rate([e for e in scored if e.task.task_type == t]) for t in types}
-            summary[split][condition] = {
-                **_rate(scored),
-                "excluded": len(episodes) - len(scored),
-                "by_type": by_type,
-            }
-    return summary
-
-
-def success_table(result: dict) -> str:
-    """The summary of a result as plain text: one line for each split and condition."""
-    lines = [
-        f"success in % [95 % interval], {result['name']}, temperature {result['temperature']:g}"
-    ]
-    for split, conditions in result["summary"].items():
-        for condition, r in conditions.items():
-            share = "no game could be scored"
-            if r["n"]:
-                low, high = 100 * r["low"], 100 * r["high"]
-                share = f"{100 * r['success']:5.1f} [{low:.1f}, {high:.1f}]"
-            lines.append(f"{split:<16} {condition:<12} {r['n']:>5} games  {share}")
-    return "\n".join(lines)
-
-
-def _rate(episodes: list[Episode]) -> dict:
-    n, k = len(episodes), sum(e.won for e in episodes)
-    if not n:
-        return {"n": 0, "success": None, "low": None, "high": None}
-    low, high = wilson_interval(k, n)
-    return {"n": n, "success": k / n, "low": low, "high": high}
-
-
-def write_result(
-    path: pathlib.Path,
-    panel: Panel,
-    games: list[PanelGame],
-    *,
-    name: str,
-    iteration: int,
-    temperature: float,
-    seed: int,
-    conditions: tuple[str, ...],
-    figures: dict,
-) -> dict:
-    """Writes ``eval/NAME.json`` atomically: every game, the summary, the leak report, the versions."""
-    result = {
-        "name": name,
-        "iteration": iteration,
-        "temperature": temperature,
-        "seed": seed,
-        "game_list_hash": panel.game_list_hash,
-        "versions": {p: importlib.metadata.version(p) for p in ("jax", "alfworld", "textworld")},
-        "sources": figures,
-        "summary": summarise(games, conditions),
-        "games": [_game_record(g) for g in games],
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(result), encoding="utf-8")
-    os.replace(partial, path)
-    return result
-
-
-def _game_record(game: PanelGame) -> dict:
-    task = game.task
-    record = {
-        "id": task.id,
-        "hash": task.content_hash,
-        "split": task.split,
-        "type": task.task_type,
-        "group": task.group,
-        "conditions": {},
-    }
-    if game.source is not None:
-        record["retrieved"] = {"id": game.source.id, "hash": game.source.content_hash}
-    for condition, e in sorted(game.episodes.items()):
-        record["conditions"][condition] = {
-            "won": bool(e.won),
-            "status": e.status,
-            "steps": len(e.turns),
-            "skill": e.skill_text,
-        }
-    return record

@@ -10,11 +10,11 @@ import time
 import jax
 import numpy as np
 import optax
+from jax.sharding import NamedSharding, PartitionSpec
 
 from evolving_rl_jax import models, parallel
 from evolving_rl_jax.config import ConfigError
 from evolving_rl_jax.rollout.batch import pack_rows
-from evolving_rl_jax.rollout.demonstrations import Demonstrator
 from evolving_rl_jax.train.run_folder import write_atomic
 from evolving_rl_jax.train.state import init_state
 from evolving_rl_jax.train.step import make_cloning_step
@@ -31,12 +31,14 @@ def initial_params(parts):
     if not config.warmstart.enabled:
         return models.init(parts.model_cfg, jax.random.key(config.seed))
     folder = parts.folder.path / "warmstart"
-    if not (folder / DONE).is_file():
-        params = clone(parts)
-        models.save_hf(
-            params, parts.model_cfg, folder, tokenizer_dir=parts.folder.path / "tokenizer"
-        )
-        write_atomic(folder / DONE, "")
+    if not parts.hosts.from_first((folder / DONE).is_file()):
+        params = _whole(clone(parts), parts)
+        if parts.hosts.first:
+            models.save_hf(
+                params, parts.model_cfg, folder, tokenizer_dir=parts.folder.path / "tokenizer"
+            )
+            write_atomic(folder / DONE, "")
+        parts.hosts.meet("warm start")
     return _load(parts, folder)
 
 
@@ -48,8 +50,18 @@ def _load(parts, path):
     return models.load_hf(path, dtype=dtype, shardings=shardings)[0]
 
 
+def _whole(params, parts):
+    """Parameters of which every process has everything, so that one can write them down."""
+    if parts.hosts.count == 1:
+        return params
+    return jax.device_get(jax.device_put(params, NamedSharding(parts.mesh, PartitionSpec())))
+
+
 def clone(parts):
-    """Plays the demonstrations, then trains on them; returns the parameters."""
+    """Plays the demonstrations, then trains on them; returns the parameters.
+
+    Every host plays all of them: they are the same everywhere, so nothing has to be exchanged.
+    """
     samples = demonstrations(parts)
     w = parts.config.warmstart
     schedule = optax.warmup_cosine_decay_schedule(
@@ -60,12 +72,19 @@ def clone(parts):
     )
     key = jax.random.key(parts.config.seed)
     state = init_state(parts.model_cfg, optimizer, parts.mesh, key, reference=False)
-    step = make_cloning_step(parts.config, parts.model_cfg, optimizer, parts.mesh)
+    attention = parts.config.model.attention
+    step = make_cloning_step(
+        parts.config, parts.model_cfg, optimizer, parts.mesh, attention=attention
+    )
     batches = row_batches(samples, parts.config, seed=parts.config.seed)
+    rows = NamedSharding(parts.mesh, PartitionSpec(parallel.ROWS))
     losses = []
     with parts.progress("warm start: cloning", w.steps) as bar:
         for i in range(w.steps):
-            state, metrics = step(state, next(batches))
+            batch = next(batches)
+            if parts.hosts.count > 1:
+                batch = parallel.whole_to_global(batch, rows)
+            state, metrics = step(state, batch)
             losses.append(metrics["loss"])
             # Reading a value waits for the device, so only now and then.
             if i % 20 == 19:
@@ -79,7 +98,9 @@ def clone(parts):
 def demonstrations(parts) -> list[Sample]:
     """The sequences to clone: every scripted episode, and the extraction after those without a skill."""
     config = parts.config
-    demonstrator = Demonstrator(parts.pool, parts.prompts, config.warmstart, config.seed)
+    demonstrator = parts.environment.demonstrator(
+        parts.pool, parts.prompts, config.warmstart, config.seed
+    )
     tasks = parts.warmstart_tasks
     n = config.warmstart.episodes
     chosen = [tasks[i % len(tasks)] for i in range(n)]
@@ -91,7 +112,7 @@ def demonstrations(parts) -> list[Sample]:
         f"warm start: {len(played)} demonstrations ({won / max(len(played), 1):.0%} won) in "
         f"{time.perf_counter() - start:.0f} s"
     )
-    samples = [s for d in played for s in (d.solver, d.extraction) if s is not None]
+    samples = [s for d in played for s in d.samples]
     fitting = [s for s in samples if len(s.tokens) <= config.train.row_length]
     if not fitting:
         longest = max((len(s.tokens) for s in samples), default=0)

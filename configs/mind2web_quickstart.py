@@ -1,0 +1,70 @@
+"""The whole loop on web tasks: generated sites, a 150 k-parameter policy from scratch, two CPU cores.
+
+Command:   evolving-rl train --config=configs/mind2web_quickstart.py --workdir=runs/web
+Hardware:  two CPU cores, 4 GB of memory; no accelerator, no network
+Time:      not yet measured
+Expected:  not yet measured
+"""
+
+from evolving_rl_jax.config import default_config
+
+
+def get_config():
+    """Laptop sizes; everything else as in the defaults."""
+    config = default_config()
+    config.env.update(name="mind2web", protocol="stop_at_error", snapshot_tokens=200)
+    config.data.train_types = ("Shopping", "Travel")
+    # So many sites that none is met often enough to be known by heart: skills are what helps.
+    config.data.sites.update(num_train=400, tasks_per_site=9)
+    config.model.update(
+        vocab_size=1024,
+        hidden_size=64,
+        intermediate_size=192,
+        num_layers=2,
+        num_heads=4,
+        num_kv_heads=4,
+    )
+    config.rollout.update(
+        style="compact",
+        context="recent",  # a sequence for every step: task, page and earlier actions
+        recent_turns=0,
+        num_sources=8,
+        num_retrieved=8,
+        num_skills=4,
+        num_repeats=1,
+        max_turn_tokens=16,
+        max_skill_tokens=40,
+        max_steps=4,
+        top_p=1.0,
+        num_slots=256,
+        max_length=256,
+        prefill_buckets=(64, 192),
+        decode_window=8,
+        column_buckets=(128, 256),
+    )
+    config.algorithm.update(extractor_weight=1.5, solver_weight=1.0)
+    config.algorithm.kl_coef.update(solver=0.2, extractor=0.01)
+    config.algorithm.entropy_coef.update(solver=0.0, extractor=0.0)
+    config.optimizer.update(
+        learning_rate=5e-4, b1=0.9, b2=0.95, weight_decay=0.0, schedule="cosine"
+    )
+    config.train.update(
+        num_iterations=100,
+        minibatches=2,
+        row_length=256,
+        micro_batch_rows=16,
+        logprob_chunk=64,
+        remat="none",
+        log_episodes=2,
+    )
+    config.warmstart.update(
+        enabled=True,
+        episodes=4096,
+        steps=2600,
+        batch_rows=16,
+        learning_rate=6e-3,
+        action_noise=0.02,
+        follow_skill=0.9,
+    )
+    config.eval.update(splits=("test_task", "test_website", "test_domain"), temperatures=(1.0,))
+    return config

@@ -1,0 +1,1 @@
+"""TFDS builder of compacted Mind2Web tasks."""

@@ -1,0 +1,159 @@
+"""Actions on web pages: reading the agent's JSON, and judging it against the annotated action.
+
+Mind2Web annotates an operation (CLICK, TYPE, SELECT; HOVER and ENTER count as CLICK) and the nodes that
+are right.  A step is correct when a right node and the right operation are chosen and, except for
+CLICK, the value is the same up to case and blanks.  The official metrics use the token F1 of operation
+and value instead of equality (Mind2Web, arXiv 2306.06070, section 4).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Collection
+from typing import NamedTuple
+
+__all__ = ["Gold", "Verdict", "WebAction", "action_f1", "judge", "normalize_op", "parse_repr"]
+
+OPS = ("CLICK", "TYPE", "SELECT")
+_AS_CLICK = ("HOVER", "ENTER")
+ANNOTATED_OPS = OPS + _AS_CLICK
+OK, MISMATCH = "ok", "mismatch"
+INVALID, UNKNOWN_REF = "invalid_action_format", "unknown_ref"
+
+_TAGGED = re.compile(r"<action>(.*?)</action>", re.IGNORECASE | re.DOTALL)
+_REF = re.compile(r"\[?(?:ref=)?e(\d{1,6})\]?", re.IGNORECASE)
+_REPR = re.compile(r"^\[(?P<role>[^\]]*)\]\s*(?P<rest>.*)$", re.DOTALL)
+_REPR_OP = re.compile(r"^(?P<target>.*)->\s*(?P<op>[A-Za-z]+)\s*(?::(?P<value>.*))?$", re.DOTALL)
+
+
+class WebAction(NamedTuple):
+    """What an agent wants to do; ``ref`` is the number of an element of the snapshot, from 1."""
+
+    op: str
+    ref: int
+    value: str = ""
+
+    def to_json(self) -> str:
+        """The JSON object that an environment reads."""
+        fields = {"op": self.op, "ref": f"e{self.ref}"}
+        return json.dumps(fields | ({"value": self.value} if self.value else {}))
+
+
+@dataclasses.dataclass(frozen=True)
+class Gold:
+    """The annotated action of a step: the node ids that are right (maybe none) and the operation."""
+
+    node_ids: tuple[str, ...]
+    op: str
+    value: str = ""
+
+
+class Verdict(NamedTuple):
+    """How an action compares with the gold one; the parts are None when no element was chosen."""
+
+    ok: bool
+    op_ok: bool | None
+    target_ok: bool | None
+    value_ok: bool | None
+    reason: str
+
+
+def normalize_op(op: str) -> str:
+    """Upper case, with HOVER and ENTER as CLICK."""
+    op = op.strip().upper()
+    return "CLICK" if op in _AS_CLICK else op
+
+
+def clean(text: str) -> str:
+    """Lower case, single blanks."""
+    return " ".join(text.lower().split())
+
+
+def parse_action(text: str) -> WebAction | None:
+    """Reads ``{"op": "TYPE", "ref": "e12", "value": "Oslo"}``, alone or between action tags.
+
+    Returns None when there is no JSON object with an operation and a ref.
+
+    >>> parse_action('<action>{"op": "click", "ref": "e3"}</action>')
+    WebAction(op='CLICK', ref=3, value='')
+    >>> parse_action("CLICK e3") is None
+    True
+    """
+    tagged = _TAGGED.search(text)
+    try:
+        data = json.loads((tagged[1] if tagged else text).strip())
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(data, dict):
+        return None
+    op, ref, value = (data.get(key) for key in ("op", "ref", "value"))
+    if not isinstance(op, str) or not op.strip() or not isinstance(ref, str):
+        return None
+    number = _REF.fullmatch(ref.strip())
+    if number is None or isinstance(value, dict | list):
+        return None
+    return WebAction(normalize_op(op), int(number[1]), "" if value is None else str(value))
+
+
+def judge(gold: Gold, op: str, value: str, node_id: str | None, reason: str = "") -> Verdict:
+    """Compares an action with the gold one.
+
+    Args:
+      gold: the annotation.
+      op, value: of the action.
+      node_id: of the chosen element; None when there is none.
+      reason: why there is none: ``invalid_action_format`` or ``unknown_ref``.
+
+    >>> judge(Gold(("4",), "TYPE", "Oslo"), "TYPE", " oslo", "4").reason
+    'ok'
+    """
+    if node_id is None:
+        return Verdict(False, None, None, None, reason or UNKNOWN_REF)
+    wanted = normalize_op(gold.op)
+    op_ok = normalize_op(op) == wanted
+    target_ok = node_id in gold.node_ids
+    value_ok = wanted == "CLICK" or clean(value) == clean(gold.value)
+    ok = op_ok and target_ok and value_ok
+    return Verdict(ok, op_ok, target_ok, value_ok, OK if ok else MISMATCH)
+
+
+def action_f1(gold: Gold, op: str, value: str) -> float:
+    """F1 between the sets of words of ``op value``, lower case; the value of a CLICK does not count.
+
+    >>> action_f1(Gold((), "TYPE", "new york"), "TYPE", "york")
+    0.8
+    """
+    wanted, found = _words(gold.op, gold.value), _words(op, value)
+    common = len(wanted & found)
+    return 2 * common / (len(wanted) + len(found)) if common else 0.0
+
+
+def _words(op: str, value: str) -> set[str]:
+    op = normalize_op(op)
+    return set(clean(op if op == "CLICK" else f"{op} {value}").split())
+
+
+def parse_repr(text: str) -> dict[str, str]:
+    """Reads Mind2Web's ``[role]  target -> OP: value``.
+
+    >>> parse_repr("[combobox]  Size -> SELECT: Large : XL")
+    {'role': 'combobox', 'target_text': 'Size', 'op': 'SELECT', 'value': 'Large : XL'}
+    """
+    text = text.strip()
+    head = _REPR.match(text)
+    role, rest = (head["role"], head["rest"]) if head else ("", text)
+    tail = _REPR_OP.match(rest)
+    target, op, value = (tail["target"], tail["op"], tail["value"]) if tail else (rest, "", "")
+    return {
+        "role": role.strip().lower(),
+        "target_text": " ".join(target.split()).rstrip(" ."),
+        "op": normalize_op(op),
+        "value": " ".join((value or "").split()),
+    }
+
+
+def shares_node(gold: Gold, node_ids: Collection[str]) -> bool:
+    """Whether one of the right nodes is among ``node_ids``."""
+    return any(node_id in node_ids for node_id in gold.node_ids)

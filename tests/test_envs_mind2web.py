@@ -1,0 +1,381 @@
+"""The replay environment: observations, both protocols, blindness to the gold, failures as statuses."""
+
+import copy
+import dataclasses
+import json
+import random
+import subprocess
+import sys
+
+import pytest
+from web_data import FORM, SMALL, action, official, write_split
+
+from evolving_rl_jax import envs
+from evolving_rl_jax.data.mind2web_index import build_index
+from evolving_rl_jax.data.mind2web_store import load_web_tasks
+from evolving_rl_jax.envs.base import EnvError
+from evolving_rl_jax.envs.mind2web import gold_line, observation_text, split_observation
+from evolving_rl_jax.envs.web_recall import GoldRecall
+from evolving_rl_jax.envs.web_records import from_official
+from evolving_rl_jax.envs.web_sites import generate_sites, plan_sites
+from evolving_rl_jax.envs.web_snapshot import snapshot
+from evolving_rl_jax.envs.workers import EnvPool
+from evolving_rl_jax.types import ENV_ERROR, OK, Task
+
+pytest.importorskip("tensorflow_datasets")
+
+TYPE = '<action>{"op": "TYPE", "ref": "e1", "value": "oslo"}</action>'
+CLICK = '{"op": "CLICK", "ref": "e%d"}'
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory):
+    """t1 as it is; t2 with a gold element that is nowhere; t3 with words in another order."""
+    source, out = (tmp_path_factory.mktemp("web") / name for name in ("source", "out"))
+    lost = official("t2")
+    lost["actions"][1]["pos_candidates"] = []
+    words = official("t3")
+    words["actions"][0]["operation"]["value"] = "Oslo Norway"
+    write_split(source, "train", [official("t1"), lost, words])
+    build_index([source], out)
+    return load_web_tasks(out)
+
+
+def play(task, actions, **options):
+    env = envs.make("mind2web", **options)
+    return [env.reset(task), *map(env.step, actions)]
+
+
+def test_observations_have_task_earlier_actions_and_page(tasks):
+    first, second, third, last = play(tasks[0], [TYPE, CLICK % 2, CLICK % 3])
+    page = 'textbox "City" [ref=e1]\nbutton "Search" [ref=e2]\nbutton "Help" [ref=e3]'
+    start = "Task: Find a room in Oslo (t1)\nEarlier actions:\n"
+    assert first.text == f"{start}none\nPage:\n{page}" and first.actions == ()
+    assert second.text == f'{start}1. TYPE textbox "City": oslo\nPage:\n{page}'
+    assert third.text.split("\nPage")[0].endswith('oslo\n2. CLICK button "Search"')
+    assert last.text == "The task is completed: all 3 actions were right."
+    assert [(r.reward, r.done, r.won) for r in (second, third, last)] == [
+        (1.0, False, False),
+        (1.0, False, False),
+        (1.0, True, True),
+    ]
+    assert split_observation(third.text) == (
+        "Find a room in Oslo (t1)",
+        ['TYPE textbox "City": oslo', 'CLICK button "Search"'],
+        page.splitlines(),
+    )
+    assert split_observation(last.text) == (last.text, [], [])
+
+
+def test_stop_at_error_ends_at_the_first_wrong_action(tasks):
+    *_, last = play(tasks[0], [TYPE, CLICK % 3])
+    assert (last.reward, last.done, last.won) == (0.0, True, False)
+    assert last.text == "Action 2 of 3 was wrong. The task has ended."
+    env = envs.make("mind2web")
+    env.reset(tasks[0])
+    env.step("nonsense")
+    with pytest.raises(EnvError, match="after the end"):
+        env.step(TYPE)
+
+
+def test_teacher_forced_plays_all_steps_with_the_gold_history(tasks):
+    _, second, third, last = play(
+        tasks[0], ["nonsense", CLICK % 9, CLICK % 3], protocol="teacher_forced"
+    )
+    assert split_observation(second.text)[1] == ['TYPE textbox "City": Oslo']
+    assert split_observation(third.text)[1][1] == 'CLICK button "Search"'
+    assert [r.info["reason"] for r in (second, third, last)] == [
+        "invalid_action_format",
+        "unknown_ref",
+        "ok",
+    ]
+    assert (last.done, last.won, last.reward) == (True, False, 1.0)
+    assert last.text == "The task has ended: 1 of 3 actions were right."
+
+
+def test_a_task_can_name_its_protocol(tasks):
+    actions = ["nonsense", CLICK % 9, CLICK % 3]
+    forced = dataclasses.replace(tasks[0], meta={"protocol": "teacher_forced"})
+    env = envs.make("mind2web")  # plays both in turn
+    for task, expected in (
+        (forced, play(tasks[0], actions, protocol="teacher_forced")),
+        (tasks[0], play(tasks[0], actions[:1])),
+    ):
+        found = [env.reset(task), *map(env.step, actions[: len(expected) - 1])]
+        assert found == expected
+    with pytest.raises(EnvError, match="protocol of t1 must be one of"):
+        env.reset(dataclasses.replace(tasks[0], meta={"protocol": "x"}))
+
+
+def test_scores_of_a_step(tasks):
+    _, reply, *_ = play(tasks[2], [TYPE.replace("oslo", "norway OSLO")])
+    info = reply.info
+    # sets of words agree, the texts do not
+    assert (info["element"], info["f1"], info["success"], info["correct"]) == (
+        True,
+        1.0,
+        True,
+        False,
+    )
+    _, reply = play(tasks[2], [TYPE.replace('"e1"', '"e2"')])
+    assert (reply.info["element"], reply.info["success"]) == (False, False)
+    assert reply.info["f1"] == pytest.approx(2 * 2 / (2 + 3))
+    assert reply.info["num_steps"] == 3 and not reply.info["missing"]
+
+
+def test_a_gold_element_that_is_not_shown_is_a_failure_and_marked(tasks):
+    _, _, reply = play(tasks[1], [TYPE, CLICK % 2])
+    assert reply.info["missing"] and not reply.info["correct"] and reply.done
+    # with room for one element only, whatever the agent picks cannot be right where it is not shown
+    shown = play(tasks[0], [TYPE], snapshot_tokens=9)
+    assert ("e1]" in shown[0].text) != shown[1].info["missing"]
+
+
+def test_mistakes_are_statuses_and_errors(tasks):
+    for options, message in (
+        ({"protocol": "x"}, "protocol must be one of"),
+        ({"snapshot_tokens": 0}, "snapshot_tokens must be an integer of at least 1, got 0"),
+        ({"max_tasks": True}, "max_tasks must be an integer"),
+        ({"size": 1}, "option of mind2web must be one of"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            envs.make("mind2web", **options)
+    missing = Task("x", "mind2web", "train", "", "", tasks[0].path + "999", "h")
+    with pytest.raises(EnvError, match="cannot load web task .*must be a record below 3"):
+        envs.make("mind2web").reset(missing)
+    with pytest.raises(EnvError, match="before reset"):
+        envs.make("mind2web").step(TYPE)
+    nowhere = Task("x", "mind2web", "train", "", "", "/nowhere/train/0", "h")
+    with EnvPool("mind2web", num_workers=1) as pool:
+        pool.reset(0, nowhere)
+        pool.reset(1, tasks[0])
+        replies = dict(pool.poll(20) + pool.poll(20))
+    assert (replies[0].status, replies[1].status) == (ENV_ERROR, OK)
+    assert "/nowhere: must hold records" in replies[0].text
+
+
+def test_workers_replay_and_never_load_jax(tasks):
+    with EnvPool("mind2web", num_workers=1) as pool:
+        pool.reset(5, tasks[0])
+        assert pool.poll(30)[0][1].status == OK
+        pool.step(5, TYPE)
+        ((_, reply),) = pool.poll(30)
+        assert reply.info["correct"]  # what metrics need crosses the process boundary
+    code = (
+        "import sys; from evolving_rl_jax import envs\n"
+        f"from evolving_rl_jax.types import Task\ne = envs.make('mind2web')\n"
+        f"e.reset(Task('x', '', '', '', '', {tasks[0].path!r}, 'h'))\n"
+        'e.step(\'{"op": "CLICK", "ref": "e1"}\')\n'
+        "print(sorted({'jax', 'tensorflow', 'sklearn', 'torch'} & set(sys.modules)))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
+
+
+def test_texts_are_the_same_in_every_run(tasks):
+    actions = [TYPE, CLICK % 2, CLICK % 1]
+    runs, again = (
+        [[r.text for r in play(t, actions, protocol="teacher_forced", max_tasks=n)] for t in tasks]
+        for n in (64, 1)
+    )
+    assert runs == again
+
+
+# ----------------------------------------------------------------------- blindness to the gold
+
+
+def big_page(rng):
+    """A page whose labels partly match the task, in both forms of the markup."""
+    words = "hotel oslo room search map price login paris help book family".split()
+    tags = ("button", "a", "span", "div")
+    parts = []
+    for i in range(rng.randrange(20, 60)):
+        tag, text = rng.choice(tags), " ".join(rng.choices(words, k=rng.randrange(1, 5)))
+        parts.append(f'<{tag} backend_node_id="{i + 1}" class="c{i}"><text>{text}</text></{tag}>')
+    return f"<html><body>{''.join(parts)}</body></html>", len(parts)
+
+
+def changed_gold(data, num_nodes, rng):
+    """The same task with another annotation: other nodes, attributes, operation, field of the html."""
+    data = copy.deepcopy(data)
+    for step in data["actions"]:
+        nodes = rng.sample(range(1, num_nodes + 1), rng.randrange(0, 3))
+        step["pos_candidates"] = [
+            {
+                "backend_node_id": str(n),
+                "is_original_target": rng.random() < 0.5,
+                "attributes": json.dumps({"backend_node_id": str(n), "class": "gold"}),
+                "rank": rng.randrange(100),
+            }
+            for n in nodes
+        ]
+        step["neg_candidates"] = [{"backend_node_id": str(rng.randrange(num_nodes))}]
+        step["operation"] = {"op": rng.choice(["CLICK", "TYPE", "SELECT"]), "value": "hotel map"}
+    data["action_reprs"] = [f"[button]  {rng.random()} -> CLICK" for _ in data["actions"]]
+    return data
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_pages_snapshots_and_prompts_do_not_depend_on_the_gold(seed):
+    rng = random.Random(seed)
+    html, num_nodes = big_page(rng)
+    field = rng.choice(["cleaned_html", "raw_html"])
+    steps = [
+        action("", **{field: html}, nodes=(str(rng.randrange(1, num_nodes)),)) for _ in range(3)
+    ]
+    first = official(confirmed_task="book a family room at a hotel in oslo", actions=steps)
+    tasks = [
+        from_official(first),
+        *(from_official(changed_gold(first, num_nodes, rng)) for _ in range(4)),
+    ]
+    history = ('CLICK button "search"',)
+    for budget in (30, 100, 100_000):
+        texts = set()
+        for task in tasks:
+            shown = snapshot(task.steps[1].page, task.text, history, budget)
+            texts.add(observation_text(task.text, history, shown.text))
+        assert len(texts) == 1
+    assert len({t.steps[0].page for t in tasks}) == 1
+
+
+def test_the_environment_shows_the_same_whatever_the_gold(tmp_path):
+    """Through files, index, worker and prompt: first observations of differently annotated copies."""
+    rng = random.Random(0)
+    html, num_nodes = big_page(rng)
+    first = official("a", actions=[action(html, nodes=("3",)) for _ in range(3)])
+    copies = [first, *(changed_gold(first, num_nodes, rng) for _ in range(5))]
+    for i, data in enumerate(copies):
+        data["annotation_id"] = f"t{i}"
+    write_split(tmp_path / "source", "train", copies)
+    build_index([tmp_path / "source"], tmp_path / "out", budgets=())
+    env = envs.make("mind2web", snapshot_tokens=60)
+    texts = [env.reset(t).text for t in load_web_tasks(tmp_path / "out")]
+    assert len(texts) == 6 and len(set(texts)) == 1 and "more not shown" in texts[0]
+
+
+def test_recall_is_what_the_environment_can_show():
+    task = from_official(official("x", actions=[action(FORM, nodes=("2",)), action(FORM, nodes=("77",))],
+                                  action_reprs=["a", "b"]))  # fmt: skip
+    recall = GoldRecall((8, 100))
+    recall.add(task)
+    shown = snapshot(task.steps[0].page, task.text, (), 8).shown
+    assert recall.figures() == {0: 0.5, 8: 0.5 * (0 in shown), 100: 0.5}
+
+
+# ------------------------------------------------------------------------------ generated sites
+
+
+@pytest.fixture(scope="module")
+def sites(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sites")
+    generate_sites(folder / "raw", seed=3, spec=SMALL)
+    report = build_index([folder / "raw"], folder / "out", budgets=(200,))
+    return folder, report, load_web_tasks(folder / "out")
+
+
+def test_generated_data_has_the_splits_of_the_spec(sites):
+    _, report, tasks = sites
+    assert report.counts == {
+        "train": 12,
+        "test_task": 4,
+        "test_website": 8,
+        "test_website_sources": 4,
+        "test_domain": 8,
+        "test_domain_sources": 4,
+        "warmstart": 12,
+    }
+    assert not report.problems and not report.duplicates
+    assert all(figures == {0: 1.0, 200: 1.0} for figures in report.recall.values())
+    groups = {split: {t.group for t in tasks if t.split == split} for split in report.counts}
+    assert groups["test_task"] == groups["train"]
+    assert groups["test_website"] == groups["test_website_sources"]
+    apart = [groups[s] for s in ("train", "test_website", "test_domain", "warmstart")]
+    assert sum(map(len, apart)) == len(set().union(*apart))
+    domains = {s: {t.task_type for t in tasks if t.split == s} for s in report.counts}
+    assert domains["train"] == domains["test_website"] == {"Shopping", "Travel"}
+    assert domains["test_domain"] == {"Service", "Info"} and len(domains["warmstart"]) == 4
+
+
+def test_the_plan_of_a_spec_is_what_is_generated(sites):
+    planned = sorted(plan_sites(SMALL))
+    assert planned == sorted((t.split, t.task_type) for t in sites[2])
+
+
+def solution_action(observation, step):
+    line = next(
+        x for x in split_observation(observation)[2]
+        if f'"{step["label"]}"' in x and (not step["context"] or f"({step['context']})" in x)
+    )  # fmt: skip
+    ref = line.split("[ref=")[1].split("]")[0]
+    return json.dumps({"op": step["op"], "ref": ref, "value": step["value"]})
+
+
+def test_every_generated_task_is_won_by_its_solution_and_lost_by_the_other_place(sites):
+    _, _, tasks = sites
+    env = envs.make("mind2web", snapshot_tokens=150)
+    for task in tasks:
+        reply = env.reset(task)
+        for step in task.meta["solution"]:
+            assert len(reply.text) < 700 and not reply.text.endswith("not shown)")
+            reply = env.step(solution_action(reply.text, step))
+        assert reply.won
+        reply = env.reset(task)
+        for step in task.meta["solution"]:
+            if step["slot"]:
+                step = {**step, "context": task.meta["habits"][step["slot"]][1]}
+            reply = env.step(solution_action(reply.text, step))
+            if reply.done:
+                break
+        assert not reply.won and "Action 2 of 4" in reply.text
+
+
+def test_habits_are_of_the_site_and_not_on_the_page(sites):
+    _, _, tasks = sites
+    by_site = {}
+    for task in tasks:
+        assert by_site.setdefault(task.group, task.meta["habits"]) == task.meta["habits"]
+    # neither order nor numbering of the two buttons tells which is right
+    first = [_right_comes_first(t) for t in tasks]
+    assert 0.2 < sum(first) / len(first) < 0.8
+
+
+def _right_comes_first(task):
+    env = envs.make("mind2web")
+    step = task.meta["solution"][1]
+    lines = [x for x in split_observation(env.reset(task).text)[2] if f'"{step["label"]}"' in x]
+    assert len(lines) == 2
+    return f"({step['context']})" in lines[0]
+
+
+def test_generation_is_a_function_of_the_seed(sites, tmp_path):
+    folder, _, _ = sites
+    generate_sites(tmp_path / "same", seed=3, spec=SMALL)
+    generate_sites(tmp_path / "other", seed=4, spec=SMALL)
+    name = "train/train_0.json"
+    texts = [
+        (p / name).read_text() for p in (folder / "raw", tmp_path / "same", tmp_path / "other")
+    ]
+    assert texts[0] == texts[1] != texts[2]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_train_sites": -1}, "num_train_sites must be an integer of at least 0, got -1"),
+        (
+            {"num_train_sites": 0, "num_test_task": 3},
+            "num_test_task must be 0 without sites, got 3",
+        ),
+        ({"num_warmstart_sites": 5000}, "sites must be at most 900 in all"),
+        ({"tasks_per_site": 40}, "tasks_per_site must leave at most"),
+    ],
+)
+def test_impossible_specs_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        type(SMALL)(**changes)
+
+
+def test_gold_lines_of_elements_that_are_nowhere():
+    task = from_official(official("x", actions=[action(FORM, "TYPE", "Oslo", nodes=())],
+                                  action_reprs=["[textbox]  City -> TYPE: Oslo"]))  # fmt: skip
+    assert gold_line(task.steps[0]) == 'TYPE textbox "City": Oslo'

@@ -1,0 +1,252 @@
+"""Web prompts, facts and demonstrations, on generated sites."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from chat_models import make_tokenizer_folder
+from web_data import SMALL
+
+from evolving_rl_jax.data.mind2web_index import build_index
+from evolving_rl_jax.data.mind2web_store import load_web_tasks
+from evolving_rl_jax.envs.web_actions import WebAction, parse_action
+from evolving_rl_jax.envs.web_sites import generate_sites
+from evolving_rl_jax.envs.workers import EnvPool
+from evolving_rl_jax.models.tokenizer import NUMBERED_PIECES, load_tokenizer, train_tokenizer
+from evolving_rl_jax.rollout import web_facts
+from evolving_rl_jax.rollout.actions import parse_web, parse_web_compact
+from evolving_rl_jax.rollout.prompts import COMPACT_SPECIAL_TOKENS
+from evolving_rl_jax.rollout.web_corpus import collect_web_texts
+from evolving_rl_jax.rollout.web_demonstrations import (
+    WebDemonstrator,
+    WebExpert,
+    make_extraction,
+    make_skill,
+)
+from evolving_rl_jax.rollout.web_prompts import compact_text, make_web_prompts
+from evolving_rl_jax.skills.schema import Skill, parse_skill
+from evolving_rl_jax.types import Turn
+
+pytest.importorskip("tensorflow_datasets")
+
+OBSERVATION = (
+    'Task: at birch bay find mug\nEarlier actions:\n1. TYPE textbox "Find": mug\nPage:\n'
+    'button "Search" (footer) [ref=e1]\ncombobox "Size" [ref=e12] of S | M'
+)
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sites")
+    generate_sites(folder / "raw", seed=5, spec=SMALL)
+    build_index([folder / "raw"], folder / "out", budgets=())
+    return load_web_tasks(folder / "out")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tasks, tmp_path_factory):
+    texts = collect_web_texts([t for t in tasks if t.split == "warmstart"])
+    return train_tokenizer(
+        texts,
+        vocab_size=800,
+        out_dir=tmp_path_factory.mktemp("tokenizer"),
+        special_tokens=COMPACT_SPECIAL_TOKENS,
+        pieces=NUMBERED_PIECES,
+    )
+
+
+def test_compact_lines():
+    assert compact_text('button "Search" (Footer) [ref=e7]') == "search footer 7"
+    assert compact_text('textbox "City" [ref=e3] = "Oslo"') == "textbox city 3 = oslo"
+    assert compact_text('link "button" [ref=e1]') == "button 1"
+
+
+def test_compact_prompts(tokenizer, tasks):
+    prompts = make_web_prompts("compact", tokenizer)
+    text = tokenizer.decode(prompts.solver_prompt(tasks[0], "Press Search footer", OBSERVATION))
+    assert text == (
+        f"<task> {tasks[0].text}<skill> press search footer<obs> type textbox find : mug<obs> "
+        "search footer 1 combobox size 12 of s m<act>"
+    )
+    following = tokenizer.decode(prompts.next_turn(OBSERVATION))
+    assert following == "<obs> search footer 1 combobox size 12 of s m<act>"
+    assert tokenizer.decode(prompts.extractor_prompt(False, "x")) == "<extract> failure<skill>"
+    ids = prompts.action_ids("Size", WebAction("SELECT", 12, "M"))
+    assert ids[-1] == tokenizer.eos_id
+    action, valid = prompts.parse_action(tokenizer.decode(ids[:-1]))
+    assert valid and parse_action(action) == WebAction("SELECT", 12, "m")
+    skill = Skill("a", "Press Search footer.", decision_rules=("Then SAVE left.",))
+    assert prompts.render_skill(skill) == "press search footer. then save left."
+
+
+def test_prompts_of_a_step_do_not_depend_on_how_it_was_reached(tokenizer, tasks):
+    prompts = make_web_prompts("compact", tokenizer)
+    assert prompts.solver_prompt(tasks[0], "", OBSERVATION) == prompts.solver_prompt(
+        tasks[0], "", OBSERVATION
+    )
+    with pytest.raises(ValueError, match="rollout.style must be one of compact, chat, got 'x'"):
+        make_web_prompts("x", tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("text", "action", "valid"),
+    [
+        ("search footer 7> click", WebAction("CLICK", 7), True),
+        ("City 12> TYPE new york\n", WebAction("TYPE", 12, "new york"), True),
+        ("city> type x", None, False),
+        ("city 2> press x", None, False),
+        ("city 2", None, False),
+        ("2> click", WebAction("CLICK", 2), True),
+        ("code2> click", None, False),
+        ("size 10 2> click", WebAction("CLICK", 2), True),
+    ],
+)
+def test_compact_actions(text, action, valid):
+    found, ok = parse_web_compact(text)
+    assert (parse_action(found), ok) == (action, valid)
+
+
+def test_tagged_actions_keep_their_case():
+    text = '<reasoning>x</reasoning><ACTION> {"op": "TYPE", "ref": "e2", "value": "Oslo"} </ACTION>'
+    assert parse_web(text) == ('{"op": "TYPE", "ref": "e2", "value": "Oslo"}', True)
+    assert parse_web('<action>{"op": "CLICK", "ref": "e2"}</action>')[1] is False  # no reasoning
+    assert parse_web("<reasoning></reasoning><action>click</action>") == ("click", False)
+    assert parse_web("nothing") == ("nothing", False)
+
+
+def test_facts_are_written_and_read():
+    facts = {"search": "footer", "save": "left"}
+    text = web_facts.facts_text(facts)
+    assert text == "press search footer, press save left"
+    assert web_facts.claims(text) == facts
+    skill, _ = parse_skill(web_facts.skill_json("birch bay", facts))
+    assert skill.name == "birch bay" and web_facts.claims(skill.description) == facts
+
+
+def walk(task, pool, beliefs):
+    """Turns and outcome of an expert without noise."""
+    expert = WebExpert(task, np.random.default_rng(0), beliefs, 0.0)
+    pool.reset(0, task)
+    ((_, reply),) = pool.poll(None)
+    turns = []
+    while not getattr(reply, "done", False):
+        _, action = expert.act(reply.text, len(turns))
+        turns.append(Turn(reply.text, "", action.to_json(), True))
+        pool.step(0, action.to_json())
+        ((_, reply),) = pool.poll(None)
+    return turns, reply.won
+
+
+def test_what_an_episode_reveals(tasks):
+    pool = EnvPool("mind2web", num_workers=0)
+    for task in tasks:
+        right, wrong = web_facts.habits(task), web_facts.habits(task, wrong=True)
+        first, second = (s["slot"] for s in task.meta["solution"] if s["slot"])
+        for beliefs, won, known in (
+            (right, True, {first, second}),
+            (wrong, False, {first}),
+            ({**right, second: wrong[second]}, False, {first, second}),
+        ):
+            turns, result = walk(task, pool, beliefs)
+            assert result == won
+            # also of a wrong button the right one follows
+            assert web_facts.revealed(task, turns, result) == {s: right[s] for s in known}
+        assert web_facts.share_stated(task, web_facts.given_skill("oracle", task)) == 1.0
+        assert web_facts.share_stated(task, web_facts.given_skill("misleading", task)) == 0.0
+        assert web_facts.share_stated(task, web_facts.fact_sentence(first, right[first])) == 0.5
+    assert web_facts.given_skill("none", tasks[0]) == ""
+
+
+def test_a_wrong_element_of_another_kind_reveals_nothing(tasks):
+    task = tasks[0]
+    pool = EnvPool("mind2web", num_workers=0)
+    turns, _ = walk(task, pool, web_facts.habits(task))
+    slot = next(s["slot"] for s in task.meta["solution"] if s["slot"])
+    elements = web_facts.page_elements(turns[0].observation)
+    ref = next(n for n, e in elements.items() if e[1] == slot)
+    early = Turn(turns[0].observation, "", WebAction("CLICK", ref).to_json(), True)
+    assert web_facts.revealed(task, [early], False) == {}
+
+
+def test_demonstrations_are_of_mixed_quality(tasks, tokenizer):
+    settings = SimpleNamespace(follow_skill=0.8, action_noise=0.02, good_extraction=0.4)
+    prompts = make_web_prompts("compact", tokenizer)
+    chosen = [t for t in tasks if t.split == "warmstart"] * 20
+    runs = []
+    for workers in (0, 1):
+        with EnvPool("mind2web", num_workers=workers) as pool:
+            runs.append(WebDemonstrator(pool, prompts, settings, 1).play(chosen, concurrent=50))
+    assert len(runs[0]) == len(chosen)
+    for one, other in zip(*runs, strict=True):  # the same, whoever answers first
+        assert [s.tokens.tolist() for s in one.samples] == [
+            s.tokens.tolist() for s in other.samples
+        ]
+    won = np.mean([d.won for d in runs[0]])
+    assert 0.25 < won < 0.6  # neither guessing alone nor knowing
+    for d in runs[0]:
+        for i, sample in enumerate(d.samples):
+            trained = tokenizer.decode(sample.tokens[sample.loss_mask == 1])
+            text = tokenizer.decode(sample.tokens)
+            assert text.endswith(trained) and trained.endswith("<eos>")
+            if "<extract>" in text:
+                assert i == len(d.samples) - 1 and "<skill>" not in text.split("<obs>")[0]
+                assert parse_skill(trained.removesuffix("<eos>"))[0] is not None
+            else:
+                assert sample.step == i and prompts.parse_action(trained.removesuffix("<eos>"))[1]
+    longest = max(len(s.tokens) for d in runs[0] for s in d.samples)
+    assert longest <= 200
+
+
+def test_shares_of_skills_and_extractions(tasks):
+    rng = np.random.default_rng(0)
+    task = tasks[0]
+    right = web_facts.habits(task)
+    skills = [make_skill(task, rng) for _ in range(2000)]
+    for text, beliefs in skills:
+        assert web_facts.claims(text) == beliefs
+    shares = [web_facts.share_stated(task, text) for text, _ in skills]
+    assert np.mean(np.array(shares) == 1.0) == pytest.approx(0.35, abs=0.04)
+    assert np.mean([not text for text, _ in skills]) == pytest.approx(0.25, abs=0.04)
+    good = [json.loads(make_extraction(task, right, rng, 1.0))["description"] for _ in range(5)]
+    assert good == [web_facts.facts_text(right)] * 5
+    mixed = [make_extraction(task, right, rng, 0.4) for _ in range(2000)]
+    full = np.mean([web_facts.share_stated(task, text) == 1.0 for text in mixed])
+    assert full == pytest.approx(0.4 + 0.6 / 4, abs=0.04)
+    assert web_facts.claims(make_extraction(task, {}, rng, 1.0))  # nothing seen: a guess
+
+
+def test_texts_for_the_tokenizer_cover_the_test_sites(tasks, tokenizer):
+    prompts = make_web_prompts("compact", tokenizer)
+    pool = EnvPool("mind2web", num_workers=0)
+    for task in (t for t in tasks if t.split != "warmstart"):
+        turns, _ = walk(task, pool, web_facts.habits(task))
+        for turn in turns:
+            assert len(prompts.solver_prompt(task, "", turn.observation)) < 110
+
+
+@pytest.fixture(scope="module", params=["chatml", "reasoning", "llama3"])
+def chat(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("chat") / request.param
+    return make_web_prompts("chat", load_tokenizer(make_tokenizer_folder(folder, request.param)))
+
+
+def test_chat_prompts_hold_rules_skill_and_observation(chat, tasks):
+    decode = chat.tokenizer.decode
+    plain = decode(chat.solver_prompt(tasks[0], "", OBSERVATION))
+    skilled = decode(chat.solver_prompt(tasks[0], "# Skill: x\nPress the footer one.", OBSERVATION))
+    assert OBSERVATION in plain and '{"op": "CLICK", "ref": "e12"}' in plain
+    assert "Press the footer one." in skilled and "# Skill" not in plain
+    assert plain.count("at birch bay find mug") == 1
+    assert ("/no_think" in plain) == ("enable_thinking" in chat.tokenizer.chat_template)
+
+
+def test_chat_turns_are_appended_as_the_template_writes_them(chat, tasks):
+    answer = chat.action_ids('button "Search"', WebAction("TYPE", 3, "Oslo"))
+    action, valid = chat.parse_action(chat.tokenizer.decode(answer[:-1]))
+    assert valid and parse_action(action) == WebAction("TYPE", 3, "Oslo")
+    following = chat.tokenizer.decode(chat.next_turn(OBSERVATION, last_id=answer[-1]))
+    assert 'Page:\nbutton "Search" (footer) [ref=e1]' in following and "Earlier" not in following
+    request = chat.tokenizer.decode(chat.extractor_prompt(False, "Action 2 of 4 was wrong."))
+    assert "Action 2 of 4 was wrong." in request and "the task was not completed" in request
+    assert '"inputs_to_identify"' in request and "refs" in request
