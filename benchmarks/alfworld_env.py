@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import gc
 import json
 import pathlib
 import random
@@ -163,6 +164,8 @@ def _stock_core(task: types.Task, num_steps: int) -> dict[str, float]:
 
 def measure(engine: str, tasks: Sequence[types.Task], workers: int, cache: str) -> dict[str, float]:
     """Our engine in this process (CPU time) and through a pool (wall time)."""
+    gc.freeze()  # as worker processes do
+    gc.set_threshold(100_000, 20, 20)
     options = {"engine": engine, "cache_dir": cache} | (
         {"check_games": 0} if engine == "native" else {}
     )

@@ -5,9 +5,11 @@ import multiprocessing
 import os
 import pathlib
 import random
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 
@@ -241,7 +243,7 @@ def test_wrong_arguments(arguments, expected):
         EnvPool(**arguments)
 
 
-def test_workers_leave_nothing_behind(games, tmp_path):
+def test_workers_leave_nothing_behind(games, tmp_path, request):
     """A main script that imports jax, and an exit without shutdown."""
     pytest.importorskip("jax")
     script = tmp_path / "main.py"
@@ -267,8 +269,9 @@ def test_workers_leave_nothing_behind(games, tmp_path):
             open({str(tmp_path / "imported")!r}, "w").write(MARK)
     """)
     )
-    temporary = tmp_path / "tmp"
-    temporary.mkdir()
+    # Not in tmp_path: the path of a Unix socket has at most 107 bytes.
+    temporary = pathlib.Path(tempfile.mkdtemp())
+    request.addfinalizer(lambda: shutil.rmtree(temporary))
     env = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(temporary)}
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, env=env)
     assert done.returncode == 0 and done.stderr == "", done.stderr

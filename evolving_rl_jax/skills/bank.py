@@ -61,7 +61,7 @@ class Bank:
 
     def load(self) -> list[SkillRecord]:
         """Reads the file again, warning about a torn last line.  Returns ``records``."""
-        data = self.path.read_bytes() if self.path.exists() else b""
+        data = self._read()
         lines, self._torn, self._newline_missing = [], 0, False
         offset = 0
         for number, raw in enumerate(data.splitlines(keepends=True), 1):
@@ -81,6 +81,18 @@ class Bank:
         self._lines = lines
         self._index()
         return self.records
+
+    def _read(self) -> bytes:
+        """What the file holds between two writes, not in the middle of one."""
+        while True:
+            try:
+                file = open(self.path, "rb")
+            except FileNotFoundError:
+                return b""
+            with file:
+                fcntl.flock(file, fcntl.LOCK_SH)
+                if _is_at(self.path, os.fstat(file.fileno())):  # not replaced meanwhile
+                    return file.read()
 
     def append(self, records: Iterable[SkillRecord]) -> int:
         """Adds records whose id is new, all in one durable write; known ids are left as they are.
