@@ -42,7 +42,10 @@ def write_game(folder: pathlib.Path, room: Room, task_type: str, kinds, seed: in
     """Writes a game whose objects lie at random; the first kind is what its task is about."""
     rng = random.Random(f"{seed} {task_type}")
     names = list(room.places)
-    things = [Thing(LAMP, 1, "sidetable 1")] if "sidetable 1" in room.places else []
+    lamp_place = "sidetable 1" if "sidetable 1" in room.places else None
+    if task_type == "look_at_obj_in_light" and lamp_place is None:  # kitchens have no lamp
+        lamp_place = next(n for n in names if not room.places[n].openable)
+    things = [Thing(LAMP, 1, lamp_place)] if lamp_place else []
     for kind in (kinds[0], *kinds):
         places = [n for n in names if kind in room.contains.get(room.places[n].type, ())]
         number = sum(t.kind == kind for t in things) + 1

@@ -318,7 +318,7 @@ def test_wrong_use_and_options(tmp_path):
 
 
 def test_least_recently_used_games_are_dropped(games):
-    store = alfworld_cached.CachedGames(None, max_games=2, max_loaded=1, max_nodes=50)
+    store = alfworld_cached.CachedGames(None, 2, 1, max_nodes=50, max_states=100_000)
     first = store.game(str(games[0]))
     store.game(str(games[1]))
     assert store.game(str(games[0])) is first

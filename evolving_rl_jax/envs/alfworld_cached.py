@@ -8,6 +8,7 @@ remembers its admissible commands and where each leads.
 from __future__ import annotations
 
 import re
+import weakref
 from collections.abc import Iterable
 from typing import Any
 
@@ -53,6 +54,7 @@ class Game:
         self._translation = translation
         self._pool = pool
         self._max_nodes, self._num_nodes = max_nodes, 0
+        self._linked: list[_Node] = []  # those with edges
         self._nodes: dict[tuple[int, int], _Node] = {}  # by (state, facts) since the last load
         self._loads, self._stale = 0, False
         self._operators: dict[int, _Operator] = {}
@@ -64,6 +66,7 @@ class Game:
         shown = {fact for fact in facts if fact[0] in self._grammar.predicates}
         self._bits = _numbered(shown | self._literals(sas))
         self._table = FactTable()
+        weakref.finalize(self, _untie, self._linked, self._table)
         for (predicate, arguments), bit in self._bits.items():
             self._table.add((predicate, tuple(v[1] for v in arguments)), arguments, bit)
         found = entities(facts)
@@ -83,7 +86,10 @@ class Game:
         operator = node.commands.get(action)
         if operator is None:
             return _result(_NOTHING, node), node
-        found = node.edges[action] = self._apply(node, self._operators[operator])
+        found = self._apply(node, self._operators[operator])
+        if not node.edges:
+            self._linked.append(node)
+        node.edges[action] = found
         return found
 
     def _apply(self, node: _Node, op: _Operator) -> tuple[types.StepResult, _Node]:
@@ -111,10 +117,9 @@ class Game:
 
     def forget(self) -> None:
         """Drops what is remembered; episodes under way keep their own states."""
+        _untie(self._linked, self._table)
         self._nodes, self._num_nodes = {}, 0
         self._commands = {}
-        self.root.edges = {}
-        self._table.forget()
         self._text.forget()
         self._stale = True  # the library never forgets a state while a game stays loaded
 
@@ -213,6 +218,14 @@ def _result(text: str, node: _Node) -> types.StepResult:
     return types.StepResult(text, node.actions, float(node.won), node.won, node.won)
 
 
+def _untie(linked: list[_Node], table: FactTable) -> None:
+    """Breaks all cycles, so that states and texts are freed at once and not when all are searched."""
+    for node in linked:  # a state and those that it leads to hold each other
+        node.edges.clear()
+    linked.clear()
+    table.forget()
+
+
 class CachedGames(GameStore):
     """The games of one process, their translations and their copies of the library."""
 
@@ -222,7 +235,7 @@ class CachedGames(GameStore):
         max_games: int,
         max_loaded: int,
         max_nodes: int,
-        max_states: int = 200_000,
+        max_states: int,
     ):
         self._translations = TranslationCache(cache_dir)
         self._pool = LibraryPool(max_loaded)

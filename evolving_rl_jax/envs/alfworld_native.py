@@ -55,7 +55,7 @@ def compare(
         expected = reference.reset(task)
         _same(task, episode, "reset", expected, native.reset(task))
         for number, planned in enumerate(plan, start=1):
-            action = rng.choice(expected.actions) if planned is None else planned
+            action = rng.choice(expected.actions or _INVALID) if planned is None else planned
             expected = reference.step(action)
             _same(task, episode, f"step {number} ({action!r})", expected, native.step(action))
             steps += 1
@@ -70,7 +70,7 @@ def _same(task: types.Task, episode: int, where: str, expected: Any, got: Any) -
         if a != b:
             raise EngineMismatch(
                 f"engine native must play {task.path} as cached does; in episode {episode}, {where}, "
-                f"{field} must be {_short(a)}, got {_short(b)}"
+                f"{field} must be {_short(a)}, got {_short(b)}; play with engine cached"
             )
 
 

@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import weakref
 from collections import OrderedDict
 
 __all__ = ["Library", "LibraryPool"]
@@ -85,23 +86,27 @@ class Library:
 
 
 class LibraryPool:
-    """Lends copies of the library to owners, the least recently used one changing hands."""
+    """Lends copies of the library to owners, the least recently used one changing hands.
+
+    Owners are not kept alive.
+    """
 
     def __init__(self, capacity: int):
         self._capacity = capacity
-        self._lent: OrderedDict[object, Library] = OrderedDict()
+        self._lent: OrderedDict[weakref.ref, Library] = OrderedDict()
 
     def borrow(self, owner: object) -> tuple[Library, bool]:
         """A copy for ``owner`` and whether it still is the one that the owner had last time."""
-        library = self._lent.get(owner)
+        key = weakref.ref(owner)
+        library = self._lent.get(key)
         if library is not None:
-            self._lent.move_to_end(owner)
+            self._lent.move_to_end(key)
             return library, True
         if len(self._lent) < self._capacity:
             library = Library()
         else:
             library = self._lent.popitem(last=False)[1]
-        self._lent[owner] = library
+        self._lent[key] = library
         return library, False
 
 

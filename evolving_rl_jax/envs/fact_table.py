@@ -43,6 +43,11 @@ class Group:
         if not bit:
             self._known.clear()
 
+    def forget(self) -> None:
+        """Drops the readers and what is known."""
+        self.readers.clear()
+        self._known.clear()
+
     def holding(self, facts: int) -> list[tuple]:
         """Arguments of the facts of the pattern that are in the set ``facts``, sorted."""
         held = facts & self.mask
@@ -69,9 +74,6 @@ class FactTable:
         self._facts: dict[Hashable, dict[tuple, int]] = {}
         self._groups: dict[Hashable, dict[tuple, dict[tuple, Group]]] = {}
 
-    def __contains__(self, relation: Hashable) -> bool:
-        return relation in self._facts
-
     def add(self, relation: Hashable, arguments: tuple, bit: int) -> None:
         """Adds a fact; ``bit`` 0 stands for one that always holds."""
         self._facts.setdefault(relation, {})[arguments] = bit
@@ -85,7 +87,7 @@ class FactTable:
         for by_positions in self._groups.values():
             for groups in by_positions.values():
                 for group in groups.values():
-                    group.readers.clear()
+                    group.forget()
 
     def group(self, relation: Hashable, positions: tuple[int, ...], values: tuple) -> Group:
         """The facts of a relation whose arguments at ``positions`` are ``values``."""

@@ -46,7 +46,7 @@ def entities(facts: set) -> dict[str, Any]:
     return found
 
 
-class StoredGame(Protocol):
+class _StoredGame(Protocol):
     """What a store needs to know of a game."""
 
     size: int  # states and texts remembered
@@ -58,7 +58,7 @@ class StoredGame(Protocol):
 class GameStore:
     """Games by folder, limited in number and in what they remember altogether."""
 
-    def __init__(self, open_game: Callable[[dict], Any], max_games: int, max_states: int):
+    def __init__(self, open_game: Callable[[dict], _StoredGame], max_games: int, max_states: int):
         """Args:
         open_game: from the content of a game file to a game.
         max_games: games kept.
@@ -66,7 +66,7 @@ class GameStore:
         """
         self._open_game = open_game
         self._max_games, self._max_states = max_games, max_states
-        self._games: OrderedDict[str, Any] = OrderedDict()
+        self._games: OrderedDict[str, _StoredGame] = OrderedDict()
 
     def game(self, folder: str) -> Any:
         """The game of a folder.
@@ -84,7 +84,7 @@ class GameStore:
         self._limit_size(game)
         return game
 
-    def _open(self, folder: str) -> Any:
+    def _open(self, folder: str) -> _StoredGame:
         data = read_game(folder)
         try:
             return self._open_game(data)
@@ -93,7 +93,7 @@ class GameStore:
         except BaseException as error:  # the translator ends malformed problems with SystemExit
             raise EnvError(f"cannot load game {folder}: {one_line(error)}") from error
 
-    def _limit_size(self, current: Any) -> None:
+    def _limit_size(self, current: _StoredGame) -> None:
         total = sum(game.size for game in self._games.values())
         for game in self._games.values():
             if total <= self._max_states:

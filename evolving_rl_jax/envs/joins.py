@@ -75,14 +75,14 @@ def _extend(rows: list[Row], columns: dict[str, int], args: Row, relation: set[R
             index[key].append(tuple([fact[args.index(a)] for a in new]))
     for a in new:
         columns[a] = len(columns)
-    key_of = _getter([column for _, column in bound], ())
+    key_of = _getter([column for _, column in bound])
     return [row + more for row in rows for more in index.get(key_of(row), ())]
 
 
-def _getter(columns: list[int], constants: Row) -> Callable[[Row], Row]:
+def _getter(columns: list[int]) -> Callable[[Row], Row]:
     """A function that takes the given columns of a row, as a tuple."""
     if not columns:
-        return lambda row: constants
+        return lambda row: ()
     if len(columns) == 1:
         column = columns[0]
         return lambda row: (row[column],)
@@ -92,6 +92,6 @@ def _getter(columns: list[int], constants: Row) -> Callable[[Row], Row]:
 def fact_getter(predicate: str, args: Row, columns: dict[str, int]) -> Callable[[Row], Fact]:
     """A function from a row to the fact that a literal becomes under it."""
     if all(a[0] == "?" for a in args):
-        take = _getter([columns[a] for a in args], ())
+        take = _getter([columns[a] for a in args])
         return lambda row: (predicate, take(row))
     return lambda row: (predicate, tuple([row[columns[a]] if a[0] == "?" else a for a in args]))

@@ -5,7 +5,7 @@ what they say and whether the goal holds are functions of few facts each, so the
 a combination of those facts is first met and looked up afterwards.  Nothing is translated and
 nothing is grounded beyond what the episodes reach; no C library is involved.
 
-Text and meaning are those of ``cached``; ``native_check`` compares the two before this is trusted.
+Text and meaning are those of ``cached``; ``alfworld_native`` compares the two before this is trusted.
 What cannot be compiled is refused with its name, and so is a command that could mean two instances
 whose conditions differ: which of them the published engine takes depends on its numbering of facts.
 One difference stays: a goal that can never be reached is refused at load only when unchanging facts
@@ -14,6 +14,7 @@ alone rule it out; the published engine also refuses those that no sequence of a
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 from evolving_rl_jax import types
@@ -96,6 +97,7 @@ class Game:
         self._objects = {o.name: (o.name, o.type_name) for o in objects}
         static, self._start = grounding.relations(domain, objects, init)
         self._world = World(static, self._objects, grammar.predicates)
+        weakref.finalize(self, self._world.table.forget)  # breaks the cycles of what it remembers
         facts = self._show_unchanging(init, grammar.predicates)
         self.root = sum(self._world.bit(*fact) for fact in sorted(self._start))
         self._entities = game_store.entities(facts)

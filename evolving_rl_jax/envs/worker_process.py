@@ -135,7 +135,7 @@ def main(connection: Any, current: Any, env: str, options: dict[str, Any]) -> No
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     code = 1
     gc.freeze()
-    gc.set_threshold(100_000, 20, 20)  # many small objects that live long
+    gc.set_threshold(100_000, 20, 20)  # many objects that live long; what is dropped has no cycles
     try:
         player = Player(env, options)
         while True:
