@@ -9,27 +9,40 @@ import sys
 
 from evolving_rl_jax import __version__
 from evolving_rl_jax.config import ConfigError
-from evolving_rl_jax.train import eval_commands, report_command, skill_commands
+from evolving_rl_jax.envs.base import EngineMismatch
+from evolving_rl_jax.train import (
+    ablation_command,
+    eval_commands,
+    report_command,
+    skill_commands,
+)
 from evolving_rl_jax.train.preemption import EXIT_AGAIN, Preempted
 
-EXIT_USAGE = 2
+EXIT_FAILED, EXIT_USAGE = 1, 2
+OVERRIDDEN = ("train", "ablation", "compile", "transfer", "doctor")  # take --config.KEY=VALUE
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one subcommand; a mistake of the user is one line on standard error and exit code 2."""
+    """Runs one subcommand.
+
+    A mistake of the user is one line on standard error and exit code 2; an engine that plays a game
+    wrongly is one line and exit code 1.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         overrides = _take_overrides(argv)
         args = _parser().parse_args(argv)
-        if overrides and args.command not in ("train", "compile", "transfer", "doctor"):
+        if overrides and args.command not in OVERRIDDEN:
             raise ConfigError(
-                "--config.KEY=VALUE must be given to train, compile, transfer or doctor, got "
-                f"{args.command}"
+                f"--config.KEY=VALUE must be given to {', '.join(OVERRIDDEN)}, got {args.command}"
             )
         return COMMANDS[args.command](args, overrides) or 0
     except ConfigError as e:
         print(f"evolving-rl: {' '.join(str(e).split())}", file=sys.stderr)
         return EXIT_USAGE
+    except EngineMismatch as e:
+        print(f"evolving-rl: {' '.join(str(e).split())}", file=sys.stderr)
+        return EXIT_FAILED
     except Preempted as e:
         print(f"evolving-rl: {e}: the same command goes on from here", file=sys.stderr)
         return EXIT_AGAIN
@@ -69,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_train(commands)
     _add_hosts(eval_commands.add_eval(commands))
     eval_commands.add_transfer(commands)
+    ablation_command.add_ablation(commands)
     report_command.add_report(commands)
     _add_games(commands)
     _add_data(commands)
@@ -369,6 +383,7 @@ COMMANDS = {
     "train": _train,
     "eval": _eval,
     "transfer": eval_commands.transfer,
+    "ablation": ablation_command.ablation,
     "report": report_command.report,
     "games": _games,
     "data": _data,

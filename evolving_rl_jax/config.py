@@ -77,6 +77,7 @@ def default_config() -> ConfigDict:
             },
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1},  # -1 takes the devices that remain
             "checkpoint": {"every": 10, "keep_last": 2, "keep_best": 1},
+            "collapse": _collapse_defaults(),
             "warmstart": _warmstart_defaults(),
             "eval": {
                 "temperatures": (1.0, 0.3),
@@ -220,6 +221,22 @@ def _algorithm_defaults() -> dict[str, Any]:
     }
 
 
+def _collapse_defaults() -> dict[str, Any]:
+    return {  # limits that end in a collapse; 0 = off
+        "action": "warn",  # off | warn | stop | restore_best
+        "patience": 5,  # iterations in a row in which a limit must be broken
+        "min_entropy": {"solver": 0.0, "extractor": 0.0},  # nats a token
+        "max_kl": {"solver": 0.0, "extractor": 0.0},  # nats a token, to the reference
+        "max_zero_variance": {"solver": 0.0, "extractor": 0.0},  # share of groups without signal
+        "min_skill_valid": 0.05,  # share of extractions
+        "min_skill_tokens": 0.0,
+        "max_logprob_gap": 0.2,  # mean between engine and trainer, nats a token
+        "max_win_rate_drop": 0.3,  # of its mean, below the best mean so far
+        "window": 10,  # iterations of that mean
+        "max_restores": 3,  # returns to the best checkpoint; after them the run is stopped
+    }
+
+
 def _warmstart_defaults() -> dict[str, Any]:
     return {
         "enabled": False,
@@ -311,8 +328,15 @@ def flat(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
     return found
 
 
+_EVERY_RUN_HAS = ("seed", "env", "data", "model", "rollout", "algorithm", "train", "eval")
+
+
 def from_json(path: pathlib.Path) -> ConfigDict:
-    """Reads what :func:`to_json` wrote; raises :class:`ConfigError` when it is something else."""
+    """Reads what :func:`to_json` wrote; raises :class:`ConfigError` when it is something else.
+
+    Keys that are younger than the file get their defaults, which are chosen so that they change
+    nothing: runs of an earlier version can be read and gone on with.
+    """
     try:
         data = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as e:
@@ -320,9 +344,23 @@ def from_json(path: pathlib.Path) -> ConfigDict:
     if not isinstance(data, dict):
         found = type(data).__name__
         raise ConfigError(f"{path} must be the JSON configuration of a run, got a {found}")
-    config = ConfigDict(_tuples(data))
+    absent = [key for key in _EVERY_RUN_HAS if key not in data]
+    if absent:
+        raise ConfigError(
+            f"{path} must be the JSON configuration of a run, got one without {absent[0]!r}"
+        )
+    config = ConfigDict(_filled(_tuples(data), default_config().to_dict()))
     validate(config)
     return config.lock()
+
+
+def _filled(data: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """``data`` with the keys of ``defaults`` that it lacks."""
+    filled = {**defaults, **data}
+    for key, default in defaults.items():
+        if isinstance(default, dict) and isinstance(filled[key], dict):
+            filled[key] = _filled(filled[key], default)
+    return filled
 
 
 def _tuples(node: Any) -> Any:
@@ -334,7 +372,7 @@ def _tuples(node: Any) -> Any:
 # Keys that may change when a run goes on in its folder: how long, where and how often, never what.
 RESUMABLE = (
     *("train.num_iterations", "env.num_workers", "env.deadline_s", "rollout.deadline_s"),
-    *("checkpoint", "mesh", "hosts", "train.wandb"),
+    *("checkpoint", "collapse", "mesh", "hosts", "train.wandb"),
 )
 
 

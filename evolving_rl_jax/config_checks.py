@@ -93,6 +93,7 @@ def check(config: ConfigDict, default: ConfigDict) -> None:
     _check_memory(config)
     _check_overlap(config)
     _check_web(config)
+    _check_collapse(config)
 
 
 def _check_web(config: ConfigDict) -> None:
@@ -128,6 +129,22 @@ def _check_overlap(config: ConfigDict) -> None:
         ">= 2 with rollout.overlap = 1 (nothing is played ahead over a checkpoint)",
         every,
     )
+
+
+def _check_collapse(config: ConfigDict) -> None:
+    _require(
+        config.collapse.action != "restore_best" or config.checkpoint.keep_best >= 1,
+        "checkpoint.keep_best",
+        ">= 1 with collapse.action 'restore_best' (there must be a best checkpoint)",
+        config.checkpoint.keep_best,
+    )
+    for role, limit in config.collapse.max_kl.items():
+        _require(
+            not limit or any(config.algorithm.kl_coef.values()),
+            f"collapse.max_kl.{role}",
+            "0 without a KL term (with algorithm.kl_coef 0 for both roles no KL is measured)",
+            limit,
+        )
 
 
 def _check_types(config: ConfigDict, default: ConfigDict, prefix: str) -> None:
@@ -171,6 +188,7 @@ CHOICES = {
     "algorithm.importance.kind": ("none", "truncated"),
     "algorithm.extractor_score": ("correct_steps", "share_of_steps"),
     "algorithm.step_pool": ("task", "all"),
+    "collapse.action": ("off", "warn", "stop", "restore_best"),
 }
 
 
@@ -208,6 +226,9 @@ RANGES = {
             *_group("optimizer", "warmup_steps weight_decay clip_norm"),
             *_group("algorithm.kl_coef", "solver extractor"),
             *_group("eval", "num_games every seed"),
+            *_group("collapse", "min_skill_tokens max_logprob_gap max_restores"),
+            *_group("collapse.min_entropy", "solver extractor"),
+            *_group("collapse.max_kl", "solver extractor"),
             "skills.prompt_tokens",
         ],
     ),
@@ -227,6 +248,7 @@ RANGES = {
             *_group("warmstart", "episodes steps batch_rows"),
             "eval.every_games",
             "optimizer.max_skipped",
+            *_group("collapse", "patience window"),
         ],
     ),
     "> 0": (
@@ -249,6 +271,8 @@ RANGES = {
         lambda x: 0 <= x <= 1,
         [
             "skills.min_similarity",
+            *_group("collapse", "min_skill_valid max_win_rate_drop"),
+            *_group("collapse.max_zero_variance", "solver extractor"),
             *_group("warmstart", "action_noise follow_skill good_extraction"),
         ],
     ),

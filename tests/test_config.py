@@ -1,5 +1,6 @@
 """Configurations: what is accepted, and the one line that says what is not."""
 
+import json
 import pathlib
 import re
 
@@ -229,6 +230,18 @@ def test_broken_config_files_are_named(tmp_path, text, message):
     path = tmp_path / "broken.py"
     path.write_text(text, encoding="utf-8")
     assert message in error(load_config, str(path))
+
+
+def test_keys_younger_than_a_run_get_their_defaults(tmp_path):
+    config = default_config()
+    config.train.num_iterations = 7
+    data = json.loads(config_lib.to_json(config))
+    del data["collapse"], data["train"]["wandb"]
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(data))
+    assert config_lib.from_json(file).to_dict() == config.to_dict()
+    file.write_text(json.dumps({**data, "colapse": {}}))  # what is not known is still refused
+    assert "colapse" in error(config_lib.from_json, file)
 
 
 def test_missing_config_files_are_named(tmp_path):

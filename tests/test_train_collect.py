@@ -160,6 +160,20 @@ def test_iterations_are_taken_in_order():
         collector.take(2, lambda: make_params(1))
 
 
+def test_the_games_of_the_next_iteration_are_loaded_while_one_is_played():
+    engine, order = idle_engine(), []
+    pool = types.SimpleNamespace(prefetch=lambda tasks: order.append([t.id for t in tasks]))
+    collector = Collector(
+        engine,
+        lambda iteration: types.SimpleNamespace(pool=pool),
+        lambda driver, iteration, stop: order.append(iteration),
+        lambda iteration: [make_task(f"t{iteration}")] if iteration < 2 else [],
+    )
+    for iteration in range(2):
+        collector.take(iteration, lambda: None)
+    assert order == [["t1"], 0, 1]
+
+
 def test_overlap_needs_importance_weights_and_room_between_checkpoints():
     config = default_config()
     config.rollout.overlap = 1

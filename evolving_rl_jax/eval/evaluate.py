@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from evolving_rl_jax.distributed import ALONE, Hosts
 from evolving_rl_jax.eval.gather import gather_panel
@@ -124,6 +124,29 @@ class Panel:
             self._play_sources(driver, games, sources, hosts)
         driver.run(progress, stop)
         return games, gather_panel(hosts, games, sources).figures()
+
+    def play_given(
+        self,
+        driver: Driver,
+        skills: Mapping[str, str],
+        progress: Callable[[int], None] | None = None,
+        seed: int | None = None,
+    ) -> list[PanelGame]:
+        """Plays the condition ``own`` with skills from elsewhere, on the draws of :meth:`play`.
+
+        Args:
+          driver: whose iteration is ``PANEL_ITERATION + seed``.
+          skills: game id -> text for the prompt; games without an entry are left out.
+          progress: called with the number of finished episodes.
+          seed: noted in the games.
+        """
+        games = []
+        for i, task in enumerate(self.tasks):
+            if task.id in skills:
+                games.append(PanelGame(task, seed=seed))
+                self._play_game(driver, games[-1], i, "own", skills[task.id])
+        driver.run(progress)
+        return games
 
     def leaks(self, games: list[PanelGame]) -> dict:
         """What was retrieved, and what could have leaked; see `results.leak_report`."""

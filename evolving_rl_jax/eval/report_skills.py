@@ -30,6 +30,15 @@ def cards(runs: Sequence[Run]) -> list[dict[str, Any]]:
     return [_card(run, record, copies[content]) for content, (run, record) in chosen]
 
 
+def best_skills(records: Sequence[SkillRecord], num: int) -> list[SkillRecord]:
+    """The ``num`` different usable skills of the highest measured utility, best first."""
+    found: dict[str, SkillRecord] = {}
+    for record in sorted(records, key=_order):
+        if record.usable and record.skill is not None and record.utility is not None:
+            found.setdefault(_content(record), record)
+    return list(found.values())[:num]
+
+
 def _order(record: SkillRecord) -> tuple:
     utility = record.utility
     missing = -2.0  # below any utility and any reward

@@ -141,10 +141,7 @@ class Checkpoints:
             structure than this configuration gives.
         """
         self.wait()
-        # Compiled for this state here, at the start of a run, so that no save compiles anything.
-        mesh = jax.tree.leaves(abstract)[0].sharding.mesh
-        whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-        self._checksums = jax.jit(_checksums, out_shardings=whole).lower(abstract).compile()
+        self.prepare(abstract)
         if not self._hosts.from_first(self._manager.all_steps()):
             return None
         wanted = self._hosts.from_first(self._candidates(which))
@@ -164,6 +161,22 @@ class Checkpoints:
             f"{self.folder} must hold a readable checkpoint for {which!r}, got only damaged ones: "
             f"{', '.join(failures)}; move the folder away to start anew"
         )
+
+    def prepare(self, abstract: TrainState) -> None:
+        """Compiles what a save needs, at the start of a run, so that no save compiles anything.
+
+        Args:
+          abstract: as in `restore`, which calls this itself.
+        """
+        mesh = jax.tree.leaves(abstract)[0].sharding.mesh
+        whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+        self._checksums = jax.jit(_checksums, out_shardings=whole).lower(abstract).compile()
+
+    def best(self) -> int | None:
+        """The iteration of the checkpoint with the highest score; None when none was scored."""
+        self.wait()
+        ranking = self._keep.ranking(self.steps())
+        return self._hosts.from_first(ranking[0] if ranking else None)
 
     def read_extra(self, which: str | int = "latest") -> dict[str, Any] | None:
         """The JSON part alone, to check before restoring; None when nothing readable is there."""

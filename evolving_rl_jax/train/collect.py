@@ -11,12 +11,13 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from evolving_rl_jax.generate import Engine, Stats
 from evolving_rl_jax.rollout.episode import Driver
 from evolving_rl_jax.rollout.evolve import Experience
+from evolving_rl_jax.types import Task
 
 
 @dataclasses.dataclass
@@ -49,6 +50,8 @@ class Collector:
       engine: plays them; nobody else may use it or the environments while one is being played.
       make_driver: (iteration) -> a new driver on that engine.
       play: (driver, iteration, stop) -> the experience; ``stop`` is for `Driver.run`.
+      coming: (iteration) -> its tasks; the environments load them while the iteration before it is
+        played.
     """
 
     def __init__(
@@ -56,8 +59,10 @@ class Collector:
         engine: Engine,
         make_driver: Callable[[int], Driver],
         play: Callable[[Driver, int, Callable[[], str]], Experience],
+        coming: Callable[[int], Sequence[Task]] = lambda _iteration: (),
     ):
         self.engine, self._make_driver, self._play = engine, make_driver, play
+        self._coming = coming
         self._ahead: _Background | None = None
         self._closed = False
 
@@ -112,6 +117,8 @@ class Collector:
 
     def _collect(self, iteration: int, version: int, began: float) -> Rollout:
         driver = self._make_driver(iteration)
+        if coming := self._coming(iteration + 1):
+            driver.pool.prefetch(coming)
         experience = self._play(driver, iteration, lambda: "closed" if self._closed else "")
         seconds = time.perf_counter() - began
         return Rollout(iteration, version, experience, driver, self.engine.reset_stats(), seconds)

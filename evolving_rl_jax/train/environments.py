@@ -163,7 +163,7 @@ def _check_habits(config, tasks: list[Task]) -> None:
 def alfworld_options(config, folder: RunFolder) -> dict[str, Any]:
     """What the workers take, from ``config.env``."""
     env = config.env
-    if env.engine != "cached":
+    if env.engine == "stock":  # translates every game anew
         return {"engine": env.engine}
     return {"engine": env.engine, "cache_dir": env.cache_dir or str(folder.path / "cache")}
 

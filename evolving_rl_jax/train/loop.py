@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import pathlib
 import time
-from collections.abc import Callable
 
 import jax
+from ml_collections import ConfigDict
 
 from evolving_rl_jax.eval.evaluate import PANEL_ITERATION, write_result
 from evolving_rl_jax.eval.report import before_after_table, write_report
@@ -15,10 +15,11 @@ from evolving_rl_jax.eval.results import skill_records
 from evolving_rl_jax.models.lora import Merger
 from evolving_rl_jax.rollout.batch import BatchShape, make_batch, split_experience
 from evolving_rl_jax.rollout.episode import Driver, PlaySettings
-from evolving_rl_jax.rollout.evolve import Evolver, Experience, StepScoring
+from evolving_rl_jax.rollout.evolve import Experience, StepScoring
 from evolving_rl_jax.skills.bank import Bank, write_bank
 from evolving_rl_jax.train.build import Parts
 from evolving_rl_jax.train.checkpoint import Checkpoints
+from evolving_rl_jax.train.collapse import RESTORE_BEST, STOP, Collapse, CollapseLog, CollapseRule
 from evolving_rl_jax.train.collect import Collector
 from evolving_rl_jax.train.episode_log import episode_records
 from evolving_rl_jax.train.global_batch import (
@@ -36,7 +37,7 @@ from evolving_rl_jax.train.records import (
     cost_figures,
     rollout_figures,
 )
-from evolving_rl_jax.train.skill_parts import audit_rules, fit_to_prompt, make_retriever
+from evolving_rl_jax.train.stages import Stages
 from evolving_rl_jax.train.state import abstract_state, kept, state_from_params
 from evolving_rl_jax.train.step import make_train_step
 from evolving_rl_jax.train.tracking import WandbRun
@@ -48,8 +49,10 @@ def train(parts: Parts) -> None:
 
     Raises:
       Preempted: this machine is about to be taken away; the run has been saved.
+      CollapsedError: the collapse rule ended the run, now or before; it has been saved.
     """
     trainer = Trainer(parts)
+    trainer.rule.raise_if_stopped()
     parts.preemption.defer()
     try:
         trainer.evaluate("warmstart", trainer.reference_params(), 0)
@@ -113,7 +116,11 @@ class Trainer:
         self.checkpoints = Checkpoints(
             parts.folder.path / "checkpoints", config.checkpoint, parts.hosts
         )
-        self.state, self.start = self._initial_state()
+        self.state, extra = self._restore("latest") or (self._new_state(), {"iteration": 0})
+        self.start = extra["iteration"]
+        if self.start:
+            parts.say(f"going on from the checkpoint after iteration {self.start}")
+        self.rule = CollapseRule(config.collapse, extra.get("collapse"))
         self.done = self.start  # iterations that `state` was trained for
         self.train_step = make_train_step(
             config, parts.model_cfg, self.optimizer, parts.mesh,
@@ -123,20 +130,23 @@ class Trainer:
         self.bank = Bank(parts.folder.bank_file)
         if parts.hosts.first:
             self.bank.truncate_to(self.start)
-        self.retriever = make_retriever(parts, parts.train_tasks)
         self.metrics = MetricsLogger(
             parts.folder.path, total=config.train.num_iterations, resume_from=self.start,
             write=parts.hosts.first, wandb=self._wandb(),
         )  # fmt: skip
+        self.collapses = CollapseLog(
+            parts.folder.path, resume_from=self.start, write=parts.hosts.first
+        )
         self.shape = host_shape(BatchShape.from_config(config), parts.hosts)
         self.sources = source_numbers(
             config.rollout.num_sources, config.train.minibatches, parts.hosts
         )
-        temperature = config.rollout.temperature
+        stages, temperature = Stages(parts, self.sources), config.rollout.temperature
         self.collector = Collector(
             self.engine,
             lambda iteration: make_driver(parts, self.engine, iteration, temperature),
-            self.collect,
+            stages.collect,
+            stages.coming,
         )
 
     def _wandb(self) -> WandbRun | None:
@@ -144,17 +154,19 @@ class Trainer:
         wanted = config.train.wandb and self.parts.hosts.first
         return WandbRun(config.train.wandb, folder, config.to_dict()) if wanted else None
 
-    def _initial_state(self):
+    def _restore(self, which: str):
+        """(state, facts) of a checkpoint, or None when there is none at all."""
+        restored = self.checkpoints.restore(self._abstract(), which)
+        if restored and self.parts.lora:  # the frozen base is in no checkpoint
+            state, extra = restored
+            return state._replace(ref_params=self._new_state().ref_params), extra
+        return restored
+
+    def _abstract(self):
+        """What a checkpoint holds, as shapes and shardings."""
         parts = self.parts
         abstract = abstract_state(parts.model_cfg, self.optimizer, parts.mesh, lora=parts.lora)
-        restored = self.checkpoints.restore(kept(abstract, parts.lora))
-        if restored is None:
-            return self._new_state(), 0
-        state, extra = restored
-        parts.say(f"going on from the checkpoint after iteration {extra['iteration']}")
-        if parts.lora:  # the frozen base is in no checkpoint
-            state = state._replace(ref_params=self._new_state().ref_params)
-        return state, extra["iteration"]
+        return kept(abstract, parts.lora)
 
     def _new_state(self):
         parts, key = self.parts, jax.random.key(self.parts.config.seed)
@@ -204,36 +216,12 @@ class Trainer:
             self.parts.folder.write_episodes(iteration, records)
         costs = cost_figures(rollout, minibatches, trained=trained, total=clock() - start)
         costs = whole_counts(costs, self.parts.hosts)
-        self.metrics.log(iteration, {**rollout_figures(experience), **figures, **costs})
+        figures = {**rollout_figures(experience), **figures}
+        self.metrics.log(iteration, {**figures, **costs})
+        collapse = self._watch(iteration, figures)
         # Last: a run that is killed repeats whatever its newest checkpoint does not stand for.
-        self._save(iteration, experience)
+        self._save(iteration, figures["rollout/win_rate"], collapse)
         self._small_panel(iteration)
-
-    def collect(self, driver: Driver, iteration: int, stop: Callable[[], str]) -> Experience:
-        """The four stages for this iteration's G source tasks (or G x K groups in the grpo arm)."""
-        config = self.parts.config
-        stop = self._stopping(stop)
-        evolver = Evolver(
-            driver, self.retriever, self.parts.prompts, config.rollout, stop,
-            StepScoring.from_config(config), audit_rules(config),
-            fit_to_prompt(config, self.parts.tokenizer),
-        )  # fmt: skip
-        grpo = config.algorithm.arm == "grpo"
-        size = config.rollout.num_retrieved if grpo else 1  # tasks of one source
-        tasks = self.parts.order.take(iteration, config.rollout.num_sources * size)
-        own = [task for g in self.sources for task in tasks[g * size : (g + 1) * size]]
-        return (evolver.collect_groups if grpo else evolver.collect)(own, self.sources)
-
-    def _stopping(self, stop: Callable[[], str]) -> Callable[[], str]:
-        """When to leave what is unfinished: a notice, or the deadline of an iteration."""
-        seconds, preemption = self.parts.config.rollout.deadline_s, self.parts.preemption
-        end = time.monotonic() + seconds
-
-        def reason() -> str:
-            late = f"not finished within config.rollout.deadline_s = {seconds:g}"
-            return preemption.reason or (late if time.monotonic() > end else "") or stop()
-
-        return reason
 
     def _meet(self) -> None:
         """All hosts have their experience, or the run ends: one that hangs is not waited for."""
@@ -267,24 +255,61 @@ class Trainer:
             self.checkpoints.wait()  # the newest one may still be on its way to the disk
             raise
 
+    # -- collapse --------------------------------------------------------------------------------
+
+    def _watch(self, iteration: int, figures: dict[str, float]) -> Collapse | None:
+        """What the collapse rule found; where it says so, the state is then the best one so far."""
+        found = self.rule.observe(iteration, self.parts.hosts.from_first(figures))
+        if found is None:
+            return None
+        self.parts.say(f"warning: training may have collapsed at {found}")
+        ahead = self.parts.config.rollout.overlap and not self._saves(iteration)
+        if ahead and found.action != STOP:
+            # Dropped: what follows a checkpoint is played by the weights that it holds.
+            self.collector.take(iteration + 1, self.host_params)
+        restored = self._return_to_best() if found.action == RESTORE_BEST else None
+        self.collapses.append(found, restored)
+        return found
+
+    def _return_to_best(self) -> int:
+        """Puts the state aside and takes the best checkpoint's, or (iteration 0) that of the start."""
+        parts = self.parts
+        keep = ConfigDict({"keep_last": 1, "keep_best": 0})
+        aside = Checkpoints(parts.folder.path / "collapsed", keep, parts.hosts)
+        aside.prepare(self._abstract())
+        aside.save(self.done, kept(self.state, parts.lora), self._extra())
+        aside.close()
+        self.state = None  # there may not be room for two
+        restored = self._restore("best") if self.checkpoints.best() is not None else None
+        self.state, extra = restored or (self._new_state(), {"iteration": 0})
+        best = extra["iteration"]
+        parts.say(f"back to the policy of iteration {best}; the collapsed one is in {aside.folder}")
+        return best
+
     # -- what is kept ----------------------------------------------------------------------------
 
     def _saves(self, iteration: int) -> bool:
         done, total = iteration + 1, self.parts.config.train.num_iterations
         return done % self.parts.config.checkpoint.every == 0 or done == total
 
-    def _save(self, iteration: int, experience: Experience) -> None:
-        if self._saves(iteration):
-            done = iteration + 1
-            extra = {"iteration": done, "bank_records": len(self.bank)}
-            score = rollout_figures(experience)["rollout/win_rate"]
-            self.checkpoints.save(done, kept(self.state, self.parts.lora), extra, score=score)
+    def _extra(self) -> dict:
+        """Everything but the state that a run needs to go on."""
+        facts = {"iteration": self.done, "bank_records": len(self.bank)}
+        return facts | {"collapse": self.rule.state}
+
+    def _save(self, iteration: int, win_rate: float, collapse: Collapse | None) -> None:
+        if self._saves(iteration) or collapse:
+            score = win_rate if self.rule.trusted else None
+            state = kept(self.state, self.parts.lora)
+            self.checkpoints.save(self.done, state, self._extra(), score=score)
+        if collapse:
+            self.save_now()
+            self.rule.raise_if_stopped()
 
     def save_now(self) -> None:
         """Makes sure that the present state is on the disk, whatever the schedule says."""
         if self.done and self.done not in self.checkpoints.steps():
-            extra = {"iteration": self.done, "bank_records": len(self.bank)}
-            self.checkpoints.save(self.done, kept(self.state, self.parts.lora), extra)
+            self.checkpoints.save(self.done, kept(self.state, self.parts.lora), self._extra())
         self.checkpoints.wait()
         self.parts.say(f"saved after iteration {self.done}")
 

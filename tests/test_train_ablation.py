@@ -1,0 +1,185 @@
+"""The ablation: one warm start a seed, the same panel for all, whose skills help whom, and the table."""
+
+import json
+
+import pytest
+from report_runs import make_run, panel, write_json
+
+from evolving_rl_jax.config import ARMS, ConfigError
+from evolving_rl_jax.eval.ablation import cross_file, cross_tables, write_summary
+from evolving_rl_jax.eval.report_reading import read_run
+from evolving_rl_jax.train.ablation_command import parse_arms, parse_seeds
+
+
+@pytest.mark.parametrize(
+    ("text", "seeds"), [("3", (0, 1, 2)), ("1", (0,)), ("0,4", (0, 4)), ("4,", (4,)), ("2,2", (2,))]
+)
+def test_seeds(text, seeds):
+    assert parse_seeds(text) == seeds
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "x", "1,-2", "1.5"])
+def test_wrong_seeds(text):
+    with pytest.raises(ConfigError, match="--seeds must be"):
+        parse_seeds(text)
+
+
+def test_arms():
+    assert parse_arms(",".join(ARMS)) == ARMS
+    assert parse_arms(" grpo, joint,grpo") == ("grpo", "joint")
+    for text in ("", "jiont", "joint,all"):
+        with pytest.raises(ConfigError, match="--arms must be of joint, solver_only"):
+            parse_arms(text)
+
+
+# -- the table -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def finished(tmp_path):
+    """Two arms, two seeds, and the panels of their crossing."""
+    folders = []
+    for seed in (0, 1):
+        for arm in ("joint", "grpo"):
+            folder = make_run(tmp_path / "runs" / f"{arm}-{seed}", seed=seed, arm=arm)
+            for late, name in enumerate(("warmstart", "final")):
+                shift = 10 * (arm == "grpo") * late  # the arms share the warm start
+                file = panel(name, 1.0, late, seed=seed + shift)
+                write_json(folder, f"eval/{name}-t1.json", file)
+            folders.append(folder)
+        policies = ("warmstart", "joint", "grpo")
+        for i, solver in enumerate(policies):
+            for j, extractor in enumerate(policies):
+                if solver != extractor:
+                    path = cross_file(tmp_path, seed, 1.0, solver, extractor)
+                    file = panel(f"{solver}+{extractor}", 1.0, 1, seed=100 + 9 * i + 3 * j + seed,
+                                 conditions=("own",))  # fmt: skip
+                    write_json(tmp_path, str(path.relative_to(tmp_path)), file)
+    return tmp_path, folders
+
+
+def share(paths, split):
+    """Wins with own skills, counted by hand."""
+    won = [
+        game["conditions"]["own"]["won"]
+        for path in paths
+        for game in json.loads(path.read_text())["games"]
+        if game["split"] == split
+    ]
+    return sum(won) / len(won)
+
+
+def test_crossed_success_is_pooled_over_seeds(finished):
+    workdir, folders = finished
+    tables = cross_tables(workdir, [read_run(f) for f in folders])
+    assert {t["split"] for t in tables} == {"valid_unseen", "heldout_types"}
+    for table in tables:
+        assert table["policies"] == ["warmstart", "joint", "grpo"]
+        for i, solver in enumerate(table["policies"]):
+            for j, extractor in enumerate(table["policies"]):
+                paths = [cross_file(workdir, s, 1.0, solver, extractor) for s in (0, 1)]
+                if i == j:  # each policy with its own skills is in its run
+                    arm, name = ("joint", solver) if solver == "warmstart" else (solver, "final")
+                    paths = [workdir / f"runs/{arm}-{s}/eval/{name}-t1.json" for s in (0, 1)]
+                cell = table["cells"][i][j]
+                assert cell["success"] == pytest.approx(share(paths, table["split"]))
+                assert cell["low"] < cell["success"] < cell["high"]
+
+
+def test_summary_has_every_part(finished):
+    workdir, folders = finished
+    text = write_summary(workdir, folders)
+    assert text == (workdir / "ablation.md").read_text()
+    for part in ("After training, temperature 1", "Minus joint", "Every run with its own skills",
+                 "Solver (row) with the skills of (column): unseen households"):  # fmt: skip
+        assert part in text
+    summary = json.loads((workdir / "ablation.json").read_text())
+    rows = [r for r in summary["by_seed"] if (r["arm"], r["seed"]) == ("grpo", 1)]
+    assert {r["policy"] for r in rows} == {"warmstart", "final"}
+    path = workdir / "runs/grpo-1/eval/final-t1.json"
+    (final,) = (r for r in rows if r["policy"] == "final" and r["temperature"] == 1.0)
+    assert final["success"]["valid_unseen/own"] == share([path], "valid_unseen")
+
+
+def test_a_missing_pair_is_a_hole_in_the_table(finished):
+    workdir, folders = finished
+    for seed in (0, 1):
+        cross_file(workdir, seed, 1.0, "joint", "grpo").unlink()
+    for table in cross_tables(workdir, [read_run(f) for f in folders]):
+        assert table["cells"][1][2] is None and table["cells"][2][1] is not None
+
+
+# -- the command -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def ablation(tmp_path_factory, program, tiny_config):
+    """A small ablation; another call of the command goes on in its folder."""
+    workdir = tmp_path_factory.mktemp("ablation") / "all"
+
+    def run(arms):
+        return program(
+            "ablation", f"--config={tiny_config}", f"--workdir={workdir}", f"--arms={arms}",
+            "--seeds=0,", "--config.train.num_iterations=1",
+        )  # fmt: skip
+
+    done = run("joint,solver_only")
+    assert done.returncode == 0, done.stderr
+    return workdir, done, run
+
+
+def test_arms_share_games_and_warm_start(ablation):
+    workdir, done, _ = ablation
+    runs = [workdir / "runs" / f"{arm}-0" for arm in ("joint", "solver_only")]
+    for name in ("warmstart/model.safetensors", "tokenizer/tokenizer.json",
+                 "eval/warmstart-t0.5.json"):  # fmt: skip
+        assert runs[0].joinpath(name).read_bytes() == runs[1].joinpath(name).read_bytes()
+    assert done.stderr.count("warm start: loss") == 1  # cloned once
+    finals = [json.loads((run / "eval" / "final-t0.5.json").read_text()) for run in runs]
+    assert finals[0]["game_list_hash"] == finals[1]["game_list_hash"]
+    assert not (runs[0] / "games").exists() and (workdir / "games" / "games.json").is_file()
+    assert "Solver (row) with the skills of (column)" in done.stdout
+
+
+def test_the_skills_of_a_pair_are_those_that_the_extractor_wrote(ablation):
+    workdir, _, _ = ablation
+    written = json.loads((workdir / "runs/solver_only-0/eval/final-t0.5.json").read_text())
+    crossed = json.loads(cross_file(workdir, 0, 0.5, "warmstart", "solver_only").read_text())
+    skills = {g["id"]: g["conditions"]["own"]["skill"] for g in written["games"]}
+    assert {g["id"]: g["conditions"]["own"]["skill"] for g in crossed["games"]} == skills
+    assert any(skills.values())
+    assert crossed["iteration"] == 0 and not crossed["leaks"]["violations"]
+
+
+def test_a_policy_given_its_own_skills_repeats_its_panel(ablation, monkeypatch):
+    """What the crossing plays differs from a panel in the skills alone."""
+    from evolving_rl_jax.train.ablation import _play_pair
+    from evolving_rl_jax.train.build import open_parts
+    from evolving_rl_jax.train.export import load_policy
+    from evolving_rl_jax.train.run_folder import RunFolder
+
+    workdir, _, _ = ablation
+    folder = RunFolder(str(workdir / "runs" / "joint-0"))
+    written = json.loads(folder.eval_file("final", 0.5).read_text())
+    with open_parts(folder.load_config(), folder) as parts:
+        params, _, iteration = load_policy(folder, "latest")
+        engine = parts.make_engine(params)
+        _play_pair(parts, engine, written, workdir / "again.json", iteration)
+    again = json.loads((workdir / "again.json").read_text())
+
+    def own(result):
+        return {g["id"]: g["conditions"]["own"] for g in result["games"]}
+
+    assert own(again) == own(written)
+
+
+def test_the_same_command_goes_on_with_another_arm(ablation):
+    workdir, _, run = ablation
+    kept = {p: p.stat().st_mtime_ns for p in workdir.glob("runs/joint-0/eval/*.json")}
+    kept |= {p: p.stat().st_mtime_ns for p in workdir.glob("cross/*/*.json")}
+    done = run("joint,solver_only,grpo")
+    assert done.returncode == 0, done.stderr
+    assert "arm joint, seed 0 (1 of 3): done" in done.stderr
+    assert {p: p.stat().st_mtime_ns for p in kept} == kept
+    assert (workdir / "cross" / "0-t0.5" / "grpo+joint.json").is_file()
+    assert "grpo" in done.stdout
