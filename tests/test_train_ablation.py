@@ -1,5 +1,6 @@
 """The ablation: one warm start a seed, the same panel for all, whose skills help whom, and the table."""
 
+import copy
 import json
 
 import pytest
@@ -141,18 +142,24 @@ def test_arms_share_games_and_warm_start(ablation):
     assert "Solver (row) with the skills of (column)" in done.stdout
 
 
-def test_the_skills_of_a_pair_are_those_that_the_extractor_wrote(ablation):
+def test_every_pair_plays_the_skills_of_the_extractor(ablation):
     workdir, _, _ = ablation
     written = json.loads((workdir / "runs/solver_only-0/eval/final-t0.5.json").read_text())
     crossed = json.loads(cross_file(workdir, 0, 0.5, "warmstart", "solver_only").read_text())
-    skills = {g["id"]: g["conditions"]["own"]["skill"] for g in written["games"]}
-    assert {g["id"]: g["conditions"]["own"]["skill"] for g in crossed["games"]} == skills
-    assert any(skills.values())
+    assert skills_of(crossed) == skills_of(written)
     assert crossed["iteration"] == 0 and not crossed["leaks"]["violations"]
 
 
-def test_a_policy_given_its_own_skills_repeats_its_panel(ablation, monkeypatch):
-    """What the crossing plays differs from a panel in the skills alone."""
+def own(result):
+    return {g["id"]: g["conditions"]["own"] for g in result["games"]}
+
+
+def skills_of(result):
+    return {name: outcome["skill"] for name, outcome in own(result).items()}
+
+
+def test_a_crossed_panel_differs_from_a_panel_in_the_skills_alone(ablation):
+    """A policy given its own skills repeats its panel; given others it has these in its prompts."""
     from evolving_rl_jax.train.ablation import _play_pair
     from evolving_rl_jax.train.build import open_parts
     from evolving_rl_jax.train.export import load_policy
@@ -161,16 +168,19 @@ def test_a_policy_given_its_own_skills_repeats_its_panel(ablation, monkeypatch):
     workdir, _, _ = ablation
     folder = RunFolder(str(workdir / "runs" / "joint-0"))
     written = json.loads(folder.eval_file("final", 0.5).read_text())
+    planted = copy.deepcopy(written)
+    for i, game in enumerate(planted["games"]):
+        game["conditions"]["own"]["skill"] = f"mug in cabinet {i % 4}"
+    planted["games"][0]["conditions"]["own"]["status"] = "env_error"  # its source failed: no skill
     with open_parts(folder.load_config(), folder) as parts:
         params, _, iteration = load_policy(folder, "latest")
         engine = parts.make_engine(params)
         _play_pair(parts, engine, written, workdir / "again.json", iteration)
-    again = json.loads((workdir / "again.json").read_text())
-
-    def own(result):
-        return {g["id"]: g["conditions"]["own"] for g in result["games"]}
-
-    assert own(again) == own(written)
+        _play_pair(parts, engine, planted, workdir / "planted.json", iteration)
+    assert own(json.loads((workdir / "again.json").read_text())) == own(written)
+    expected = skills_of(planted)
+    del expected[planted["games"][0]["id"]]
+    assert skills_of(json.loads((workdir / "planted.json").read_text())) == expected
 
 
 def test_the_same_command_goes_on_with_another_arm(ablation):
