@@ -87,6 +87,13 @@ def test_crossed_success_is_pooled_over_seeds(finished):
                 assert cell["low"] < cell["success"] < cell["high"]
 
 
+def test_seeds_that_were_not_asked_for_are_left_out(finished):
+    workdir, folders = finished
+    for table in cross_tables(workdir, [read_run(f) for f in folders if f.name.endswith("-1")]):
+        path = cross_file(workdir, 1, 1.0, "joint", "grpo")
+        assert table["cells"][1][2]["success"] == pytest.approx(share([path], table["split"]))
+
+
 def test_summary_has_every_part(finished):
     workdir, folders = finished
     text = write_summary(workdir, folders)

@@ -98,7 +98,8 @@ def cross_tables(workdir: pathlib.Path, runs: Sequence[Run]) -> list[dict[str, A
       For each temperature and split a dict with ``policies`` and ``cells`` [solver][extractor] of
       `report_results.success`, None where a panel is missing.
     """
-    panels = _crossed(workdir)
+    seeds = {run.seed for run in runs}  # others may have been crossed in the folder too
+    panels = {key: panel for key, panel in _crossed(workdir).items() if key[0] in seeds}
     crossed = {key[:2] for key in panels}
     for run in runs:  # a policy with its own skills; the arms of a seed share the warm start
         for panel in run.panels:
