@@ -181,9 +181,9 @@ def test_a_crossed_panel_differs_from_a_panel_in_the_skills_alone(ablation):
     planted["games"][0]["conditions"]["own"]["status"] = "env_error"  # its source failed: no skill
     with open_parts(folder.load_config(), folder) as parts:
         params, _, iteration = load_policy(folder, "latest")
-        engine = parts.make_engine(params)
-        _play_pair(parts, engine, written, workdir / "again.json", iteration)
-        _play_pair(parts, engine, planted, workdir / "planted.json", iteration)
+        engine, panel = parts.make_engine(params), parts.make_panel(parts.config.eval.num_games)
+        _play_pair(parts, engine, panel, written, workdir / "again.json", iteration)
+        _play_pair(parts, engine, panel, planted, workdir / "planted.json", iteration)
     assert own(json.loads((workdir / "again.json").read_text())) == own(written)
     expected = skills_of(planted)
     del expected[planted["games"][0]["id"]]

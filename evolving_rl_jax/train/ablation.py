@@ -186,7 +186,7 @@ def _cross(config, ablation: Ablation, seed: int) -> None:
         from evolving_rl_jax.train.export import load_policy
 
         _check_skills_are_kept(parts)
-        engine = None
+        engine, panel = None, parts.make_panel(parts.config.eval.num_games)
         for solver in dict.fromkeys(s for s, _ in missing):
             which = WARMSTART if solver == WARMSTART else "latest"
             params, _, iteration = load_policy(folders[solver], which)
@@ -195,7 +195,7 @@ def _cross(config, ablation: Ablation, seed: int) -> None:
             for extractor in [e for s, e in missing if s == solver]:
                 name = WARMSTART if extractor == WARMSTART else "final"
                 written = _read(folders[extractor].eval_file(name, temperature))
-                _play_pair(parts, engine, written, file(solver, extractor), iteration)
+                _play_pair(parts, engine, panel, written, file(solver, extractor), iteration)
     _free_memory()
 
 
@@ -208,13 +208,12 @@ def _check_skills_are_kept(parts) -> None:
         )
 
 
-def _play_pair(parts, engine, written: dict, path: pathlib.Path, iteration: int) -> None:
+def _play_pair(parts, engine, panel, written: dict, path: pathlib.Path, iteration: int) -> None:
     """One solver, whose parameters the engine holds, with the skills of one evaluation."""
     from evolving_rl_jax.eval.evaluate import PANEL_ITERATION, write_result
     from evolving_rl_jax.train.loop import make_driver
 
     temperature, seed = written["temperature"], written["seed"]
-    panel = parts.make_panel(parts.config.eval.num_games)
     records = {g["id"]: g for g in written["games"] if g["conditions"]["own"]["status"] in SCORED}
     skills = {i: g["conditions"]["own"]["skill"] for i, g in records.items()}
     driver = make_driver(parts, engine, PANEL_ITERATION + seed, temperature)
