@@ -12,6 +12,7 @@ from report_runs import HOSTILE, make_run, panel, source, write_episodes, write_
 
 from evolving_rl_jax.eval import charts, report, report_results, report_skills, viewer
 from evolving_rl_jax.eval.report_reading import groups, read_run
+from evolving_rl_jax.train.collapse import Breach, Collapse, CollapseLog
 
 
 class _Page(html.parser.HTMLParser):
@@ -278,6 +279,30 @@ def test_broken_files_become_sentences(tmp_path):
         assert f"{name} cannot be read" in text
     assert "The trained policy has no evaluation at temperature 1" in text
     assert "3 iterations" in text and "2 of 3 logged iterations" in text
+
+
+def test_collapses_are_the_first_thing_told(tmp_path):
+    folder = make_run(tmp_path, iterations=3)
+    (folder / "config.json").write_text("[1")
+    breach = Breach("rollout/skill_valid", 0.125, "min_skill_valid", 0.2, 10)
+    log = CollapseLog(folder, resume_from=0)
+    for iteration, action, restored in (
+        (0, "restore_best", 0),
+        (1, "stop", None),
+        (2, "warn", None),
+    ):
+        log.append(Collapse(iteration, action, (breach,)), restored)
+    text = _Page(report.write_report(folder).read_text()).visible
+    limit = "rollout/skill_valid = 0.125 is below config.collapse.min_skill_valid = 0.2"
+    ends = ("run went back to the policy it began with", "run was stopped", "run went on")
+    told = [
+        f"Collapse, iteration {i}: {limit} for 10 iterations in a row; the {end}."
+        for i, end in enumerate(ends, 1)
+    ]
+    places = [text.index(sentence) for sentence in [*told, "config.json cannot be read"]]
+    assert places == sorted(places)
+    (folder / "collapses.jsonl").write_text('{"iteration": 3}\n')
+    assert "collapses.jsonl cannot be read" in report.write_report(folder).read_text()
 
 
 def test_other_game_lists_are_told(tmp_path):

@@ -16,6 +16,7 @@ from evolving_rl_jax.config import RESUMABLE
 from evolving_rl_jax.eval import statistics
 from evolving_rl_jax.skills.bank import Bank
 from evolving_rl_jax.skills.records import SkillRecord
+from evolving_rl_jax.train import collapse as run_collapse
 from evolving_rl_jax.train import metrics as run_metrics
 
 UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, zlib.error)
@@ -34,7 +35,7 @@ class Run:
       panels: contents of the panel files in ``eval/``, by file name.
       others: contents of the other files in ``eval/``.
       bank: the newest record of every skill.
-      notices: sentences on what could not be read.
+      notices: sentences on collapses of the run, and on what could not be read.
     """
 
     folder: pathlib.Path
@@ -93,7 +94,7 @@ def read_run(workdir: str | os.PathLike) -> Run:
         panels=panels,
         others=others,
         bank=_bank(folder, notices),
-        notices=notices,
+        notices=_collapses(folder) + notices,
     )
 
 
@@ -114,6 +115,21 @@ def _records(folder: pathlib.Path, notices: list[str]) -> list[dict[str, Any]]:
     if not records:
         notices.append("metrics.jsonl is missing or empty, so there are no curves.")
     return records
+
+
+def _collapses(folder: pathlib.Path) -> list[str]:
+    try:
+        found = run_collapse.read_collapses(folder)
+    except UNREADABLE as e:
+        return [_sentence("collapses.jsonl", e, "collapses of the run are not shown")]
+    return [f"Collapse, {collapse}; {_consequence(collapse, to)}." for collapse, to in found]
+
+
+def _consequence(collapse: run_collapse.Collapse, restored: int | None) -> str:
+    if collapse.action == run_collapse.RESTORE_BEST:
+        state = f"its state after iteration {restored}" if restored else "the policy it began with"
+        return f"the run went back to {state}"
+    return "the run was stopped" if collapse.action == run_collapse.STOP else "the run went on"
 
 
 def _evaluations(folder: pathlib.Path, notices: list[str]):
