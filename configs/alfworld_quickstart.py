@@ -13,8 +13,14 @@ def get_config():
     """Laptop sizes; everything else as in the defaults."""
     config = default_config()
     config.model.update(
-        hidden_size=64, intermediate_size=192, num_layers=2, num_heads=4, num_kv_heads=4
+        hidden_size=64,
+        intermediate_size=192,
+        num_layers=2,
+        num_heads=4,
+        num_kv_heads=4,
+        qk_norm=True,
     )
+    config.env.update(engine="native")
     config.rollout.update(
         style="compact",
         num_sources=8,

@@ -144,6 +144,7 @@ def _model_defaults() -> dict[str, Any]:
         "num_heads": 4,
         "num_kv_heads": 4,
         "rope_theta": 10000.0,
+        "qk_norm": False,  # of a policy from scratch: normalised queries and keys (then a Qwen3 model)
         "dtype": "float32",  # compute type; what is trained is always kept in float32
         # of training; auto: splash on TPU, blockwise elsewhere (plain | blockwise | splash | pallas_gpu)
         "attention": "auto",

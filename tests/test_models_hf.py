@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from evolving_rl_jax import models
+from evolving_rl_jax.config import default_config
+from evolving_rl_jax.train.build import model_config
 
 st = pytest.importorskip("safetensors.numpy")
 
@@ -285,3 +287,17 @@ def test_without_a_network_the_error_names_the_id_and_what_was_tried(tmp_path, m
         load("some-one/tiny")
     with pytest.raises(FileNotFoundError, match="found no such file"):
         load(tmp_path / "nothing")  # a path is not looked up
+
+
+@pytest.mark.parametrize("qk_norm, family", [(False, "llama"), (True, "qwen3")])
+def test_a_policy_from_scratch_comes_back_from_its_export(tmp_path, qk_norm, family):
+    config = default_config()
+    config.model.qk_norm = qk_norm
+    cfg = model_config(config, vocab_size=50)
+    params = models.init(cfg, jax.random.key(0))
+    assert ("q_norm" in params["layers"]["attention"]) == qk_norm
+    models.save_hf(params, cfg, tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["model_type"] == family
+    back, read = models.load_hf(tmp_path, dtype="float32")
+    assert read == cfg
+    jax.tree.map(np.testing.assert_array_equal, back, params)

@@ -259,6 +259,8 @@ def model_config(config, vocab_size: int):
         num_kv_heads=m.num_kv_heads,
         head_dim=m.hidden_size // m.num_heads,
         rope_theta=m.rope_theta,
+        qk_norm=m.qk_norm,
+        model_type="qwen3" if m.qk_norm else "llama",
         dtype=m.dtype,
         max_position_embeddings=config.rollout.max_length,
     )
