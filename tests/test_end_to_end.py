@@ -119,7 +119,7 @@ def test_a_run_folder_has_all_that_is_promised(finished, config):
     names = {p.name for p in workdir.iterdir()}
     assert names == {
         *("config.json", "metrics.jsonl", "report.html", "checkpoints", "warmstart", "games"),
-        *("skills", "episodes", "eval", "tensorboard", "tokenizer"),
+        *("skills", "episodes", "eval", "tensorboard", "tokenizer", "train.lock"),
     }
     assert not [p for p in workdir.rglob("*.partial")]
     steps = sorted(int(p.name) for p in (workdir / "checkpoints").iterdir())

@@ -1,8 +1,12 @@
 """The run folder: whose it is, when it is written, and writes that a kill cannot tear."""
 
+import errno
+import fcntl
 import gzip
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -58,6 +62,45 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(ConfigError, match="must be a folder that can be written"):
         RunFolder(str(tmp_path / "run"), config()).begin()
+
+
+def test_only_one_process_trains_in_a_folder(tmp_path):
+    with RunFolder(str(tmp_path)).hold():
+        message = f"nothing else trains in, got .* where process {os.getpid()} on .* does"
+        with pytest.raises(ConfigError, match=message), RunFolder(str(tmp_path)).hold():
+            pass
+        with RunFolder(str(tmp_path), writes=False).hold():  # another process of the same run
+            pass
+    assert (tmp_path / "train.lock").read_text() == ""
+    with RunFolder(str(tmp_path)).hold():
+        pass
+
+
+def test_a_killed_process_leaves_the_folder_free(tmp_path):
+    code = (
+        "import sys, time; from evolving_rl_jax.train.run_folder import RunFolder\n"
+        "with RunFolder(sys.argv[1]).hold(): print(flush=True); time.sleep(600)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE
+    ) as holder:
+        holder.stdout.readline()
+        with pytest.raises(ConfigError, match=f"process {holder.pid} on"):
+            with RunFolder(str(tmp_path)).hold():
+                pass
+        holder.kill()
+    with RunFolder(str(tmp_path)).hold():
+        assert (tmp_path / "train.lock").read_text().startswith(f"process {os.getpid()} on ")
+
+
+def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch, capsys):
+    def flock(file, operation):
+        raise OSError(errno.ENOTSUP, "not supported")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with RunFolder(str(tmp_path)).hold():
+        pass
+    assert "cannot be locked (not supported)" in capsys.readouterr().err
 
 
 def test_names_of_result_files(tmp_path):

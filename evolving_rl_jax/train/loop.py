@@ -48,9 +48,15 @@ def train(parts: Parts) -> None:
     """Runs (or goes on with) the training described by ``parts.config`` in ``parts.folder``.
 
     Raises:
+      ConfigError: another process trains in the folder.
       Preempted: this machine is about to be taken away; the run has been saved.
       CollapsedError: the collapse rule ended the run, now or before; it has been saved.
     """
+    with parts.folder.hold():
+        _train(parts)
+
+
+def _train(parts: Parts) -> None:
     trainer = Trainer(parts)
     trainer.rule.raise_if_stopped()
     parts.preemption.defer()

@@ -1,17 +1,23 @@
 """The run folder: what is in it, and whether it belongs to this configuration.
 
 ``config.json  metrics.jsonl  checkpoints/  warmstart/  skills/bank.jsonl  episodes/*.jsonl.gz  eval/*.json
-report.html``, plus ``games/``, ``tokenizer/`` and ``cache/`` when the run made its own.
+report.html``, plus ``games/``, ``tokenizer/`` and ``cache/`` when the run made its own, and ``train.lock``.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import fcntl
 import gzip
 import json
 import os
 import pathlib
+import socket
+from collections.abc import Iterator
 
 from evolving_rl_jax import config as config_lib
+from evolving_rl_jax.train.console import say
 
 
 class RunFolder:
@@ -69,6 +75,41 @@ class RunFolder:
                 f"--workdir must be a folder that can be written, got {str(self.path)!r} "
                 f"({e.strerror})"
             ) from e
+
+    @contextlib.contextmanager
+    def hold(self) -> Iterator[None]:
+        """Keeps other processes from training in the folder at the same time.
+
+        The lock ends with this process, however it ends; ``train.lock`` stays and says who holds it.
+        Where the file system has no locks, that is said and nothing is kept.
+
+        Raises:
+          ConfigError: another process trains in the folder.
+        """
+        if not self.writes:
+            yield
+            return
+        with open(self.path / "train.lock", "a+", encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as e:
+                if e.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                    file.seek(0)
+                    holder = file.read().strip() or "another process"
+                    raise config_lib.ConfigError(
+                        f"--workdir must be a folder that nothing else trains in, got "
+                        f"{str(self.path)!r}, where {holder} does"
+                    ) from None
+                say(f"{self.path} cannot be locked ({e.strerror}): start nothing else in it")
+                yield
+                return
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.flush()
+            try:
+                yield
+            finally:
+                file.truncate(0)
 
     def load_config(self):
         """The configuration that the run was started with.
