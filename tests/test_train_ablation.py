@@ -98,7 +98,7 @@ def test_summary_has_every_part(finished):
     workdir, folders = finished
     text = write_summary(workdir, folders)
     assert text == (workdir / "ablation.md").read_text()
-    for part in ("After training, temperature 1", "Minus joint", "Every run with its own skills",
+    for part in ("After training, temperature 1", "Minus joint", "Every seed: unseen households, own skill",
                  "Solver (row) with the skills of (column): unseen households"):  # fmt: skip
         assert part in text
     summary = json.loads((workdir / "ablation.json").read_text())
@@ -107,6 +107,20 @@ def test_summary_has_every_part(finished):
     path = workdir / "runs/grpo-1/eval/final-t1.json"
     (final,) = (r for r in rows if r["policy"] == "final" and r["temperature"] == 1.0)
     assert final["success"]["valid_unseen/own"] == share([path], "valid_unseen")
+
+
+def test_every_seed_is_a_row_with_its_one_warm_start(finished):
+    workdir, folders = finished
+    (workdir / "runs/grpo-0/eval/final-t1.json").unlink()
+    text = write_summary(workdir, folders)
+    table = text.split("## Every seed: unseen households, own skill, temperature 1\n\n")[1]
+    lines = [[c.strip() for c in line.strip("|").split("|")] for line in table.splitlines()[:4]]
+    assert lines[0] == ["seed", "warm start", "joint", "grpo"]
+    for seed, line in enumerate(lines[2:]):
+        files = ("joint", "warmstart"), ("joint", "final"), ("grpo", "final")
+        paths = [workdir / f"runs/{arm}-{seed}/eval/{name}-t1.json" for arm, name in files]
+        wins = [f"{100 * share([p], 'valid_unseen'):.1f}" if p.exists() else "–" for p in paths]
+        assert line == [str(seed), *wins]
 
 
 def test_a_missing_pair_is_a_hole_in_the_table(finished):

@@ -218,19 +218,24 @@ def _markdown(summary: dict[str, Any]) -> str:
 
 
 def _seeds_text(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Own-skill success of every run."""
+    """Own-skill success of every run: a row for each seed, which shares its warm start."""
     lines: list[str] = []
+    arms = dict.fromkeys(r["arm"] for r in rows)
     for temperature in sorted({r["temperature"] for r in rows}, reverse=True):
         chosen = [r for r in rows if r["temperature"] == temperature]
-        keys = dict.fromkeys(k for r in chosen for k in r["success"] if k.endswith("/own"))
-        body = [
-            [f"{r['arm']}-{r['seed']}", "warm start" if r["policy"] == BEFORE else "trained",
-             *(_percent(r["success"].get(k)) for k in keys)]
-            for r in chosen
-        ]  # fmt: skip
-        if keys:
-            lines += ["", f"## Every run with its own skills, temperature {temperature:g}", ""]
-            lines += _table(["run", "policy", *(_column(*k.split("/")) for k in keys)], body)
+        for key in dict.fromkeys(k for r in chosen for k in r["success"] if k.endswith("/own")):
+            cells = {}
+            for r in chosen:
+                policy = "warm start" if r["policy"] == BEFORE else r["arm"]
+                cells.setdefault((r["seed"], policy), _percent(r["success"].get(key)))
+            title = f"Every seed: {_column(*key.split('/'))}, temperature {temperature:g}"
+            lines += ["", f"## {title}", ""]
+            columns = ["warm start", *arms]
+            body = [
+                [str(seed), *(cells.get((seed, column), "–") for column in columns)]
+                for seed in sorted({seed for seed, _ in cells})
+            ]
+            lines += _table(["seed", *columns], body)
     return lines
 
 
