@@ -202,7 +202,7 @@ def test_a_second_start_does_nothing_and_shows_the_table_again(finished, program
     workdir, first, _ = finished
 
     def state():
-        files = [p for p in workdir.rglob("*") if p.is_file()]
+        files = [p for p in workdir.rglob("*") if p.is_file() and p.name != "train.lock"]
         kept = [p for p in files if p.name != "report.html" and "tensorboard" not in p.parts]
         return {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in kept if p.name != "config.json"}
 
