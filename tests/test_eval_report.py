@@ -301,6 +301,8 @@ def test_collapses_are_the_first_thing_told(tmp_path):
     ]
     places = [text.index(sentence) for sentence in [*told, "config.json cannot be read"]]
     assert places == sorted(places)
+    (folder / "collapses.jsonl").open("a").write('{"iterat')  # torn by a kill
+    assert report.write_report(folder).read_text().count("Collapse, iteration") == 3
     (folder / "collapses.jsonl").write_text('{"iteration": 3}\n')
     assert "collapses.jsonl cannot be read" in report.write_report(folder).read_text()
 

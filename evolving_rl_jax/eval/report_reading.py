@@ -16,7 +16,6 @@ from evolving_rl_jax.config import RESUMABLE
 from evolving_rl_jax.eval import statistics
 from evolving_rl_jax.skills.bank import Bank
 from evolving_rl_jax.skills.records import SkillRecord
-from evolving_rl_jax.train import collapse as run_collapse
 from evolving_rl_jax.train import metrics as run_metrics
 
 UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, zlib.error)
@@ -118,18 +117,23 @@ def _records(folder: pathlib.Path, notices: list[str]) -> list[dict[str, Any]]:
 
 
 def _collapses(folder: pathlib.Path) -> list[str]:
+    """A sentence for each line of ``collapses.jsonl``; a last line that a kill has torn is left out."""
     try:
-        found = run_collapse.read_collapses(folder)
+        text = (folder / "collapses.jsonl").read_text(encoding="utf-8")
+        records = [json.loads(x) for x in text.splitlines(keepends=True) if x.endswith("\n")]
+        return [f"Collapse, {r['message']}; {_consequence(r)}." for r in records]
+    except FileNotFoundError:  # nothing has collapsed
+        return []
     except UNREADABLE as e:
         return [_sentence("collapses.jsonl", e, "collapses of the run are not shown")]
-    return [f"Collapse, {collapse}; {_consequence(collapse, to)}." for collapse, to in found]
 
 
-def _consequence(collapse: run_collapse.Collapse, restored: int | None) -> str:
-    if collapse.action == run_collapse.RESTORE_BEST:
-        state = f"its state after iteration {restored}" if restored else "the policy it began with"
+def _consequence(record: dict[str, Any]) -> str:
+    if record["action"] == "restore_best":
+        to = record["restored"]
+        state = f"its state after iteration {to}" if to else "the policy it began with"
         return f"the run went back to {state}"
-    return "the run was stopped" if collapse.action == run_collapse.STOP else "the run went on"
+    return "the run was stopped" if record["action"] == "stop" else "the run went on"
 
 
 def _evaluations(folder: pathlib.Path, notices: list[str]):

@@ -237,7 +237,7 @@ class CollapseLog:
         for breach in breaches:
             breach["value"] = breach["value"] if math.isfinite(breach["value"]) else None
         record = {"iteration": collapse.iteration, "action": collapse.action}
-        record |= {"restored": restored, "breaches": breaches}
+        record |= {"restored": restored, "message": str(collapse), "breaches": breaches}
         with open(self._path, "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
             file.flush()
@@ -249,28 +249,3 @@ def _iteration(line: str) -> float:
         return int(json.loads(line)["iteration"])
     except (ValueError, KeyError, TypeError):  # torn by a kill
         return math.inf
-
-
-def read_collapses(folder: str | os.PathLike) -> list[tuple[Collapse, int | None]]:
-    """The collapses of a run folder in order, each with the iteration that was returned to, or None.
-
-    A last line that a kill has torn is left out.
-
-    Raises:
-      OSError, ValueError, KeyError, TypeError: the file is there and is not one of a `CollapseLog`.
-    """
-    path = pathlib.Path(folder) / FILE_NAME
-    if not path.is_file():
-        return []
-    found = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        if not line.endswith("\n"):
-            break
-        record = json.loads(line)
-        breaches = [
-            Breach(**{**b, "value": math.nan if b["value"] is None else b["value"]})
-            for b in record["breaches"]
-        ]
-        collapse = Collapse(record["iteration"], record["action"], tuple(breaches))
-        found.append((collapse, record["restored"]))
-    return found
