@@ -220,19 +220,18 @@ def _markdown(summary: dict[str, Any]) -> str:
 def _seeds_text(rows: Sequence[dict[str, Any]]) -> list[str]:
     """Own-skill success of every run: a row for each seed, which shares its warm start."""
     lines: list[str] = []
-    arms = dict.fromkeys(r["arm"] for r in rows)
+    columns = ["warm start", *dict.fromkeys(r["arm"] for r in rows)]
     for temperature in sorted({r["temperature"] for r in rows}, reverse=True):
         chosen = [r for r in rows if r["temperature"] == temperature]
         for key in dict.fromkeys(k for r in chosen for k in r["success"] if k.endswith("/own")):
             cells = {}
             for r in chosen:
                 policy = "warm start" if r["policy"] == BEFORE else r["arm"]
-                cells.setdefault((r["seed"], policy), _percent(r["success"].get(key)))
+                cells.setdefault((r["seed"], policy), r["success"].get(key))
             title = f"Every seed: {_column(*key.split('/'))}, temperature {temperature:g}"
             lines += ["", f"## {title}", ""]
-            columns = ["warm start", *arms]
             body = [
-                [str(seed), *(cells.get((seed, column), "–") for column in columns)]
+                [str(seed), *(_percent(cells.get((seed, column))) for column in columns)]
                 for seed in sorted({seed for seed, _ in cells})
             ]
             lines += _table(["seed", *columns], body)
