@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import threading
 import time
 
 import pytest
@@ -21,7 +22,8 @@ MESSAGES = [{"role": "user", "content": "hello"}]
 
 
 def settings(url, **changes):
-    fast = {"timeout_s": 0.4, "first_wait_s": 0.01, "attempts": 4, "concurrency": 4}
+    # Patient where the server answers: on a busy machine even a good answer takes a while.
+    fast = {"timeout_s": 60.0, "first_wait_s": 0.01, "attempts": 4, "concurrency": 4}
     return EndpointSettings(url, "a-model", **{**fast, **changes})
 
 
@@ -76,8 +78,9 @@ def test_request_and_answer():
     ids=lambda f: f"{f[0]}-{str(f[2])[:24]}",
 )
 def test_a_failure_is_tried_again(fault):
+    silent = fault[2] in ("stall", "trickle")  # for 5 s and more
     with serve(echo, first(fault, fault)) as (server, url):
-        text, usage = ask(url)
+        text, usage = ask(url, timeout_s=1.5 if silent else 60.0)
         assert text == "1 messages"
         assert len(server.requests) == usage.requests == 3 and usage.retries == 2
 
@@ -139,7 +142,7 @@ def test_the_cap_is_never_exceeded():
 def test_answers_that_never_came_count_as_charged():
     prices = {"price_in": 1000.0, "price_out": 10_000.0, "max_tokens": 10}
     with serve(echo, lambda n: (200, {}, "stall")) as (server, url):
-        client = ChatClient(settings(url, timeout_s=0.1, max_cost=0.3, attempts=9, **prices))
+        client = ChatClient(settings(url, timeout_s=0.5, max_cost=0.3, attempts=9, **prices))
         with pytest.raises(BudgetSpent):
             client.complete(MESSAGES)
         client.close()
@@ -169,12 +172,25 @@ def play(url, tasks, pool=None, **changes):
 
 def test_episodes_are_played_side_by_side():
     tasks = [(make_task(f"t{i}"), f"skill {i}" if i % 2 else "") for i in range(12)]
-    with serve(winner) as (server, url):
+    lock, together = threading.Lock(), threading.Barrier(4, timeout=60)
+    asked, asking = [], []  # requests asked at the same time, as each came; now
+
+    def say(messages):
+        with lock:
+            asking.append(messages)
+            asked.append(len(asking))
+        if len(asked) <= 4:
+            together.wait()  # the first answers wait for each other
+        with lock:
+            asking.remove(messages)
+        return winner(messages)
+
+    with serve(say) as (server, url):
         episodes, error, pool = play(url, tasks)
     assert error is None and len(episodes) == 12 and not pool.running
     assert all(e.won and e.status == OK and len(e.turns) == 2 for e in episodes.values())
     assert pool.actions[3] == ["look", "win"]
-    assert 1 < server.busiest <= 4
+    assert max(asked) == 4
     systems = {r["messages"][0]["content"] for r in server.requests}
     assert sum("skill 3" in s for s in systems) == 1 and len(systems) == 7
     longest = max(server.requests, key=lambda r: len(r["messages"]))["messages"]
