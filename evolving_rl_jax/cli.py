@@ -17,6 +17,7 @@ from evolving_rl_jax.train import (
     skill_commands,
 )
 from evolving_rl_jax.train.preemption import EXIT_AGAIN, Preempted
+from evolving_rl_jax.train.side_by_side import PieceFailed
 
 EXIT_FAILED, EXIT_USAGE = 1, 2
 OVERRIDDEN = ("train", "ablation", "compile", "transfer", "doctor")  # take --config.KEY=VALUE
@@ -26,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
     """Runs one subcommand.
 
     A mistake of the user is one line on standard error and exit code 2; an engine that plays a game
-    wrongly is one line and exit code 1.
+    wrongly, or a process of several that failed, is one line and exit code 1.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -40,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
     except ConfigError as e:
         print(f"evolving-rl: {' '.join(str(e).split())}", file=sys.stderr)
         return EXIT_USAGE
-    except EngineMismatch as e:
+    except (EngineMismatch, PieceFailed) as e:
         print(f"evolving-rl: {' '.join(str(e).split())}", file=sys.stderr)
         return EXIT_FAILED
     except Preempted as e:

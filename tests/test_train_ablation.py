@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 
 import pytest
 from report_runs import make_run, panel, write_json
@@ -139,10 +140,10 @@ def ablation(tmp_path_factory, program, tiny_config):
     """A small ablation; another call of the command goes on in its folder."""
     workdir = tmp_path_factory.mktemp("ablation") / "all"
 
-    def run(arms):
+    def run(arms, *more):
         return program(
             "ablation", f"--config={tiny_config}", f"--workdir={workdir}", f"--arms={arms}",
-            "--seeds=0,", "--config.train.num_iterations=1",
+            "--seeds=0,", "--config.train.num_iterations=1", *more,
         )  # fmt: skip
 
     done = run("joint,solver_only")
@@ -204,13 +205,48 @@ def test_a_crossed_panel_differs_from_a_panel_in_the_skills_alone(ablation):
     assert skills_of(json.loads((workdir / "planted.json").read_text())) == expected
 
 
-def test_the_same_command_goes_on_with_another_arm(ablation):
+two_cores = pytest.mark.skipif(
+    hasattr(os, "sched_getaffinity") and len(os.sched_getaffinity(0)) < 2, reason="needs two cores"
+)
+
+
+def test_a_crossing_comes_after_its_runs(ablation):
+    _, _, run = ablation
+    done = run("joint,extractor_only", "--only=cross-0")
+    assert done.returncode == 2
+    assert "--only=cross-0 must come after extractor_only-0, got it unfinished" in done.stderr
+    done = run("joint", "--only=joint-1")
+    assert done.returncode == 2
+    assert "--only must be one of joint-0, cross-0, got 'joint-1'" in done.stderr
+
+
+@two_cores
+def test_another_arm_side_by_side(ablation):
+    """What is finished stays; each piece that is left is a process with its output in a file."""
     workdir, _, run = ablation
     kept = {p: p.stat().st_mtime_ns for p in workdir.glob("runs/joint-0/eval/*.json")}
     kept |= {p: p.stat().st_mtime_ns for p in workdir.glob("cross/*/*.json")}
-    done = run("joint,solver_only,grpo")
+    done = run("joint,solver_only,grpo", "--jobs=2")
     assert done.returncode == 0, done.stderr
-    assert "arm joint, seed 0 (1 of 3): done" in done.stderr
+    assert "joint-0: done" in done.stderr and "joint-0: started" not in done.stderr
+    assert done.stderr.index("grpo-0: done") < done.stderr.index("cross-0: started")
     assert {p: p.stat().st_mtime_ns for p in kept} == kept
     assert (workdir / "cross" / "0-t0.5" / "grpo+joint.json").is_file()
-    assert "grpo" in done.stdout
+    assert sorted(p.name for p in (workdir / "logs").iterdir()) == ["cross-0.txt", "grpo-0.txt"]
+    assert "grpo" in done.stdout and "warm start: loss" not in done.stderr
+    again = run("joint,solver_only,grpo", "--jobs=2")  # everything is there
+    assert (again.returncode, again.stdout) == (0, done.stdout)
+    assert "started" not in again.stderr
+
+
+@two_cores
+def test_a_piece_that_fails_is_named(ablation):
+    workdir, _, run = ablation
+    broken = workdir / "runs" / "extractor_only-0"
+    broken.mkdir(parents=True)
+    (broken / "something").touch()
+    done = run("joint,extractor_only", "--jobs=2")
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("evolving-rl: extractor_only-0 ended with exit code 2: evolving-rl: ")
+    assert "--workdir must be new, empty or a run folder" in last

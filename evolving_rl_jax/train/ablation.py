@@ -1,19 +1,23 @@
 """The ablation of the paper: every arm with every seed, and whose skills help whom.
 
-``WORKDIR/config.json  games/  cache/  runs/ARM-SEED/  cross/SEED-tT/SOLVER+EXTRACTOR.json  ablation.json
-ablation.md  report.html``.  All runs play the same games; the arms of one seed start from one warm
-start.  What is finished is never done again, so the same command goes on.
+``WORKDIR/config.json  games/  cache/  runs/ARM-SEED/  cross/SEED-tT/SOLVER+EXTRACTOR.json  logs/
+ablation.json  ablation.md  report.html``.  All runs play the same games; the arms of one seed start
+from one warm start.  What is finished is never done again, so the same command goes on.
+
+The work is in pieces, the runs ``ARM-SEED`` and the crossings ``cross-SEED``: one after the other, or
+side by side in processes that each do one piece.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import gc
 import json
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
@@ -21,10 +25,13 @@ from evolving_rl_jax.config import ConfigError, validate
 from evolving_rl_jax.eval.ablation import WARMSTART, cross_file, write_summary
 from evolving_rl_jax.eval.report import write_report
 from evolving_rl_jax.train.build import open_parts, prepare_games
-from evolving_rl_jax.train.console import say
+from evolving_rl_jax.train.console import progress, say
 from evolving_rl_jax.train.preemption import Preemption
 from evolving_rl_jax.train.run_folder import RunFolder
+from evolving_rl_jax.train.side_by_side import Piece, core_shares, run_side_by_side
 from evolving_rl_jax.types import SCORED
+
+_CROSS = "cross"  # in the names of pieces, where runs have their arm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,34 +62,128 @@ class Ablation:
         validate(own)
         return own.lock()
 
-    def runs(self) -> Iterator[tuple[str, int]]:
+    def runs(self) -> list[tuple[str, int]]:
         """(arm, seed), one seed after the other: the arms can be compared early."""
-        return ((arm, seed) for seed in self.seeds for arm in self.arms)
+        return [(arm, seed) for seed in self.seeds for arm in self.arms]
+
+    def pieces(self) -> dict[str, tuple[str, int]]:
+        """Name of every piece -> (arm, seed), where the arm of a crossing is ``cross``."""
+        crossings = [(_CROSS, seed) for seed in self.seeds]
+        return {f"{arm}-{seed}": (arm, seed) for arm, seed in self.runs() + crossings}
 
 
-def run_ablation(config, ablation: Ablation) -> None:
+def run_ablation(config, ablation: Ablation, *, only: str = "") -> None:
     """Trains what is missing, crosses solvers with extractors, and writes table and report.
 
     Args:
       config: that all runs share but for arm and seed.
       ablation: which runs, and where.
+      only: a piece to do alone, without table and report; empty = all.
 
     Raises:
-      ConfigError: the folder belongs to another configuration, or a run cannot be made.
+      ConfigError: the folder belongs to another configuration, a run cannot be made, or there is no
+        such piece.
       Preempted: this machine is about to be taken away; the run that was going on has been saved.
     """
+    pieces = ablation.pieces()
+    if only and only not in pieces:
+        raise ConfigError(f"--only must be one of {', '.join(pieces)}, got {only!r}")
     prepare_games(config, ablation.folder)
     _keep_programs(ablation.folder.path / "cache" / "programs")
     with Preemption() as preemption:
-        runs = list(ablation.runs())
-        for number, (arm, seed) in enumerate(runs, 1):
-            label = f"ablation: arm {arm}, seed {seed} ({number} of {len(runs)})"
-            _run(ablation.run_config(config, arm, seed), ablation, label, preemption)
+        for number, (name, (arm, seed)) in enumerate(pieces.items(), 1):
+            if only and name != only:
+                continue
+            if arm == _CROSS:
+                _cross(config, ablation, seed)
+            else:
+                label = f"ablation: arm {arm}, seed {seed} ({number} of {len(ablation.runs())})"
+                _run(ablation.run_config(config, arm, seed), ablation, label, preemption)
             preemption.check()
-        for seed in ablation.seeds:
-            _cross(config, ablation, seed)
-            preemption.check()
-    folders = [ablation.run_path(arm, seed) for arm, seed in runs]
+    if not only:
+        _write_results(ablation)
+
+
+def run_ablation_side_by_side(
+    config, ablation: Ablation, jobs: int, command: Sequence[str]
+) -> None:
+    """As `run_ablation`, with up to ``jobs`` pieces at a time, each on its share of the cores.
+
+    Args:
+      config: that all runs share but for arm and seed.
+      ablation: which runs, and where.
+      jobs: most at a time; the first run of a seed makes the warm start that its others wait for.
+      command: that does one piece when ``--only=PIECE`` is added.
+
+    Raises:
+      ConfigError: as in `run_ablation`, or there is an accelerator, or too few cores.
+      PieceFailed: a piece ended with an error.
+      Preempted: this machine is about to be taken away; the runs that were going on have been saved.
+    """
+    _check_no_accelerator(jobs)
+    core_shares(jobs)
+    prepare_games(config, ablation.folder)
+    names = ablation.pieces()
+    # The warm starts first, since everything waits for them.
+    order = sorted(names, key=lambda n: (*ablation.arms, _CROSS).index(names[n][0]))
+    left = [n for n in order if not _is_done(config, ablation, *names[n])]
+    pieces = [
+        Piece(n, (*command, f"--only={n}"), ablation.folder.path / "logs" / f"{n}.txt")
+        for n in left
+    ]
+    for name in order:
+        if name not in left:
+            say(f"{name}: done")
+
+    def ready(name: str, running, ended) -> bool:
+        arm, seed = names[name]
+        others = {f"{other}-{seed}" for other in ablation.arms}
+        if arm == _CROSS:
+            return not any(other in left and other not in ended for other in others)
+        return not (others & set(running)) or any(
+            _iterations(ablation, other, seed) for other in ablation.arms
+        )
+
+    runs = ablation.runs()
+    with Preemption() as preemption:
+        preemption.defer()  # a child that has just been started must not be forgotten
+        total = len(runs) * config.train.num_iterations
+        with progress("ablation: iterations", total, delay_s=0.0) as bar:
+
+            def tick() -> None:
+                preemption.check()
+                bar(sum(_iterations(ablation, *run) for run in runs))
+
+            run_side_by_side(pieces, jobs, ready, tick)
+    _write_results(ablation)
+
+
+def _check_no_accelerator(jobs: int) -> None:
+    import jax
+
+    if jax.default_backend() != "cpu":
+        raise ConfigError(
+            f"--jobs must be 1 on a {jax.default_backend()} (a process takes the whole device; "
+            f"JAX_PLATFORMS=cpu runs on the processor), got {jobs}"
+        )
+
+
+def _is_done(config, ablation: Ablation, arm: str, seed: int) -> bool:
+    if arm == _CROSS:
+        return not _missing_pairs(config, ablation, seed)
+    return _finished(RunFolder(str(ablation.run_path(arm, seed))), config)
+
+
+def _iterations(ablation: Ablation, arm: str, seed: int) -> int:
+    """How many iterations of a run are done; the first comes after the warm start's evaluation."""
+    try:
+        return (ablation.run_path(arm, seed) / "metrics.jsonl").read_bytes().count(b"\n")
+    except OSError:
+        return 0
+
+
+def _write_results(ablation: Ablation) -> None:
+    folders = [ablation.run_path(arm, seed) for arm, seed in ablation.runs()]
     table = write_summary(ablation.folder.path, folders)
     path = write_report(*folders, title="Ablation", out=ablation.folder.path / "report.html")
     print(table)
@@ -171,17 +272,18 @@ def _cross(config, ablation: Ablation, seed: int) -> None:
 
     At the first temperature of the panels.  A policy with its own skills is in its evaluation.
     """
-    temperature = config.eval.temperatures[0]
-    policies = {WARMSTART: ablation.arms[0], **{arm: arm for arm in ablation.arms}}
-
-    def file(solver: str, extractor: str) -> pathlib.Path:
-        return cross_file(ablation.folder.path, seed, temperature, solver, extractor)
-
-    missing = [(s, e) for s in policies for e in policies if s != e and not file(s, e).is_file()]
-    if not missing or "own" not in config.eval.conditions:
+    missing = _missing_pairs(config, ablation, seed)
+    if not missing:
         return
+    for arm in ablation.arms:
+        if not _is_done(config, ablation, arm, seed):
+            raise ConfigError(
+                f"--only={_CROSS}-{seed} must come after {arm}-{seed}, got it unfinished"
+            )
+    temperature = config.eval.temperatures[0]
     say(f"ablation: solvers x extractors, seed {seed}")
-    folders = {p: RunFolder(str(ablation.run_path(arm, seed))) for p, arm in policies.items()}
+    arms = {WARMSTART: ablation.arms[0]} | {arm: arm for arm in ablation.arms}
+    folders = {p: RunFolder(str(ablation.run_path(arm, seed))) for p, arm in arms.items()}
     with open_parts(folders[WARMSTART].load_config(), folders[WARMSTART]) as parts:
         from evolving_rl_jax.train.export import load_policy
 
@@ -195,8 +297,18 @@ def _cross(config, ablation: Ablation, seed: int) -> None:
             for extractor in [e for s, e in missing if s == solver]:
                 name = WARMSTART if extractor == WARMSTART else "final"
                 written = _read(folders[extractor].eval_file(name, temperature))
-                _play_pair(parts, engine, panel, written, file(solver, extractor), iteration)
+                path = cross_file(ablation.folder.path, seed, temperature, solver, extractor)
+                _play_pair(parts, engine, panel, written, path, iteration)
     _free_memory()
+
+
+def _missing_pairs(config, ablation: Ablation, seed: int) -> list[tuple[str, str]]:
+    """(solver, extractor) whose panel has not been played."""
+    if "own" not in config.eval.conditions:
+        return []
+    policies = (WARMSTART, *ablation.arms)
+    file = functools.partial(cross_file, ablation.folder.path, seed, config.eval.temperatures[0])
+    return [(s, e) for s in policies for e in policies if s != e and not file(s, e).is_file()]
 
 
 def _check_skills_are_kept(parts) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from evolving_rl_jax.config import ARMS, ConfigError, load_config
 
 
@@ -14,7 +16,7 @@ def add_ablation(commands) -> None:
         "evaluates all on the same panel, lets every solver play with every extractor's skills, and writes "
         "ablation.md, ablation.json and report.html.  Finished runs are kept; the same command goes on, and "
         "more seeds or arms can be added later.",
-        epilog="evolving-rl ablation --config=configs/alfworld_quickstart.py --workdir=runs/ablation --seeds=3; "
+        epilog="evolving-rl ablation --config=configs/alfworld_quickstart.py --workdir=runs/ablation --seeds=3 --jobs=2; "
         "any key can be overridden: --config.train.num_iterations=40",
     )
     p.add_argument("--config", required=True, metavar="FILE", help="Python file with get_config()")
@@ -31,16 +33,43 @@ def add_ablation(commands) -> None:
         metavar="N|S,S",
         help="how many seeds, from 0 on, or which ones, with commas (default: %(default)s)",
     )
+    group = p.add_mutually_exclusive_group()
+    group.add_argument(
+        "--jobs",
+        type=int,
+        default=1,
+        metavar="N",
+        help="runs at a time, each in a process of its own on its share of the processor's cores; their output "
+        "goes to WORKDIR/logs (default: %(default)s, with the output here)",
+    )
+    group.add_argument(
+        "--only",
+        default="",
+        metavar="PIECE",
+        help="do one piece, a run such as joint-0 or a crossing such as cross-0, and write no table",
+    )
 
 
 def ablation(args, overrides: dict[str, str]) -> None:
     """Runs the subcommand."""
     arms, seeds = parse_arms(args.arms), parse_seeds(args.seeds)
+    if args.jobs < 1:
+        raise ConfigError(f"--jobs must be >= 1, got {args.jobs}")
     config = load_config(args.config, overrides)
-    from evolving_rl_jax.train.ablation import Ablation, run_ablation
+    from evolving_rl_jax.train.ablation import Ablation, run_ablation, run_ablation_side_by_side
     from evolving_rl_jax.train.run_folder import RunFolder
 
-    run_ablation(config, Ablation(RunFolder(args.workdir, config), arms, seeds))
+    what = Ablation(RunFolder(args.workdir, config), arms, seeds)
+    if args.jobs == 1:
+        run_ablation(config, what, only=args.only)
+        return
+    command = [
+        *(sys.executable, "-m", "evolving_rl_jax", "ablation"),
+        *(f"--config={args.config}", f"--workdir={args.workdir}"),
+        *(f"--arms={','.join(arms)}", f"--seeds={','.join(map(str, seeds))},"),
+        *(f"--config.{key}={value}" for key, value in overrides.items()),
+    ]
+    run_ablation_side_by_side(config, what, args.jobs, command)
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:

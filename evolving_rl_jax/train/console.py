@@ -16,8 +16,12 @@ def say(text: str) -> None:
 
 
 @contextlib.contextmanager
-def progress(title: str, total: int | None = None, *, shown: bool = True):
-    """A progress bar of what takes a while; yields a function of the number done so far."""
+def progress(title: str, total: int | None = None, *, shown: bool = True, delay_s: float = 0.5):
+    """A progress bar of what takes a while; yields a function of the number done so far.
+
+    The bar comes after ``delay_s``, which must be 0 where something else is said meanwhile: tqdm
+    does not end the line of a bar that such a message, and not its own time, has brought up.
+    """
     interval = 1.0 if sys.stderr.isatty() else 10.0  # a log file wants few lines
     with tqdm(
         total=total,
@@ -25,7 +29,7 @@ def progress(title: str, total: int | None = None, *, shown: bool = True):
         unit="",
         dynamic_ncols=True,
         mininterval=interval,
-        delay=0.5,
+        delay=delay_s,
         disable=not shown,
     ) as bar:
 
