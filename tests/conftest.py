@@ -7,6 +7,10 @@ import sys
 
 import pytest
 
+# Tests compile far more than they compute.  LLVM's optimisations are left out in their processes; the
+# passes of XLA stay, and what `program` starts runs as shipped.  With XLA_FLAGS= everything does.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+
 ROOT = pathlib.Path(__file__).parents[1]
 collect_ignore_glob = ["golden/*.py"]  # the script that makes golden files needs torch
 
