@@ -47,6 +47,25 @@ for arm in ("solver_only", "extractor_only", "grpo"):
         sys.exit(1)
 """
 
+# Runs the command and ends without a word once ten plays are kept.
+ENDING = """
+import os, sys
+from evolving_rl_jax.cli import main
+from evolving_rl_jax.eval.journal import Journal
+
+add = Journal.add
+
+
+def add_and_end(self, play):
+    add(self, play)
+    if len(self.plays) == 10:
+        os._exit(9)
+
+
+Journal.add = add_and_end
+sys.exit(main(sys.argv[1:]))
+"""
+
 
 @pytest.fixture(scope="session")
 def finished(program, tiny_config, tmp_path_factory):
@@ -291,6 +310,29 @@ def test_eval_of_the_last_checkpoint_equals_the_panel_of_the_run(finished, progr
     played, final = panel_of(workdir, "checkpoint_00004"), panel_of(workdir, "final")
     path.unlink()
     assert played["games"] == final["games"] and played["summary"] == final["summary"]
+
+
+def test_a_killed_stream_goes_on(finished, program, tmp_path):
+    results, banks = [], []
+    for name in ("whole", "killed"):
+        workdir = tmp_path / name
+        shutil.copytree(finished[0], workdir)
+        arguments = ("eval", f"--workdir={workdir}", "--mode=stream", "--temperature=0.5")
+        journal = workdir / "eval" / "stream-checkpoint_00004-t0.5.plays.jsonl"
+        if name == "killed":
+            assert program(*arguments, code=ENDING).returncode == 9
+            assert len(journal.read_bytes().splitlines()) == 11
+            other = program(*arguments, "--seeds=2")
+            assert other.returncode == 2 and "must hold plays of the same seeds" in other.stderr
+        done = program(*arguments)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert ("going on from there" in done.stderr) == (name == "killed")
+        assert "later half" in done.stdout and not journal.exists()
+        results.append(json.loads((workdir / "eval/stream-checkpoint_00004-t0.5.json").read_text()))
+        (bank,) = (workdir / "eval").glob("stream-*-t0.5-s*.skills.jsonl")
+        banks.append(bank.read_text())
+    assert results[0] == results[1] and banks[0] == banks[1]
+    assert any(play["skills"] for play in results[0]["plays"])
 
 
 def test_export_gives_the_policy_of_the_checkpoint(finished, tmp_path, capsys):

@@ -6,9 +6,12 @@ import pytest
 from doubles import FakeEngine, FakePool, compact_prompts, make_task, skill_text
 
 from evolving_rl_jax.eval import stream
+from evolving_rl_jax.eval.journal import Journal
 from evolving_rl_jax.eval.stream import StreamSettings, arrival_order, play_streams, stream_result
 from evolving_rl_jax.rollout.episode import Driver, PlaySettings
-from evolving_rl_jax.skills import Bank, SkillRetriever
+from evolving_rl_jax.skills import SkillRetriever
+from evolving_rl_jax.skills.bank import new_bank
+from evolving_rl_jax.skills.records import encode
 from evolving_rl_jax.types import ENV_ERROR
 
 PROMPTS = compact_prompts()
@@ -41,12 +44,15 @@ class House(FakeEngine):
         return super()._generate(session, limit, room)
 
 
-def play(tmp_path, seeds=(1,), tasks=TASKS, fail=None, broken=(), pool_seed=0, **changes):
-    banks = {s: Bank(tmp_path / f"{pool_seed}-{len(tasks)}-{s}.jsonl") for s in seeds}
+def play(
+    tmp_path, seeds=(1,), tasks=TASKS, fail=None, broken=(), pool_seed=0, progress=None, **changes
+):
+    banks = {s: new_bank(tmp_path / f"{pool_seed}-{len(tasks)}-{s}.jsonl") for s in seeds}
     engine = House(broken)
     driver = Driver(engine, FakePool(fail, pool_seed), PROMPTS, SETTINGS, iteration=1)
     settings = StreamSettings(PROMPTS, 500, SkillRetriever, name="x", policy_step=3, **changes)
-    plays = play_streams(driver, tasks, banks, settings)
+    journal = Journal(tmp_path / f"{pool_seed}-{len(tasks)}.plays.jsonl", {})
+    plays = play_streams(driver, tasks, banks, settings, journal, progress)
     assert not engine.open_now
     return plays, banks
 
@@ -121,3 +127,28 @@ def test_a_stream_can_be_cut_and_use_several_skills(tmp_path):
     plays, _ = play(tmp_path, num_tasks=7, top=2, fit=lambda text: text[:30])
     assert len(plays) == 7 and max(len(p.skills) for p in plays) == 2
     assert max(len(p.with_bank.skill_text) for p in plays) <= 30
+
+
+@pytest.mark.parametrize("stop_at", [1, 9, 17, 40, 55, 79])
+def test_a_stopped_stream_goes_on_as_if_it_had_not_been(tmp_path, stop_at):
+    """Failures and rubbish included; what was played is not played again."""
+    faults = {"fail": {3: 0, OFF + 5: 0}, "broken": {0, 4}, "seeds": (1, 2)}
+    expected, banks = play(tmp_path / "whole", **faults)
+
+    def stop(done):
+        if done >= stop_at:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        play(tmp_path / "cut", **faults, progress=stop)
+    journal = tmp_path / "cut" / "0-20.plays.jsonl"
+    with open(journal, "ab") as file:
+        file.write(b'{"id": "t0')  # as a kill in the middle of a write leaves it
+    kept = len(journal.read_bytes().splitlines()) - 2
+    counts = []
+    with pytest.warns(UserWarning, match="torn last line"):
+        plays, again = play(tmp_path / "cut", **faults, progress=counts.append)
+    assert counts[0] >= kept and counts[-1] == 80
+    assert stream_result(plays) == stream_result(expected)
+    for seed in (1, 2):
+        assert list(map(encode, again[seed].records)) == list(map(encode, banks[seed].records))

@@ -10,6 +10,7 @@ from doubles import FakeEngine, FakePool, compact_prompts, make_task
 from evolving_rl_jax.cli import main
 from evolving_rl_jax.config import load_config, to_json
 from evolving_rl_jax.eval import transfer
+from evolving_rl_jax.eval.journal import Journal
 from evolving_rl_jax.rollout.episode import Driver, PlaySettings
 from evolving_rl_jax.skills import Bank, SkillRecord, SkillRetriever, render_skill
 from evolving_rl_jax.types import ENV_ERROR
@@ -61,7 +62,7 @@ class World:
         self.played = []
 
     def play(self, fail=None, seeds=(1, 2), stop_after=None):
-        journal = transfer.Journal(self.folder / "plays.jsonl", {"temperature": 1.0})
+        journal = Journal(self.folder / "plays.jsonl", {"temperature": 1.0})
 
         def driver(seed):
             pool = FakePool(fail)
@@ -167,8 +168,8 @@ def test_skills_from_panel_games_are_left_out(tmp_path):
     ("text", "message"),
     [
         (
-            '{"settings": {"temperature": 0.5}}\n',
-            "same temperature, got 0.5 and not 1.0; use another",
+            '{"settings": {"temperature": 0.5}}\n{"id": "t", "seed": 1, "condition": "none"}\n',
+            "same temperature, got 0.5 and not 1.0; use another folder or remove",
         ),
         ("[]\n", "must hold plays, got TypeError in line 1"),
         ('{"settings": {"temperature": 1.0}}\n{}\n', "KeyError in line 2"),
@@ -179,8 +180,14 @@ def test_a_journal_of_something_else_is_refused(tmp_path, text, message):
     path = tmp_path / "plays.jsonl"
     path.write_text(text)
     with pytest.raises(ValueError, match=message):
-        transfer.Journal(path, {"temperature": 1.0})
+        Journal(path, {"temperature": 1.0})
     assert path.read_text() == text
+
+
+def test_a_journal_without_plays_takes_new_settings(tmp_path):
+    for temperature in (0.5, 1.0):
+        assert not Journal(tmp_path / "plays.jsonl", {"temperature": temperature}).plays
+    assert json.loads((tmp_path / "plays.jsonl").read_text()) == {"settings": {"temperature": 1.0}}
 
 
 # -- the command -----------------------------------------------------------------------------------

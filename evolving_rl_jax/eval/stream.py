@@ -5,7 +5,8 @@ far, then writes a skill of that episode, which is banked for later tasks.  Succ
 anything is learned from a task.  The same tasks are also played with the bank off.
 
 A stream is sequential; those of several seeds (other orders, other draws) run side by side.  What
-a stream samples depends on its seed and on the position in it, never on slots or on other streams.
+a stream samples depends on its seed and on the position in it, never on slots or on other streams,
+so one that was stopped goes on from its journal as if nothing had happened.
 """
 
 from __future__ import annotations
@@ -19,19 +20,41 @@ from typing import Any
 import numpy as np
 
 from evolving_rl_jax.eval import statistics
+from evolving_rl_jax.eval.journal import Journal
 from evolving_rl_jax.rollout.episode import Driver
 from evolving_rl_jax.rollout.evolve import Candidate, judge, make_candidate
 from evolving_rl_jax.skills.audit import AuditRules
 from evolving_rl_jax.skills.bank import Bank, SkillRecord
-from evolving_rl_jax.skills.records import Outcome
+from evolving_rl_jax.skills.records import Outcome, decode, encode
 from evolving_rl_jax.skills.retrieval import SkillRetriever
 from evolving_rl_jax.types import SCORED, Episode, Task
 
 STREAM_ITERATION = 1_500_000_000  # sampling keys above those of panels
 _STREAM_KEYS = 20_000_000  # keys a stream: bank on, extractions, bank off
 _EXTRACTIONS, _BANK_OFF = 5_000_000, 10_000_000
+_WITH, _WITHOUT = "with", "without"  # the bank, as conditions in the journal
 _BINS = 10  # points of the growth curve
 _RELATED = 4  # earlier tasks of the same household from which on they are one point
+
+
+@dataclasses.dataclass(frozen=True)
+class Side:
+    """What is kept of an episode, with the bank on or off; ``status`` as in `Episode`."""
+
+    won: bool
+    status: str
+    steps: int
+    skill_text: str
+    error: str
+
+    @property
+    def scored(self) -> bool:
+        return self.status in SCORED
+
+    @classmethod
+    def of(cls, episode: Episode) -> Side:
+        steps = len(episode.turns)
+        return cls(bool(episode.won), episode.status, steps, episode.skill_text, episode.error)
 
 
 @dataclasses.dataclass
@@ -43,8 +66,8 @@ class StreamPlay:
     position: int
     related: int
     skills: list[tuple[SkillRecord, float]] = dataclasses.field(default_factory=list)
-    with_bank: Episode | None = None
-    without: Episode | None = None
+    with_bank: Side | None = None
+    without: Side | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +108,7 @@ def play_streams(
     tasks: Sequence[Task],
     banks: dict[int, Bank],
     settings: StreamSettings,
+    journal: Journal,
     progress: Callable[[int], None] | None = None,
 ) -> list[StreamPlay]:
     """Plays one stream for each seed, bank on and bank off.
@@ -94,6 +118,7 @@ def play_streams(
       tasks: their order here does not matter.
       banks: seed -> an empty bank, which is filled.
       settings: how.
+      journal: of what has been played before, which is not played again; gets all that is.
       progress: called with the number of finished episodes.
 
     Returns:
@@ -107,12 +132,14 @@ def play_streams(
             i * _STREAM_KEYS,
             bank,
             settings,
+            journal,
         )  # fmt: skip
         for i, (seed, bank) in enumerate(sorted(banks.items()))
     ]
+    before = len(journal.plays)
     for stream in streams:
         stream.start()
-    driver.run(progress)
+    driver.run(progress and (lambda n: progress(before + n)))
     for stream in streams:
         stream.measure()
     return [play for stream in streams for play in stream.plays]
@@ -121,8 +148,8 @@ def play_streams(
 class _Stream:
     """One seed's stream: the next task starts when the last one's skill is banked."""
 
-    def __init__(self, driver, tasks, seed, first_key, bank, settings: StreamSettings):
-        self.driver, self.bank, self.settings = driver, bank, settings
+    def __init__(self, driver, tasks, seed, first_key, bank, settings, journal):
+        self.driver, self.bank, self.settings, self.journal = driver, bank, settings, journal
         self.first_key = first_key
         self.retriever = settings.make_retriever()
         seen: Counter[str] = Counter()
@@ -132,11 +159,35 @@ class _Stream:
             seen[task.group or task.id] += 1
 
     def start(self) -> None:
+        first = self._take_kept()
         for i, play in enumerate(self.plays):
-            self.driver.play(
-                self.first_key + _BANK_OFF + i, play.task, "", _setter(play, "without")
-            )
-        self._next(0)
+            if play.without is None:
+                key = self.first_key + _BANK_OFF + i
+                self.driver.play(key, play.task, "", self._keep_without(play))
+        self._next(first)
+
+    def _take_kept(self) -> int:
+        """Takes what the journal holds; returns the position of the first task that is left."""
+        banked: dict[str, SkillRecord] = {}
+        first = 0
+        for i, play in enumerate(self.plays):
+            for condition in (_WITH, _WITHOUT):
+                kept = self.journal.plays.get((play.task.id, play.seed, condition))
+                if kept is None:
+                    continue
+                side = Side(**{f.name: kept[f.name] for f in dataclasses.fields(Side)})
+                if condition == _WITHOUT:
+                    play.without = side
+                    continue
+                play.with_bank, first = side, i + 1
+                play.skills = [(banked[name], cosine) for name, cosine in kept["skills"]]
+                if kept["record"]:
+                    record = decode(kept["record"].encode())
+                    banked[record.id] = record
+        self.bank.append(banked.values())
+        for record in banked.values():  # one by one, as they came: TF-IDF weights depend on it
+            self.retriever.add([record])
+        return first
 
     def _next(self, i: int) -> None:
         if i == len(self.plays):
@@ -149,25 +200,44 @@ class _Stream:
         self.driver.play(self.first_key + i, play.task, text, done, keep_session=True)
 
     def _after_episode(self, i: int):
+        play, s = self.plays[i], self.settings
+
         def done(episode: Episode, handle) -> None:
-            self.plays[i].with_bank = episode
             if handle is None:
-                self._next(i + 1)  # the environment failed: nothing to learn from
+                self._keep_with(play, episode)  # the environment failed: nothing to learn from
+                self._next(i + 1)
                 return
 
             def extracted(_n: int, raw: str, sample) -> None:
-                s = self.settings
                 candidate = make_candidate(raw, sample, s.prompts, s.max_chars)
                 judge(candidate, s.rules, episode)
                 record = self._record(i, candidate)
                 self.bank.append([record])
                 self.retriever.add([record])
+                self._keep_with(play, episode, record)
                 self._next(i + 1)
 
             self.driver.extract(handle, episode.won, [self._extraction(i)], extracted)
             self.driver.release(handle)
 
         return done
+
+    def _keep_without(self, play: StreamPlay):
+        def done(episode: Episode, _handle) -> None:
+            play.without = Side.of(episode)
+            self._write(play, _WITHOUT, play.without)
+
+        return done
+
+    def _keep_with(self, play: StreamPlay, episode: Episode, record=None) -> None:
+        play.with_bank = Side.of(episode)
+        skills = [(r.id, cosine) for r, cosine in play.skills]
+        text = encode(record).decode() if record else ""
+        self._write(play, _WITH, play.with_bank, skills=skills, record=text)
+
+    def _write(self, play: StreamPlay, condition: str, side: Side, **more) -> None:
+        names = {"id": play.task.id, "seed": play.seed, "condition": condition}
+        self.journal.add(names | dataclasses.asdict(side) | more)
 
     def _extraction(self, i: int) -> int:
         return self.first_key + _EXTRACTIONS + i
@@ -193,17 +263,10 @@ class _Stream:
         for play in self.plays:
             ours, without = play.with_bank, play.without
             if ours.scored and without.scored:
-                pair = Outcome(ours.won, without.won, len(ours.turns), len(without.turns))
+                pair = Outcome(ours.won, without.won, ours.steps, without.steps)
                 for record, _ in play.skills:
                     outcomes.setdefault(record.id, []).append(pair)
         self.bank.revise_all(self.bank[i].measured(found) for i, found in outcomes.items())
-
-
-def _setter(play: StreamPlay, name: str):
-    def done(episode: Episode, _handle) -> None:
-        setattr(play, name, episode)
-
-    return done
 
 
 # -- what came of it -------------------------------------------------------------------------------
@@ -240,8 +303,8 @@ def stream_result(plays: list[StreamPlay], seed: int = 0) -> dict[str, Any]:
 
 def _both(plays: list[StreamPlay], seed: int) -> dict[str, Any]:
     def outcomes(side):
-        episodes = {(p.task.id, p.seed): getattr(p, side) for p in plays}
-        return {k: bool(e.won) if e.scored else None for k, e in episodes.items()}
+        sides = {(p.task.id, p.seed): getattr(p, side) for p in plays}
+        return {k: s.won if s.scored else None for k, s in sides.items()}
 
     with_bank, without = outcomes("with_bank"), outcomes("without")
     return {
@@ -256,7 +319,7 @@ def _failures(plays: list[StreamPlay]) -> list[dict[str, Any]]:
     return [
         {"id": p.task.id, "seed": p.seed, "condition": side, "status": e.status, "error": e.error}
         for p in plays
-        for side, e in (("with", p.with_bank), ("without", p.without))
+        for side, e in ((_WITH, p.with_bank), (_WITHOUT, p.without))
         if e.status not in SCORED
     ]
 
@@ -276,9 +339,8 @@ def _leaks(plays: list[StreamPlay]) -> dict[str, Any]:
 
 
 def _play_record(play: StreamPlay) -> dict[str, Any]:
-    def side(episode: Episode) -> dict[str, Any]:
-        won, status = bool(episode.won), episode.status
-        return {"won": won, "status": status, "steps": len(episode.turns)}
+    def side(side: Side) -> dict[str, Any]:
+        return {"won": side.won, "status": side.status, "steps": side.steps}
 
     return {
         "seed": play.seed,

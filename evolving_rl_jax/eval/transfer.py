@@ -8,14 +8,13 @@ the same command goes on where it was stopped; games that the infrastructure fai
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import pathlib
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from evolving_rl_jax.eval import statistics
+from evolving_rl_jax.eval.journal import Journal
 from evolving_rl_jax.eval.results import points, versions, write_json
 from evolving_rl_jax.skills.bank import Bank, SkillRecord
 from evolving_rl_jax.skills.records import Outcome
@@ -75,69 +74,6 @@ def bank_in_play(
         )
     retriever.add(list(records.values()))
     return BankInPlay(retriever, records, left_out)
-
-
-class Journal:
-    """Finished plays of a transfer, one JSON line each, after a line with its settings.
-
-    Args:
-      path: of the file; made with its folder.
-      settings: what must be the same for plays to belong together, JSON values.
-
-    Raises:
-      ValueError: the file holds plays of other settings, or is no such file.
-    """
-
-    def __init__(self, path: str | os.PathLike[str], settings: Mapping[str, Any]):
-        self.path = pathlib.Path(path)
-        self.plays: dict[tuple[str, int, str], dict[str, Any]] = {}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        lines = self._whole_lines()
-        for number, line in enumerate(lines, 1):
-            try:
-                record = json.loads(line)
-                if number == 1:
-                    self._check(record["settings"], json.loads(json.dumps(settings)))
-                else:
-                    self.plays[record["id"], record["seed"], record["condition"]] = record
-            except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
-                reason = f"{type(error).__name__} in line {number}"
-                raise ValueError(f"{self.path} must hold plays, got {reason}") from error
-        if not lines:
-            self._append({"settings": settings})
-
-    def _whole_lines(self) -> list[bytes]:
-        """The lines of the file, which is cut back to them."""
-        data = self.path.read_bytes() if self.path.is_file() else b""
-        whole = data[: data.rfind(b"\n") + 1]
-        if len(whole) < len(data):
-            warnings.warn(f"{self.path}: left out a torn last line", stacklevel=3)
-            os.truncate(self.path, len(whole))
-        return whole.splitlines()
-
-    def _check(self, found, settings) -> None:
-        for key in sorted({*found, *settings}):
-            if found.get(key) != settings.get(key):
-                raise ValueError(
-                    f"{self.path} must hold plays of the same {key}, got {found.get(key)!r} and not "
-                    f"{settings.get(key)!r}; use another folder"
-                )
-
-    def add(self, play: Mapping[str, Any]) -> None:
-        """Keeps a play, durably."""
-        self._append(play)
-        self.plays[play["id"], play["seed"], play["condition"]] = dict(play)
-
-    def done(self, task: Task, seed: int, condition: str) -> bool:
-        """Whether that game is there and counts."""
-        play = self.plays.get((task.id, seed, condition))
-        return play is not None and play["status"] in SCORED
-
-    def _append(self, record) -> None:
-        with open(self.path, "ab") as file:
-            file.write(json.dumps(record).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
 
 
 def play_transfer(

@@ -9,6 +9,7 @@ from typing import Any
 from evolving_rl_jax.config import ConfigError
 from evolving_rl_jax.data.tasks import source_split
 from evolving_rl_jax.eval.evaluate import PANEL_ITERATION, success_table, write_result
+from evolving_rl_jax.eval.journal import Journal
 from evolving_rl_jax.eval.results import PanelGame, skill_records, versions, write_json
 from evolving_rl_jax.eval.stream import (
     STREAM_ITERATION,
@@ -19,7 +20,7 @@ from evolving_rl_jax.eval.stream import (
 )
 from evolving_rl_jax.skills.bank import new_bank, write_bank
 from evolving_rl_jax.train import skill_parts
-from evolving_rl_jax.train.build import Parts
+from evolving_rl_jax.train.build import Parts, user_errors
 from evolving_rl_jax.train.export import load_policy
 from evolving_rl_jax.train.loop import make_driver
 from evolving_rl_jax.types import Task
@@ -114,7 +115,8 @@ def stream(
     """Test-time evolution with a checkpoint; see `eval.stream`.
 
     Writes ``eval/stream-NAME-tT.json`` and, for each seed, the bank that grew,
-    ``eval/stream-NAME-tT-sSEED.skills.jsonl``.
+    ``eval/stream-NAME-tT-sSEED.skills.jsonl``.  While it plays, ``eval/stream-NAME-tT.plays.jsonl``
+    holds what has been played, from which the same call goes on.
 
     Args:
       parts: of the run.
@@ -128,6 +130,9 @@ def stream(
 
     Returns:
       What was written.
+
+    Raises:
+      ConfigError: there is no such checkpoint, or a stream of other settings was stopped there.
     """
     params, _, iteration = load_policy(parts.folder, which, parts.hosts)
     config = parts.config
@@ -135,7 +140,6 @@ def stream(
     seeds = seeds_of(config, num_seeds, temperature, greedy_once=False)
     tasks = stream_tasks(parts, splits)
     path = parts.folder.eval_file(f"stream-{name}", temperature)
-    banks = {s: new_bank(path.with_name(f"{path.stem}-s{s}.skills.jsonl")) for s in seeds}
     settings = StreamSettings(
         prompts=parts.prompts,
         max_chars=config.rollout.max_skill_chars,
@@ -148,11 +152,6 @@ def stream(
         name=f"stream-{name}",
         num_tasks=num_games or len(tasks),
     )
-    engine = parts.make_engine(params)
-    driver = make_driver(parts, engine, STREAM_ITERATION + seeds[0], temperature)
-    total = 2 * len(seeds) * min(settings.num_tasks, len(tasks))
-    with parts.progress(f"stream {name}, temperature {temperature:g}", total) as bar:
-        plays = play_streams(driver, tasks, banks, settings, bar)
     facts = {
         "mode": "stream",
         "name": name,
@@ -162,11 +161,26 @@ def stream(
         "top": top,
         "embedder": config.skills.embedder,
         "game_list_hash": list_hash(tasks),
-        "dataset": data_facts(parts),
-        "versions": versions(),
     }
+    same = facts | {
+        "num_tasks": settings.num_tasks,
+        "skills": config.skills.to_dict(),
+        "rollout": config.rollout.to_dict(),
+    }
+    with user_errors((ValueError, OSError), "--mode=stream"):
+        journal = Journal(path.with_suffix(".plays.jsonl"), same)
+    banks = {s: new_bank(path.with_name(f"{path.stem}-s{s}.skills.jsonl")) for s in seeds}
+    if journal.plays:
+        parts.say(f"{len(journal.plays)} plays are in {journal.path}: going on from there")
+    engine = parts.make_engine(params)
+    driver = make_driver(parts, engine, STREAM_ITERATION + seeds[0], temperature)
+    total = 2 * len(seeds) * min(settings.num_tasks, len(tasks))
+    with parts.progress(f"stream {name}, temperature {temperature:g}", total) as bar:
+        plays = play_streams(driver, tasks, banks, settings, journal, bar)
+    facts |= {"dataset": data_facts(parts), "versions": versions()}
     result = facts | stream_result(plays, seeds[0])
     write_json(path, result)
+    journal.path.unlink()
     print(stream_table(result))
     print(f"written: {path}")
     return result

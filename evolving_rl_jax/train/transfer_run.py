@@ -18,6 +18,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from evolving_rl_jax.config import ConfigError, default_config, set_key, validate
+from evolving_rl_jax.eval.journal import Journal
 from evolving_rl_jax.eval.openai_client import (
     BudgetSpent,
     ChatClient,
@@ -29,7 +30,6 @@ from evolving_rl_jax.eval.transfer import (
     OTHER,
     OURS,
     BankInPlay,
-    Journal,
     bank_in_play,
     measured_skills,
     play_transfer,
