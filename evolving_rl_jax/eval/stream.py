@@ -339,7 +339,7 @@ def _leaks(plays: list[StreamPlay]) -> dict[str, Any]:
 
 
 def _play_record(play: StreamPlay) -> dict[str, Any]:
-    def side(side: Side) -> dict[str, Any]:
+    def outcome(side: Side) -> dict[str, Any]:
         return {"won": side.won, "status": side.status, "steps": side.steps}
 
     return {
@@ -353,8 +353,8 @@ def _play_record(play: StreamPlay) -> dict[str, Any]:
         "skills": [
             {"id": r.id, "source": r.source_task_id, "similarity": s} for r, s in play.skills
         ],
-        "with": {**side(play.with_bank), "skill": play.with_bank.skill_text},
-        "without": side(play.without),
+        "with": {**outcome(play.with_bank), "skill": play.with_bank.skill_text},
+        "without": outcome(play.without),
     }
 
 
