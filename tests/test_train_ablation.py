@@ -234,9 +234,13 @@ def test_another_arm_side_by_side(ablation):
     assert (workdir / "cross" / "0-t0.5" / "grpo+joint.json").is_file()
     assert sorted(p.name for p in (workdir / "logs").iterdir()) == ["cross-0.txt", "grpo-0.txt"]
     assert "grpo" in done.stdout and "warm start: loss" not in done.stderr
-    again = run("joint,solver_only,grpo", "--jobs=2")  # everything is there
-    assert (again.returncode, again.stdout) == (0, done.stdout)
-    assert "started" not in again.stderr
+    for jobs in (1, 2):  # everything is there
+        again = run("joint,solver_only,grpo", f"--jobs={jobs}")
+        assert (again.returncode, again.stdout) == (0, done.stdout)
+        said = "arm joint, seed 0 (1 of 3): done" if jobs == 1 else "joint-0: done"
+        assert said in again.stderr and "started" not in again.stderr
+    wrong = run("joint", "--jobs=0")
+    assert wrong.returncode == 2 and "--jobs must be from 1 to" in wrong.stderr
 
 
 @two_cores

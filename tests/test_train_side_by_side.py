@@ -60,7 +60,7 @@ def piece(tmp_path):
 def test_two_at_a_time_on_their_own_cores(piece):
     tell = "import os; print(*sorted(os.sched_getaffinity(0)))"
     pieces = [piece("a", MEET + tell, "a", "b"), piece("b", MEET + tell, "b", "a")]
-    run_side_by_side(pieces, 2, always, nothing)
+    run_side_by_side(pieces, core_shares(2), always, nothing)
     shares = [{int(n) for n in p.log.read_text().split()} for p in pieces]
     assert shares == core_shares(2) and shares[0] | shares[1] == set(CORES)
     assert not shares[0] & shares[1] and sorted(os.sched_getaffinity(0)) == CORES
@@ -68,7 +68,7 @@ def test_two_at_a_time_on_their_own_cores(piece):
 
 def test_one_at_a_time_in_order(piece, tmp_path):
     tell = "import sys; open(sys.argv[1], 'a').write(sys.argv[2][-1])"
-    run_side_by_side([piece(n, tell, "said", n) for n in "abc"], 1, always, nothing)
+    run_side_by_side([piece(n, tell, "said", n) for n in "abc"], core_shares(1), always, nothing)
     assert (tmp_path / "said").read_text() == "abc"
 
 
@@ -80,7 +80,7 @@ def test_a_piece_waits_until_it_may(piece, tmp_path):
         return name != "a" or "c" in ended
 
     tell = "import sys; open(sys.argv[1], 'a').write(sys.argv[2][-1])"
-    run_side_by_side([piece(n, tell, "said", n) for n in "abc"], 2, ready, nothing)
+    run_side_by_side([piece(n, tell, "said", n) for n in "abc"], core_shares(2), ready, nothing)
     said = (tmp_path / "said").read_text()
     assert sorted(said) == ["a", "b", "c"] and said.endswith("a")
     assert ("a", [], []) in seen and ("c", ["b"], []) in seen
@@ -88,7 +88,7 @@ def test_a_piece_waits_until_it_may(piece, tmp_path):
 
 def test_pieces_that_can_never_start(piece):
     with pytest.raises(RuntimeError, match="none of \\['a'\\] may start"):
-        run_side_by_side([piece("a", "")], 2, lambda *_: False, nothing)
+        run_side_by_side([piece("a", "")], core_shares(2), lambda *_: False, nothing)
 
 
 def test_after_a_failure_nothing_starts_and_the_others_end(piece, tmp_path):
@@ -100,7 +100,7 @@ def test_after_a_failure_nothing_starts_and_the_others_end(piece, tmp_path):
         return name != "c" or "a" in ended
 
     with pytest.raises(PieceFailed, match="^a ended with exit code 2: wrong key .*logs/a.txt"):
-        run_side_by_side(pieces, 2, ready, nothing)
+        run_side_by_side(pieces, core_shares(2), ready, nothing)
     assert (tmp_path / "ended").exists() and not (tmp_path / "never").exists()
 
 
@@ -111,7 +111,7 @@ def test_one_that_was_told_to_stop_stops_all(piece, tmp_path):
         piece("c", "", "c"),
     ]
     with pytest.raises(Preempted, match="a was stopped"):
-        run_side_by_side(pieces, 2, always, nothing)
+        run_side_by_side(pieces, core_shares(2), always, nothing)
     assert (tmp_path / "stopped").exists() and not pieces[2].log.exists()
 
 
@@ -122,7 +122,7 @@ def test_none_is_left_behind(piece, tmp_path):
 
     pieces = [piece("a", STAY, "a", "stopped-a"), piece("b", STAY, "b", "stopped-b")]
     with pytest.raises(Preempted, match="SIGTERM"):
-        run_side_by_side(pieces, 2, always, tick)
+        run_side_by_side(pieces, core_shares(2), always, tick)
     assert (tmp_path / "stopped-a").exists() and (tmp_path / "stopped-b").exists()
 
 

@@ -56,6 +56,10 @@ class Side:
         steps = len(episode.turns)
         return cls(bool(episode.won), episode.status, steps, episode.skill_text, episode.error)
 
+    @classmethod
+    def from_kept(cls, play: dict[str, Any]) -> Side:
+        return cls(**{field.name: play[field.name] for field in dataclasses.fields(cls)})
+
 
 @dataclasses.dataclass
 class StreamPlay:
@@ -171,15 +175,10 @@ class _Stream:
         banked: dict[str, SkillRecord] = {}
         first = 0
         for i, play in enumerate(self.plays):
-            for condition in (_WITH, _WITHOUT):
-                kept = self.journal.plays.get((play.task.id, play.seed, condition))
-                if kept is None:
-                    continue
-                side = Side(**{f.name: kept[f.name] for f in dataclasses.fields(Side)})
-                if condition == _WITHOUT:
-                    play.without = side
-                    continue
-                play.with_bank, first = side, i + 1
+            if kept := self._kept(play, _WITHOUT):
+                play.without = Side.from_kept(kept)
+            if kept := self._kept(play, _WITH):
+                play.with_bank, first = Side.from_kept(kept), i + 1
                 play.skills = [(banked[name], cosine) for name, cosine in kept["skills"]]
                 if kept["record"]:
                     record = decode(kept["record"].encode())
@@ -188,6 +187,9 @@ class _Stream:
         for record in banked.values():  # one by one, as they came: TF-IDF weights depend on it
             self.retriever.add([record])
         return first
+
+    def _kept(self, play: StreamPlay, condition: str) -> dict[str, Any] | None:
+        return self.journal.plays.get((play.task.id, play.seed, condition))
 
     def _next(self, i: int) -> None:
         if i == len(self.plays):

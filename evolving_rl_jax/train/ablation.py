@@ -120,8 +120,8 @@ def run_ablation_side_by_side(
       PieceFailed: a piece ended with an error.
       Preempted: this machine is about to be taken away; the runs that were going on have been saved.
     """
+    shares = core_shares(jobs)
     _check_no_accelerator(jobs)
-    core_shares(jobs)
     prepare_games(config, ablation.folder)
     names = ablation.pieces()
     # The warm starts first, since everything waits for them.
@@ -154,7 +154,7 @@ def run_ablation_side_by_side(
                 preemption.check()
                 bar(sum(_iterations(ablation, *run) for run in runs))
 
-            run_side_by_side(pieces, jobs, ready, tick)
+            run_side_by_side(pieces, shares, ready, tick)
     _write_results(ablation)
 
 

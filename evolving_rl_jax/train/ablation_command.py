@@ -53,8 +53,6 @@ def add_ablation(commands) -> None:
 def ablation(args, overrides: dict[str, str]) -> None:
     """Runs the subcommand."""
     arms, seeds = parse_arms(args.arms), parse_seeds(args.seeds)
-    if args.jobs < 1:
-        raise ConfigError(f"--jobs must be >= 1, got {args.jobs}")
     config = load_config(args.config, overrides)
     from evolving_rl_jax.train.ablation import Ablation, run_ablation, run_ablation_side_by_side
     from evolving_rl_jax.train.run_folder import RunFolder

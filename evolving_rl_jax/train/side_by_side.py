@@ -55,7 +55,7 @@ def core_shares(jobs: int) -> list[set[int]]:
 
 def run_side_by_side(
     pieces: Sequence[Piece],
-    jobs: int,
+    shares: Sequence[set[int]],
     ready: Callable[[str, Collection[str], Collection[str]], bool],
     tick: Callable[[], None],
 ) -> None:
@@ -66,23 +66,21 @@ def run_side_by_side(
 
     Args:
       pieces: in the order in which they should start.
-      jobs: most at a time.
+      shares: of the cores, as `core_shares` returns them; so many run at a time.
       ready: (name, names that run, names that have ended) -> whether it may start now.
       tick: called about twice a second; what it raises ends everything.
 
     Raises:
       PieceFailed: one ended with an error; its last line is in the message.
       Preempted: one was told to stop and has saved itself; so are the others, then.
-      ConfigError: there are fewer cores than jobs.
     """
-    shares = core_shares(jobs)
-    waiting, ended, failures = list(pieces), [], []
+    free, waiting, ended, failures = list(shares), list(pieces), [], []
     running: dict[str, tuple[Piece, subprocess.Popen, set[int]]] = {}
     try:
         while waiting or running:
-            while shares and (piece := _first_ready(waiting, ready, running, ended)):
+            while free and (piece := _first_ready(waiting, ready, running, ended)):
                 waiting.remove(piece)
-                share = shares.pop(0)
+                share = free.pop(0)
                 running[piece.name] = piece, _start(piece, share), share
                 say(f"{piece.name}: started; its output is in {piece.log}")
             if not running:
@@ -93,7 +91,7 @@ def run_side_by_side(
                 if process.poll() is None:
                     continue
                 del running[name]
-                shares.append(share)
+                free.append(share)
                 ended.append(name)
                 if process.returncode == 0:
                     say(f"{name}: done")
