@@ -39,7 +39,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["evolving_rl_jax", "evolving_rl_jax.*"]),
-    package_data={"evolving_rl_jax.eval": ["templates/*"]},
+    package_data={"evolving_rl_jax.report": ["templates/*"]},
     install_requires=[
         "jax>=0.10",  # jax.shard_map and jax.make_mesh as used here
         "numpy>=1.26",  # the oldest that jax 0.10 accepts
@@ -58,5 +58,5 @@ setup(
             "transformers>=4.51",  # reads what we export; first release with Qwen3
         ],
     },
-    entry_points={"console_scripts": ["evolving-rl = evolving_rl_jax.cli:main"]},
+    entry_points={"console_scripts": ["evolving-rl = evolving_rl_jax.cli.main:main"]},
 )

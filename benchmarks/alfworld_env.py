@@ -30,9 +30,9 @@ import time
 from collections.abc import Callable, Sequence
 
 from evolving_rl_jax import envs, types
-from evolving_rl_jax.envs import scene_layouts
-from evolving_rl_jax.envs.pddl_problem import Room, Thing, engine_logic, problem
-from evolving_rl_jax.envs.workers import EnvPool
+from evolving_rl_jax.envs.alfworld.households import scenes as scene_layouts
+from evolving_rl_jax.envs.alfworld.households.problem import Room, Thing, engine_logic, problem
+from evolving_rl_jax.envs.pool.pool import EnvPool
 
 EPISODE_STEPS = 50
 FIRST, NEXT = 8, 40  # episodes of each game

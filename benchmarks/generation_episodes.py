@@ -13,14 +13,14 @@ from evolving_rl_jax import config as config_lib
 from evolving_rl_jax.parallel import host_local_to_global
 from evolving_rl_jax.rollout.batch import BatchShape, make_batch
 from evolving_rl_jax.rollout.evolve import Evolver
+from evolving_rl_jax.run.folder import RunFolder
+from evolving_rl_jax.run.parts import open_parts
 from evolving_rl_jax.skills.retrieval import Retriever, TfidfEmbedder
-from evolving_rl_jax.train.build import open_parts
+from evolving_rl_jax.train.cloning import initial_params
 from evolving_rl_jax.train.loop import make_driver
-from evolving_rl_jax.train.optimizer import make_optimizer
-from evolving_rl_jax.train.run_folder import RunFolder
-from evolving_rl_jax.train.state import state_from_params
-from evolving_rl_jax.train.step import make_train_step
-from evolving_rl_jax.train.warmstart import initial_params
+from evolving_rl_jax.update.optimizer import make_optimizer
+from evolving_rl_jax.update.state import state_from_params
+from evolving_rl_jax.update.step import make_train_step
 
 CONFIG = pathlib.Path(__file__).resolve().parents[1] / "configs" / "alfworld_quickstart.py"
 

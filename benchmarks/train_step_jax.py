@@ -17,9 +17,9 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # a checko
 
 from evolving_rl_jax import models, parallel
 from evolving_rl_jax.config import default_config
-from evolving_rl_jax.train import state as state_lib
-from evolving_rl_jax.train.optimizer import make_optimizer
-from evolving_rl_jax.train.step import make_cloning_step
+from evolving_rl_jax.update import state as state_lib
+from evolving_rl_jax.update.optimizer import make_optimizer
+from evolving_rl_jax.update.step import make_cloning_step
 
 WARMUP = 2
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from evolving_rl_jax.cli import main
+from evolving_rl_jax.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

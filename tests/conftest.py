@@ -45,7 +45,7 @@ def household_games(tmp_path_factory):
     """A dozen generated games, two of each task type."""
     pytest.importorskip("alfworld")
     from evolving_rl_jax.data.tasks import load_tasks
-    from evolving_rl_jax.envs.households import generate_even
+    from evolving_rl_jax.envs.alfworld.households.write import generate_even
 
     folder = tmp_path_factory.mktemp("household_games")
     generate_even(folder, num=12, seed=11)

@@ -5,8 +5,8 @@ import json
 import random
 import zipfile
 
-from evolving_rl_jax.data import alfworld
-from evolving_rl_jax.data.alfworld_index import OFFICIAL_COUNTS, OFFICIAL_TYPES
+from evolving_rl_jax.envs.alfworld import official as alfworld
+from evolving_rl_jax.envs.alfworld.index import OFFICIAL_COUNTS, OFFICIAL_TYPES
 
 TYPES = tuple(OFFICIAL_TYPES)
 TRAINED = tuple(t for t in TYPES if t not in ("pick_two_obj_and_place", "look_at_obj_in_light"))

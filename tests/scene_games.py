@@ -5,8 +5,8 @@ import json
 import pathlib
 import random
 
-from evolving_rl_jax.envs import scene_layouts
-from evolving_rl_jax.envs.pddl_problem import (
+from evolving_rl_jax.envs.alfworld.households import scenes as scene_layouts
+from evolving_rl_jax.envs.alfworld.households.problem import (
     LAMP,
     PROCESS,
     Room,

@@ -47,7 +47,7 @@ def test_flops_equal_a_count_by_hand(bench):
 
 def test_flops_agree_with_the_estimate_of_compile(bench):
     from evolving_rl_jax import models
-    from evolving_rl_jax.train import estimate
+    from evolving_rl_jax.aot import estimate
 
     for file, _, _ in bench.PRESETS.values():
         cfg = models.config_from_hf(file)

@@ -7,7 +7,7 @@ import pytest
 from report_runs import make_run
 
 from evolving_rl_jax import __version__
-from evolving_rl_jax.cli import COMMANDS, main
+from evolving_rl_jax.cli.main import COMMANDS, main
 from evolving_rl_jax.config import default_config, to_json
 
 ROOT = pathlib.Path(__file__).parents[1]

@@ -12,9 +12,12 @@ import pytest
 
 pytest.importorskip("ml_collections")
 
-from evolving_rl_jax import cli, models, parallel
+from evolving_rl_jax import models, parallel
+from evolving_rl_jax.aot import check as compile_check
+from evolving_rl_jax.aot import chips, estimate
+from evolving_rl_jax.aot import report as compile_report
+from evolving_rl_jax.cli import main as cli
 from evolving_rl_jax.config import ConfigError, load_config
-from evolving_rl_jax.train import chips, compile_check, compile_report, estimate
 
 ROOT = pathlib.Path(__file__).parents[1]
 SMALL = """

@@ -8,7 +8,7 @@ import pytest
 
 from evolving_rl_jax import config as config_lib
 from evolving_rl_jax.config import ConfigError, default_config, load_config, set_key, validate
-from evolving_rl_jax.config_checks import CHOICES, LEAST_VOCABULARY, RANGES
+from evolving_rl_jax.config.checks import CHOICES, LEAST_VOCABULARY, RANGES
 from evolving_rl_jax.rollout.prompts import COMPACT_SPECIAL_TOKENS
 
 ROOT = pathlib.Path(__file__).parents[1]

@@ -10,10 +10,10 @@ import sys
 import pytest
 from official_games import TRAINED, TYPES, official, prepare, write_game
 
-from evolving_rl_jax import cli
-from evolving_rl_jax.data.alfworld_index import OFFICIAL_COUNTS, OFFICIAL_TYPES, index_games
+from evolving_rl_jax.cli import main as cli
 from evolving_rl_jax.data.task_source import TaskSource
 from evolving_rl_jax.data.tasks import TaskError, TaskOrder, load_tasks, select, source_split
+from evolving_rl_jax.envs.alfworld.index import OFFICIAL_COUNTS, OFFICIAL_TYPES, index_games
 
 pytest.importorskip("tensorflow_datasets")
 
@@ -65,7 +65,7 @@ def test_wrong_counts_are_reported_and_write_no_index(source, tmp_path, capsys):
 
 
 def test_released_counts_pass(source, tmp_path, monkeypatch):
-    from evolving_rl_jax.data import alfworld_index
+    from evolving_rl_jax.envs.alfworld import index as alfworld_index
 
     counts = {"train": 12, "valid_seen": 6, "valid_unseen": 6}
     monkeypatch.setattr(alfworld_index, "OFFICIAL_COUNTS", counts)
@@ -255,7 +255,7 @@ def test_panels_draw_from_the_training_split(index):
 
 def test_a_configuration_can_train_on_the_index(index):
     from evolving_rl_jax.config import ConfigError, default_config
-    from evolving_rl_jax.train.build import check_games
+    from evolving_rl_jax.run.parts import check_games
 
     config = default_config()
     config.data.games = str(index)

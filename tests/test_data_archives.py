@@ -10,10 +10,10 @@ import zipfile
 import pytest
 from official_games import official, prepare, zipped
 
-from evolving_rl_jax import cli
-from evolving_rl_jax.data import alfworld
-from evolving_rl_jax.data.archives import ArchiveError, DownloadError, download, extract
+from evolving_rl_jax.cli import main as cli
 from evolving_rl_jax.data.tasks import load_tasks
+from evolving_rl_jax.envs.alfworld import official as alfworld
+from evolving_rl_jax.envs.alfworld.archives import ArchiveError, DownloadError, download, extract
 
 pytest.importorskip("tensorflow_datasets")
 

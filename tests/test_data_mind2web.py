@@ -5,16 +5,17 @@ import json
 import pytest
 from web_data import FORM, action, official, write_split, zipcrypto
 
-from evolving_rl_jax import cli, envs
+from evolving_rl_jax import envs
+from evolving_rl_jax.cli import main as cli
 from evolving_rl_jax.config import default_config
-from evolving_rl_jax.data import mind2web_official
-from evolving_rl_jax.data.mind2web_index import build_index
-from evolving_rl_jax.data.mind2web_official import DataError, find_files
-from evolving_rl_jax.data.mind2web_store import load_web_tasks, read_task
-from evolving_rl_jax.data.mind2web_tasks import prepare_web_tasks
 from evolving_rl_jax.data.tasks import TaskError, source_split
-from evolving_rl_jax.envs.mind2web import options_from_config
-from evolving_rl_jax.envs.web_records import RecordError, from_official
+from evolving_rl_jax.envs.mind2web import official as mind2web_official
+from evolving_rl_jax.envs.mind2web.env import options_from_config
+from evolving_rl_jax.envs.mind2web.index import build_index
+from evolving_rl_jax.envs.mind2web.official import DataError, find_files
+from evolving_rl_jax.envs.mind2web.records import RecordError, from_official
+from evolving_rl_jax.envs.mind2web.store import load_web_tasks, read_task
+from evolving_rl_jax.envs.mind2web.tasks import prepare_web_tasks
 
 pytest.importorskip("tensorflow_datasets")
 

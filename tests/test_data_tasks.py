@@ -123,7 +123,7 @@ def test_missing_folders_and_empty_ones_are_named(tmp_path):
 
 def test_an_index_is_checked_against_its_games(tmp_path):
     pytest.importorskip("alfworld")
-    from evolving_rl_jax.envs.households import generate_even
+    from evolving_rl_jax.envs.alfworld.households.write import generate_even
 
     manifest = generate_even(tmp_path, num=6, seed=0)
     assert len(load_tasks(tmp_path)) == len(load_tasks(tmp_path, "train")) == 6
@@ -195,6 +195,6 @@ def test_the_order_depends_on_the_seed_and_the_ids_alone():
 
 
 def test_tasks_and_games_never_import_jax():
-    modules = "data.tasks, evolving_rl_jax.envs.households, evolving_rl_jax.envs.experts"
+    modules = "data.tasks, evolving_rl_jax.envs.alfworld.households.write, evolving_rl_jax.envs.alfworld.experts"
     code = f"import sys, evolving_rl_jax.{modules}; assert 'jax' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

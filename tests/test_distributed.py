@@ -8,9 +8,9 @@ import sys
 import pytest
 from conftest import ROOT
 
-from evolving_rl_jax import distributed
 from evolving_rl_jax.config import ConfigError
-from evolving_rl_jax.distributed import Address, Hosts
+from evolving_rl_jax.run import hosts as distributed
+from evolving_rl_jax.run.hosts import Address, Hosts
 
 # -- how a process finds the others ----------------------------------------------------------------
 
@@ -103,7 +103,7 @@ def start(code, count, *, started=None, devices=2):
     processes = []
     for i in range(count) if started is None else started:
         head = (
-            "from evolving_rl_jax.distributed import *\n"
+            "from evolving_rl_jax.run.hosts import *\n"
             f"address = Address('127.0.0.1:{port}', {count}, {i})\n"
         )
         processes.append(

@@ -17,8 +17,8 @@ import pytest
 from conftest import ROOT
 from test_distributed import free_port
 
-from evolving_rl_jax.train.metrics import read_metrics
-from evolving_rl_jax.train.preemption import EXIT_AGAIN
+from evolving_rl_jax.record.metrics import read_metrics
+from evolving_rl_jax.run.preemption import EXIT_AGAIN
 
 # -- one update ------------------------------------------------------------------------------------
 

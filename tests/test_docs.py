@@ -11,18 +11,19 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from evolving_rl_jax import cli, config, types
-from evolving_rl_jax.eval.evaluate import Panel, PanelGame, write_result
+from evolving_rl_jax import config, types
+from evolving_rl_jax.cli import main as cli
+from evolving_rl_jax.eval.panel import Panel, PanelGame, write_result
 from evolving_rl_jax.generate import Stats
+from evolving_rl_jax.record import figures as records
+from evolving_rl_jax.record.episodes import episode_records
+from evolving_rl_jax.record.metrics import RATES
 from evolving_rl_jax.rollout.evolve import Candidate, Experience, Source
 from evolving_rl_jax.skills import Retriever
 from evolving_rl_jax.skills.bank import SCHEMA_VERSION, Bank, SkillRecord
 from evolving_rl_jax.skills.schema import Skill
-from evolving_rl_jax.train import records
 from evolving_rl_jax.train.collect import Rollout
-from evolving_rl_jax.train.episode_log import episode_records
-from evolving_rl_jax.train.metrics import RATES
-from evolving_rl_jax.train.step import ARM_WEIGHTS, STEP_METRICS
+from evolving_rl_jax.update.step import ARM_WEIGHTS, STEP_METRICS
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")])

@@ -6,11 +6,11 @@ import re
 import pytest
 from ml_collections import ConfigDict
 
-from evolving_rl_jax import doctor
-from evolving_rl_jax.cli import main
+from evolving_rl_jax.cli.main import main
 from evolving_rl_jax.config import default_config
-from evolving_rl_jax.distributed import Hosts
-from evolving_rl_jax.doctor import Line, Problem, Subject, check_all
+from evolving_rl_jax.run import doctor
+from evolving_rl_jax.run.doctor import Line, Problem, Subject, check_all
+from evolving_rl_jax.run.hosts import Hosts
 
 
 def subject(workdir=None, **changes):

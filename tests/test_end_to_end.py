@@ -10,9 +10,9 @@ import time
 import numpy as np
 import pytest
 
-from evolving_rl_jax.cli import main
+from evolving_rl_jax.cli.main import main
 from evolving_rl_jax.config import load_config
-from evolving_rl_jax.train.metrics import read_metrics
+from evolving_rl_jax.record.metrics import read_metrics
 
 pytest.importorskip("alfworld")
 
@@ -92,8 +92,8 @@ def policy(workdir, which="latest"):
     """(parameters as numpy arrays by their path, iteration)."""
     import jax
 
-    from evolving_rl_jax.train.export import load_policy
-    from evolving_rl_jax.train.run_folder import RunFolder
+    from evolving_rl_jax.run.folder import RunFolder
+    from evolving_rl_jax.run.policy import load_policy
 
     params, _, iteration = load_policy(RunFolder(str(workdir)), which)
     leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(params))

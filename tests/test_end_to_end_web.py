@@ -9,7 +9,7 @@ from conftest import ROOT
 from test_end_to_end import ARMS, COUNTING
 
 from evolving_rl_jax.config import load_config
-from evolving_rl_jax.train.metrics import read_metrics
+from evolving_rl_jax.record.metrics import read_metrics
 
 pytest.importorskip("tensorflow_datasets")
 

@@ -14,7 +14,9 @@ import pytest
 pytest.importorskip("alfworld")
 
 from evolving_rl_jax import envs, types
-from evolving_rl_jax.envs import alfworld_cached, households, translation
+from evolving_rl_jax.envs.alfworld import cached as alfworld_cached
+from evolving_rl_jax.envs.alfworld import translation
+from evolving_rl_jax.envs.alfworld.households import write as households
 
 ODD_ACTIONS = ("", "  look  ", "help ", "Look", "go to nowhere 9", "take mug 1", "drop {r}")
 

@@ -7,12 +7,12 @@ import pytest
 
 from evolving_rl_jax import envs
 from evolving_rl_jax.data.tasks import load_tasks
-from evolving_rl_jax.envs import pddl_problem
+from evolving_rl_jax.envs.alfworld.experts import SearchingExpert, Walkthrough, play
+from evolving_rl_jax.envs.alfworld.households import problem as pddl_problem
+from evolving_rl_jax.envs.alfworld.households.plan import TASK_TYPES
+from evolving_rl_jax.envs.alfworld.households.scenes import usual_places
+from evolving_rl_jax.envs.alfworld.households.write import generate_even
 from evolving_rl_jax.envs.base import EnvError
-from evolving_rl_jax.envs.experts import SearchingExpert, Walkthrough, play
-from evolving_rl_jax.envs.household_plan import TASK_TYPES
-from evolving_rl_jax.envs.households import generate_even
-from evolving_rl_jax.envs.scene_layouts import usual_places
 
 pytest.importorskip("alfworld")
 

@@ -19,8 +19,9 @@ import pytest
 pytest.importorskip("alfworld")
 
 from evolving_rl_jax import types
-from evolving_rl_jax.envs import households, worker_handle
-from evolving_rl_jax.envs.workers import EnvPool
+from evolving_rl_jax.envs.alfworld.households import write as households
+from evolving_rl_jax.envs.pool import handle as worker_handle
+from evolving_rl_jax.envs.pool.pool import EnvPool
 
 NUM_EPISODES, NUM_STEPS = 12, 8
 KILL = "__import__('os').kill(__import__('os').getpid(), {})"

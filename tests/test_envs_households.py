@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from evolving_rl_jax.data.tasks import load_tasks
-from evolving_rl_jax.envs.household_plan import (
+from evolving_rl_jax.envs.alfworld.households.plan import (
     HABIT_CLASSES,
     HELDOUT_TYPES,
     MAX_HOUSEHOLDS,
@@ -22,7 +22,7 @@ from evolving_rl_jax.envs.household_plan import (
     make_households,
     plan_games,
 )
-from evolving_rl_jax.envs.households import generate_even, generate_games
+from evolving_rl_jax.envs.alfworld.households.write import generate_even, generate_games
 
 pytest.importorskip("alfworld")
 

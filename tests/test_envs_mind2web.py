@@ -11,15 +11,15 @@ import pytest
 from web_data import FORM, SMALL, action, official, write_split
 
 from evolving_rl_jax import envs
-from evolving_rl_jax.data.mind2web_index import build_index
-from evolving_rl_jax.data.mind2web_store import load_web_tasks
 from evolving_rl_jax.envs.base import EnvError
-from evolving_rl_jax.envs.mind2web import gold_line, observation_text, split_observation
-from evolving_rl_jax.envs.web_recall import GoldRecall
-from evolving_rl_jax.envs.web_records import from_official
-from evolving_rl_jax.envs.web_sites import generate_sites, plan_sites
-from evolving_rl_jax.envs.web_snapshot import snapshot
-from evolving_rl_jax.envs.workers import EnvPool
+from evolving_rl_jax.envs.mind2web.env import gold_line, observation_text, split_observation
+from evolving_rl_jax.envs.mind2web.index import build_index
+from evolving_rl_jax.envs.mind2web.recall import GoldRecall
+from evolving_rl_jax.envs.mind2web.records import from_official
+from evolving_rl_jax.envs.mind2web.sites import generate_sites, plan_sites
+from evolving_rl_jax.envs.mind2web.snapshot import snapshot
+from evolving_rl_jax.envs.mind2web.store import load_web_tasks
+from evolving_rl_jax.envs.pool.pool import EnvPool
 from evolving_rl_jax.types import ENV_ERROR, OK, Task
 
 pytest.importorskip("tensorflow_datasets")

@@ -12,9 +12,10 @@ pytest.importorskip("alfworld")
 import scene_games
 
 from evolving_rl_jax import envs, types
-from evolving_rl_jax.envs import alfworld_native, households
+from evolving_rl_jax.envs.alfworld import check as alfworld_native
+from evolving_rl_jax.envs.alfworld.households import write as households
 from evolving_rl_jax.envs.base import EngineMismatch
-from evolving_rl_jax.envs.workers import EnvPool
+from evolving_rl_jax.envs.pool.pool import EnvPool
 
 ODD_ACTIONS = ("", "  look  ", "help ", "Look", "go to nowhere 9", "take mug 1", "drop {r}")
 CHANGING = ("take", "move", "open", "use", "heat", "cool", "clean", "slice", "close")

@@ -6,23 +6,23 @@ import re
 
 import pytest
 
-from evolving_rl_jax import cli
+from evolving_rl_jax.cli import main as cli
 from evolving_rl_jax.config import ConfigError, default_config, validate
 from evolving_rl_jax.data.tasks import load_tasks
-from evolving_rl_jax.envs import scene_layouts
-from evolving_rl_jax.envs.homes import make_households
-from evolving_rl_jax.envs.household_plan import (
+from evolving_rl_jax.envs.alfworld.households import scenes as scene_layouts
+from evolving_rl_jax.envs.alfworld.households.homes import make_households
+from evolving_rl_jax.envs.alfworld.households.plan import (
     HELDOUT_TYPES,
     TRAINED_TYPES,
     GamesSpec,
     plan_games,
     spread_spec,
 )
-from evolving_rl_jax.envs.households import generate_even, generate_games
-from evolving_rl_jax.envs.pddl_problem import engine_logic
-from evolving_rl_jax.envs.plan_check import PlanChecker, PlanError
-from evolving_rl_jax.train.build import prepare_games
-from evolving_rl_jax.train.run_folder import RunFolder
+from evolving_rl_jax.envs.alfworld.households.plan_check import PlanChecker, PlanError
+from evolving_rl_jax.envs.alfworld.households.problem import engine_logic
+from evolving_rl_jax.envs.alfworld.households.write import generate_even, generate_games
+from evolving_rl_jax.run.folder import RunFolder
+from evolving_rl_jax.run.parts import prepare_games
 
 pytest.importorskip("alfworld")
 
@@ -281,7 +281,7 @@ def test_broken_pddl_is_refused(tasks, checker):
 
 
 def test_a_game_that_cannot_be_won_is_not_indexed(tmp_path, monkeypatch):
-    from evolving_rl_jax.envs import households
+    from evolving_rl_jax.envs.alfworld.households import write as households
 
     broken = households.problem
     monkeypatch.setattr(

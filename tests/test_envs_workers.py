@@ -18,8 +18,8 @@ import pytest
 pytest.importorskip("alfworld")
 
 from evolving_rl_jax import types
-from evolving_rl_jax.envs import households
-from evolving_rl_jax.envs.workers import EnvPool
+from evolving_rl_jax.envs.alfworld.households import write as households
+from evolving_rl_jax.envs.pool.pool import EnvPool
 
 ROOT = pathlib.Path(__file__).parents[1]
 

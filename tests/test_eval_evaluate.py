@@ -7,11 +7,11 @@ import random
 import pytest
 from doubles import FakeEngine, FakePool, compact_prompts, make_task, skill_text
 
-from evolving_rl_jax.eval import evaluate
-from evolving_rl_jax.eval.evaluate import Panel, given_skill, summarise, write_result
+from evolving_rl_jax.envs.alfworld import facts
+from evolving_rl_jax.eval import panel as evaluate
+from evolving_rl_jax.eval.panel import Panel, given_skill, summarise, write_result
 from evolving_rl_jax.eval.results import skill_records
 from evolving_rl_jax.eval.statistics import outcomes, wilson_interval
-from evolving_rl_jax.rollout import facts
 from evolving_rl_jax.rollout.episode import Driver, PlaySettings
 from evolving_rl_jax.skills import AuditRules
 from evolving_rl_jax.skills.retrieval import Retriever, TfidfEmbedder
@@ -210,7 +210,7 @@ def test_a_planted_copy_of_a_panel_game_is_never_retrieved_and_is_reported(tmp_p
 def test_training_leaves_copies_of_panel_games_out():
     from types import SimpleNamespace
 
-    from evolving_rl_jax.train.build import Parts
+    from evolving_rl_jax.run.parts import Parts
 
     parts = Parts.__new__(Parts)
     data = SimpleNamespace(train_split="train", train_types=("type-0", "type-1"))
@@ -285,7 +285,7 @@ def unseen_games(tmp_path_factory):
     """(panel games, source games) of two generated households."""
     pytest.importorskip("alfworld")
     from evolving_rl_jax.data.tasks import load_tasks
-    from evolving_rl_jax.envs.households import GamesSpec, generate_games
+    from evolving_rl_jax.envs.alfworld.households.write import GamesSpec, generate_games
 
     folder = tmp_path_factory.mktemp("unseen")
     spec = GamesSpec(
@@ -305,7 +305,7 @@ def test_a_real_engine_gives_the_same_panel_with_any_number_of_slots(unseen_game
     import jax
 
     from evolving_rl_jax import models
-    from evolving_rl_jax.envs.workers import EnvPool
+    from evolving_rl_jax.envs.pool.pool import EnvPool
     from evolving_rl_jax.generate import Engine
 
     panel_games, sources = unseen_games

@@ -9,13 +9,13 @@ import pytest
 from chat_server import GOOD, completion, serve
 from doubles import FakePool, make_task
 
-from evolving_rl_jax.eval.openai_client import (
+from evolving_rl_jax.eval.transfer.chat import ChatDriver
+from evolving_rl_jax.eval.transfer.client import (
     BudgetSpent,
     ChatClient,
     EndpointError,
     EndpointSettings,
 )
-from evolving_rl_jax.eval.openai_policy import ChatDriver
 from evolving_rl_jax.types import ENV_ERROR, OK, TIMEOUT, TRUNCATED
 
 MESSAGES = [{"role": "user", "content": "hello"}]

@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 from report_runs import HOSTILE, make_run, panel, source, write_episodes, write_json
 
-from evolving_rl_jax.eval import charts, report, report_results, report_skills, viewer
-from evolving_rl_jax.eval.report_reading import groups, read_run
+from evolving_rl_jax.report import charts, viewer
+from evolving_rl_jax.report import page as report
+from evolving_rl_jax.report import results as report_results
+from evolving_rl_jax.report import skills as report_skills
+from evolving_rl_jax.report.reading import groups, read_run
 from evolving_rl_jax.train.collapse import Breach, Collapse, CollapseLog
 
 

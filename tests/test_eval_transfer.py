@@ -7,10 +7,10 @@ import pytest
 from chat_server import GOOD, serve
 from doubles import FakeEngine, FakePool, compact_prompts, make_task
 
-from evolving_rl_jax.cli import main
+from evolving_rl_jax.cli.main import main
 from evolving_rl_jax.config import load_config, to_json
-from evolving_rl_jax.eval import transfer
 from evolving_rl_jax.eval.journal import Journal
+from evolving_rl_jax.eval.transfer import play as transfer
 from evolving_rl_jax.rollout.episode import Driver, PlaySettings
 from evolving_rl_jax.skills import Bank, SkillRecord, SkillRetriever, render_skill
 from evolving_rl_jax.types import ENV_ERROR
@@ -198,7 +198,7 @@ def run(tmp_path_factory):
     """A run folder with games and a bank, without any policy; and its tasks."""
     pytest.importorskip("alfworld")
     from evolving_rl_jax.data.tasks import load_tasks
-    from evolving_rl_jax.envs.households import GamesSpec, generate_games
+    from evolving_rl_jax.envs.alfworld.households.write import GamesSpec, generate_games
 
     folder = tmp_path_factory.mktemp("transfer") / "run"
     spec = GamesSpec(
@@ -245,7 +245,7 @@ def command(folder, url, *more):
 
 
 def test_the_command_against_a_server_that_misbehaves(run, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("evolving_rl_jax.eval.openai_client._MAX_WAIT_S", 0.05)
+    monkeypatch.setattr("evolving_rl_jax.eval.transfer.client._MAX_WAIT_S", 0.05)
     folder, tasks = run
     faults = [
         (500, {}, b"down"), (429, {"Retry-After": "1"}, {}), (200, {}, b"rubbish"),

@@ -8,14 +8,15 @@ import pytest
 from doubles import make_task
 
 from evolving_rl_jax.config import ConfigError, default_config
-from evolving_rl_jax.eval import web_results
-from evolving_rl_jax.eval.evaluate import Panel, PanelGame, write_result
+from evolving_rl_jax.eval import web as web_results
+from evolving_rl_jax.eval.evaluation import stream_tasks
 from evolving_rl_jax.eval.gather import gather_panel
-from evolving_rl_jax.eval.report import before_after_table, write_report
+from evolving_rl_jax.eval.panel import Panel, PanelGame, write_result
 from evolving_rl_jax.eval.results import success_table
+from evolving_rl_jax.report.page import before_after_table, write_report
+from evolving_rl_jax.run import environments
+from evolving_rl_jax.run import skills as skill_parts
 from evolving_rl_jax.skills.retrieval import Retriever
-from evolving_rl_jax.train import environments, skill_parts
-from evolving_rl_jax.train.evaluation import stream_tasks
 from evolving_rl_jax.types import OK, TIMEOUT, Episode, Turn
 
 PROTOCOLS = ("stop_at_error", "teacher_forced")

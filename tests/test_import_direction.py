@@ -14,42 +14,32 @@ MODULES = {
     for p in sorted(PACKAGE.rglob("*.py"))
 }
 
-WITHOUT_JAX = [
-    "evolving_rl_jax",
-    *(f"evolving_rl_jax.{name}" for name in ("types", "config", "config_checks", "cli")),
-    *(m for m in MODULES if m.split(".")[1:2] and m.split(".")[1] in ("envs", "skills", "data")),
-    *(
-        f"evolving_rl_jax.rollout.{name}"
-        for name in ("prompts", "actions", "facts", "demonstrations", "evolve", "episode", "batch")
-    ),
-]
+LIGHT = ("config", "envs", "skills", "data", "rollout", "cli")
+WITHOUT_JAX = [m for m in MODULES if m.count(".") == 0 or m.split(".")[1] in (*LIGHT, "types")]
 
-# A part may import those before it in the direction of the data flow, and itself.
+# A room may import those before it in the direction of the data flow, and itself.
+BASE = ("types", "config")
+ACTING = ("envs", "data", "skills", "rollout")
+ON_DEVICE = ("losses", "parallel", "models", "generate", "update")
+RUN = (*BASE, *ACTING, *ON_DEVICE, "run")
 LAYERS = {
     "types": (),
-    "config_checks": (),
-    "config": ("config_checks",),
+    "config": (),
     "losses": (),
-    "parallel": ("types",),
-    "distributed": ("config_checks", "train.preemption"),
-    "doctor": (
-        *("config", "parallel", "distributed", "models", "generate", "envs", "data", "rollout"),
-        "train",
-    ),
-    "models": ("types", "losses", "parallel"),
-    "generate": ("types", "losses", "parallel", "models"),
-    "envs": ("types", "data"),
-    "data": ("types", "envs"),
-    "skills": ("types",),
-    "rollout": ("types", "config", "losses", "models", "generate", "envs", "data", "skills"),
-    "eval": (
-        *("types", "config", "rollout", "skills", "data", "envs", "train.metrics"),
-        "distributed",
-    ),
-    "train": (
-        *("types", "config", "losses", "parallel", "models", "generate"),
-        *("envs", "data", "skills", "rollout", "eval", "distributed"),
-    ),
+    "parallel": (),
+    "models": ("losses", "parallel"),
+    "generate": ("parallel", "models"),
+    "update": ("types", "losses", "parallel", "models"),
+    "envs": BASE,
+    "skills": BASE,
+    "data": (*BASE, "envs"),
+    "rollout": (*BASE, "envs", "data", "skills"),
+    "run": RUN,
+    "record": RUN,
+    "eval": (*RUN, "record"),
+    "report": (*RUN, "record", "eval"),
+    "train": (*RUN, "record", "eval", "report"),
+    "aot": RUN,
 }
 
 

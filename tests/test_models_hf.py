@@ -11,7 +11,7 @@ import pytest
 
 from evolving_rl_jax import models
 from evolving_rl_jax.config import default_config
-from evolving_rl_jax.train.build import model_config
+from evolving_rl_jax.run.parts import model_config
 
 st = pytest.importorskip("safetensors.numpy")
 

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from evolving_rl_jax import config_checks, models
+from evolving_rl_jax import models
+from evolving_rl_jax.config import checks as config_checks
 from evolving_rl_jax.models import lora as lora_lib
 
 QWEN3 = models.ModelConfig(

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from evolving_rl_jax.train.metrics import read_metrics
-from evolving_rl_jax.train.preemption import EXIT_AGAIN, Preempted, Preemption, metadata_host
+from evolving_rl_jax.record.metrics import read_metrics
+from evolving_rl_jax.run.preemption import EXIT_AGAIN, Preempted, Preemption, metadata_host
 
 # -- notices ---------------------------------------------------------------------------------------
 
@@ -225,8 +225,8 @@ def assert_same_run(workdir, undisturbed, iterations):
 def policy(workdir):
     import jax
 
-    from evolving_rl_jax.train.export import load_policy
-    from evolving_rl_jax.train.run_folder import RunFolder
+    from evolving_rl_jax.run.folder import RunFolder
+    from evolving_rl_jax.run.policy import load_policy
 
     params, _, iteration = load_policy(RunFolder(str(workdir)), "latest")
     leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(params))

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from evolving_rl_jax import cli
+from evolving_rl_jax.cli import main as cli
 from evolving_rl_jax.config import load_config
 
 ROOT = pathlib.Path(__file__).parents[1]

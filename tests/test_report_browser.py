@@ -7,7 +7,7 @@ import shutil
 import pytest
 from report_runs import HOSTILE, make_run
 
-from evolving_rl_jax.eval import report
+from evolving_rl_jax.report import page as report
 
 webdriver = pytest.importorskip("selenium.webdriver")
 from selenium.webdriver.common.keys import Keys  # noqa: E402

@@ -7,8 +7,8 @@ import pytest
 from doubles import compact_prompts
 from ml_collections import ConfigDict
 
-from evolving_rl_jax.envs.workers import EnvPool
-from evolving_rl_jax.rollout import facts
+from evolving_rl_jax.envs.alfworld import facts
+from evolving_rl_jax.envs.pool.pool import EnvPool
 from evolving_rl_jax.rollout.demonstrations import (
     SKILL_KINDS,
     Demonstrator,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from doubles import make_task
 
-from evolving_rl_jax.rollout import facts
+from evolving_rl_jax.envs.alfworld import facts
 from evolving_rl_jax.skills.schema import parse_skill
 
 MUG = make_task("t", meta={"object": "mug", "place": "cabinet 3", "habits": {}})

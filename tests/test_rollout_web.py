@@ -8,16 +8,16 @@ import pytest
 from chat_models import make_tokenizer_folder
 from web_data import SMALL
 
-from evolving_rl_jax.data.mind2web_index import build_index
-from evolving_rl_jax.data.mind2web_store import load_web_tasks
-from evolving_rl_jax.envs.web_actions import WebAction, parse_action
-from evolving_rl_jax.envs.web_sites import generate_sites
-from evolving_rl_jax.envs.workers import EnvPool
+from evolving_rl_jax.envs.mind2web import facts as web_facts
+from evolving_rl_jax.envs.mind2web.actions import WebAction, parse_action
+from evolving_rl_jax.envs.mind2web.corpus import collect_web_texts
+from evolving_rl_jax.envs.mind2web.index import build_index
+from evolving_rl_jax.envs.mind2web.sites import generate_sites
+from evolving_rl_jax.envs.mind2web.store import load_web_tasks
+from evolving_rl_jax.envs.pool.pool import EnvPool
 from evolving_rl_jax.models.tokenizer import NUMBERED_PIECES, load_tokenizer, train_tokenizer
-from evolving_rl_jax.rollout import web_facts
 from evolving_rl_jax.rollout.actions import parse_web, parse_web_compact
 from evolving_rl_jax.rollout.prompts import COMPACT_SPECIAL_TOKENS
-from evolving_rl_jax.rollout.web_corpus import collect_web_texts
 from evolving_rl_jax.rollout.web_demonstrations import (
     WebDemonstrator,
     WebExpert,

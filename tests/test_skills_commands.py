@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from evolving_rl_jax.cli import main
+from evolving_rl_jax.cli.main import main
 from evolving_rl_jax.config import default_config, to_json
 from evolving_rl_jax.skills import Bank, Outcome, SkillRecord, audit
 from evolving_rl_jax.skills.records import decode, encode

@@ -7,10 +7,10 @@ import os
 import pytest
 from report_runs import make_run, panel, write_json
 
+from evolving_rl_jax.cli.ablation import parse_arms, parse_seeds
 from evolving_rl_jax.config import ARMS, ConfigError
-from evolving_rl_jax.eval.ablation import cross_file, cross_tables, write_summary
-from evolving_rl_jax.eval.report_reading import read_run
-from evolving_rl_jax.train.ablation_command import parse_arms, parse_seeds
+from evolving_rl_jax.report.reading import read_run
+from evolving_rl_jax.train.ablation.summary import cross_file, cross_tables, write_summary
 
 
 @pytest.mark.parametrize(
@@ -182,10 +182,10 @@ def skills_of(result):
 
 def test_a_crossed_panel_differs_from_a_panel_in_the_skills_alone(ablation):
     """A policy given its own skills repeats its panel; given others it has these in its prompts."""
-    from evolving_rl_jax.train.ablation import _play_pair
-    from evolving_rl_jax.train.build import open_parts
-    from evolving_rl_jax.train.export import load_policy
-    from evolving_rl_jax.train.run_folder import RunFolder
+    from evolving_rl_jax.run.folder import RunFolder
+    from evolving_rl_jax.run.parts import open_parts
+    from evolving_rl_jax.run.policy import load_policy
+    from evolving_rl_jax.train.ablation.run import _play_pair
 
     workdir, _, _ = ablation
     folder = RunFolder(str(workdir / "runs" / "joint-0"))

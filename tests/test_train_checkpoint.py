@@ -18,9 +18,9 @@ from ml_collections import ConfigDict
 
 from evolving_rl_jax import models, parallel
 from evolving_rl_jax.config import ConfigError
-from evolving_rl_jax.train import optimizer as optimizer_lib
-from evolving_rl_jax.train import state as state_lib
 from evolving_rl_jax.train.checkpoint import Checkpoints
+from evolving_rl_jax.update import optimizer as optimizer_lib
+from evolving_rl_jax.update import state as state_lib
 
 KEEP = ConfigDict({"keep_last": 2, "keep_best": 1})
 OPTIMIZER = optimizer_lib.make_optimizer(

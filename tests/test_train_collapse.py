@@ -10,15 +10,15 @@ import pytest
 from conftest import ROOT
 
 from evolving_rl_jax.config import ConfigError, default_config, first_difference, validate
-from evolving_rl_jax.train import records
+from evolving_rl_jax.record import figures as records
+from evolving_rl_jax.record.metrics import read_metrics
 from evolving_rl_jax.train.collapse import (
     LIMITS,
     CollapsedError,
     CollapseLog,
     CollapseRule,
 )
-from evolving_rl_jax.train.metrics import read_metrics
-from evolving_rl_jax.train.step import STEP_METRICS
+from evolving_rl_jax.update.step import STEP_METRICS
 
 HEALTHY = {
     "rollout/win_rate": 0.6,

@@ -11,10 +11,10 @@ from test_train_step import MODEL, ONE_DEVICE, small_config
 from evolving_rl_jax import parallel
 from evolving_rl_jax.models import lora as lora_lib
 from evolving_rl_jax.rollout.batch import BatchShape, make_batch
-from evolving_rl_jax.train import optimizer as optimizer_lib
-from evolving_rl_jax.train import state as state_lib
-from evolving_rl_jax.train import step as step_lib
 from evolving_rl_jax.types import Sample
+from evolving_rl_jax.update import optimizer as optimizer_lib
+from evolving_rl_jax.update import state as state_lib
+from evolving_rl_jax.update import step as step_lib
 
 SHAPE = BatchShape(g=3, k=2, n=2, r=2, row_length=24, micro_batch_rows=1)
 LONGEST = (24, 2, 5, 9, 13, 24, 7, 18, 3, 11)  # of the sequences of each step

@@ -7,9 +7,9 @@ import pytest
 from doubles import ByteTokenizer, make_task
 
 from evolving_rl_jax.config import default_config
+from evolving_rl_jax.record.episodes import episode_records, token_pieces
 from evolving_rl_jax.rollout.evolve import Candidate, Experience, Source
 from evolving_rl_jax.skills.schema import Skill
-from evolving_rl_jax.train.episode_log import episode_records, token_pieces
 from evolving_rl_jax.types import ENV_ERROR, OK, Episode, Sample, Turn
 
 K, N, R = 3, 2, 2

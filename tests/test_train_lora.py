@@ -23,11 +23,11 @@ from evolving_rl_jax import models, parallel
 from evolving_rl_jax.config import ConfigError
 from evolving_rl_jax.generate.engine import Engine
 from evolving_rl_jax.models import lora as lora_lib
-from evolving_rl_jax.train import optimizer as optimizer_lib
-from evolving_rl_jax.train import rows as rows_lib
-from evolving_rl_jax.train import state as state_lib
-from evolving_rl_jax.train import step as step_lib
 from evolving_rl_jax.train.checkpoint import Checkpoints
+from evolving_rl_jax.update import optimizer as optimizer_lib
+from evolving_rl_jax.update import rows as rows_lib
+from evolving_rl_jax.update import state as state_lib
+from evolving_rl_jax.update import step as step_lib
 
 LORA = lora_lib.LoraConfig(rank=2, alpha=4.0)
 BF16 = dataclasses.replace(MODEL, dtype="bfloat16")

@@ -18,7 +18,7 @@ from test_train_step import MODEL, make_batch, make_sequences, mesh_of, run, sma
 
 from evolving_rl_jax import parallel
 from evolving_rl_jax.models import lora as lora_lib
-from evolving_rl_jax.train import step as step_lib
+from evolving_rl_jax.update import step as step_lib
 
 MESHES = (
     {"data": 8, "fsdp": 1, "tensor": 1},

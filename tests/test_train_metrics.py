@@ -6,8 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from evolving_rl_jax.train import metrics
-from evolving_rl_jax.train.metrics import MetricsLogger, StageTimer, read_metrics
+from evolving_rl_jax.record import metrics
+from evolving_rl_jax.record.metrics import MetricsLogger, StageTimer, read_metrics
 
 
 def _logger(folder, **options):

@@ -8,7 +8,7 @@ import pytest
 from test_train_step import MODEL, small_config
 
 from evolving_rl_jax import models
-from evolving_rl_jax.train import optimizer as optimizer_lib
+from evolving_rl_jax.update import optimizer as optimizer_lib
 
 
 def test_decay_acts_on_matrices_only():

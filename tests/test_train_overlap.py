@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from evolving_rl_jax.train.metrics import read_metrics
+from evolving_rl_jax.record.metrics import read_metrics
 
 pytest.importorskip("alfworld")
 pytestmark = pytest.mark.slow

@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from evolving_rl_jax.config import ConfigError, default_config, first_difference
-from evolving_rl_jax.train.run_folder import RunFolder, write_atomic
+from evolving_rl_jax.run.folder import RunFolder, write_atomic
 
 
 def config(**changes):
@@ -78,7 +78,7 @@ def test_only_one_process_trains_in_a_folder(tmp_path):
 
 def test_a_killed_process_leaves_the_folder_free(tmp_path):
     code = (
-        "import sys, time; from evolving_rl_jax.train.run_folder import RunFolder\n"
+        "import sys, time; from evolving_rl_jax.run.folder import RunFolder\n"
         "with RunFolder(sys.argv[1]).hold(): print(flush=True); time.sleep(600)"
     )
     with subprocess.Popen(

@@ -6,8 +6,8 @@ import sys
 import pytest
 
 from evolving_rl_jax.config import ConfigError
-from evolving_rl_jax.train.preemption import EXIT_AGAIN, Preempted
-from evolving_rl_jax.train.side_by_side import (
+from evolving_rl_jax.run.preemption import EXIT_AGAIN, Preempted
+from evolving_rl_jax.train.ablation.side_by_side import (
     Piece,
     PieceFailed,
     core_shares,

@@ -14,10 +14,10 @@ import pytest
 from ml_collections import ConfigDict
 
 from evolving_rl_jax import losses, models, parallel
-from evolving_rl_jax.train import optimizer as optimizer_lib
-from evolving_rl_jax.train import state as state_lib
-from evolving_rl_jax.train import step as step_lib
 from evolving_rl_jax.types import ROLE_EXTRACTOR, ROLE_NONE, ROLE_SOLVER, TokenBatch
+from evolving_rl_jax.update import optimizer as optimizer_lib
+from evolving_rl_jax.update import state as state_lib
+from evolving_rl_jax.update import step as step_lib
 
 G, K, N, R = 2, 2, 2, 2
 MODEL = models.ModelConfig(

@@ -7,8 +7,8 @@ import types
 import pytest
 
 from evolving_rl_jax.config import ConfigError, default_config, validate
-from evolving_rl_jax.train import tracking
-from evolving_rl_jax.train.metrics import MetricsLogger
+from evolving_rl_jax.record import tracking
+from evolving_rl_jax.record.metrics import MetricsLogger
 
 
 class _FakeWandb(types.ModuleType):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from evolving_rl_jax.train import hlo, traffic
+from evolving_rl_jax.aot import hlo, traffic
 
 TEXT = textwrap.dedent("""
     HloModule jit_f, is_scheduled=true

@@ -13,6 +13,8 @@ from test_train_step import MODEL, new_state, small_config
 
 from evolving_rl_jax import losses, models
 from evolving_rl_jax.config import default_config
+from evolving_rl_jax.record.episodes import episode_records, sequence_advantages
+from evolving_rl_jax.record.figures import bank_records, rollout_figures
 from evolving_rl_jax.rollout.batch import BatchShape, make_batch, split_experience
 from evolving_rl_jax.rollout.evolve import (
     Candidate,
@@ -21,10 +23,8 @@ from evolving_rl_jax.rollout.evolve import (
     StepScoring,
     add_steps,
 )
-from evolving_rl_jax.train import step as step_lib
-from evolving_rl_jax.train.episode_log import episode_records, sequence_advantages
-from evolving_rl_jax.train.records import bank_records, rollout_figures
 from evolving_rl_jax.types import OK, ROLE_EXTRACTOR, TIMEOUT, Episode, Sample, Turn
+from evolving_rl_jax.update import step as step_lib
 
 GOLDEN = json.loads(
     (pathlib.Path(__file__).parent / "golden" / "rewards_web.json").read_text(encoding="utf-8")

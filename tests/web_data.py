@@ -5,7 +5,7 @@ import json
 import struct
 import zlib
 
-from evolving_rl_jax.envs.web_sites import SitesSpec
+from evolving_rl_jax.envs.mind2web.sites import SitesSpec
 
 SMALL = SitesSpec(
     num_train_sites=4,

@@ -8,7 +8,7 @@ import pathlib
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from evolving_rl_jax.data.game_folder import TaskError, field
+from evolving_rl_jax.envs.alfworld.folder import TaskError, field
 from evolving_rl_jax.types import Task
 
 __all__ = ["IndexRow", "TaskSource"]

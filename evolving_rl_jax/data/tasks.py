@@ -13,7 +13,8 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
-from evolving_rl_jax.data.game_folder import (
+from evolving_rl_jax.data.task_source import TaskSource
+from evolving_rl_jax.envs.alfworld.folder import (
     TaskError,
     alfworld_task,
     content_hash,
@@ -21,7 +22,6 @@ from evolving_rl_jax.data.game_folder import (
     is_left_out,
     read_object,
 )
-from evolving_rl_jax.data.task_source import TaskSource
 from evolving_rl_jax.types import Task
 
 __all__ = [

@@ -46,6 +46,6 @@ def _module(name: str) -> ModuleType:
 
 
 _MODULES = {
-    "alfworld": "evolving_rl_jax.envs.alfworld",
-    "mind2web": "evolving_rl_jax.envs.mind2web",
+    "alfworld": "evolving_rl_jax.envs.alfworld.env",
+    "mind2web": "evolving_rl_jax.envs.mind2web.env",
 }

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from evolving_rl_jax.distributed import Hosts
 from evolving_rl_jax.eval.results import PanelGame
+from evolving_rl_jax.run.hosts import Hosts
 
 
 def gather_panel(hosts: Hosts, games: list[PanelGame], counts: Any) -> Any:

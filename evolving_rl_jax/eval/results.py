@@ -12,7 +12,8 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 from evolving_rl_jax import __version__
-from evolving_rl_jax.eval import statistics, web_results
+from evolving_rl_jax.eval import statistics
+from evolving_rl_jax.eval import web as web_results
 from evolving_rl_jax.skills.records import Outcome, SkillRecord
 from evolving_rl_jax.types import SCORED, Episode, Task
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from evolving_rl_jax.envs import web_actions
+from evolving_rl_jax.envs.mind2web import actions as web_actions
 
 _FLAGS = re.IGNORECASE | re.ASCII
 _ACTION = (re.compile("<action>", _FLAGS), re.compile("</action>", _FLAGS))

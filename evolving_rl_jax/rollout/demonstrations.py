@@ -12,9 +12,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from evolving_rl_jax.envs.experts import SearchingExpert
-from evolving_rl_jax.envs.scene_layouts import usual_places
-from evolving_rl_jax.rollout import facts
+from evolving_rl_jax.envs.alfworld import facts
+from evolving_rl_jax.envs.alfworld.experts import SearchingExpert
+from evolving_rl_jax.envs.alfworld.households.scenes import usual_places
 from evolving_rl_jax.rollout.episode import Transcript
 from evolving_rl_jax.types import OK, Sample, Task
 

@@ -6,7 +6,8 @@ one (``rollout.web_facts``).
 
 from __future__ import annotations
 
-from evolving_rl_jax.rollout import facts, web_facts
+from evolving_rl_jax.envs.alfworld import facts
+from evolving_rl_jax.envs.mind2web import facts as web_facts
 from evolving_rl_jax.rollout.evolve import observations
 from evolving_rl_jax.types import Episode, Task
 

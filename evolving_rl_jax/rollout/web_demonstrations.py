@@ -11,9 +11,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from evolving_rl_jax.envs.web_actions import WebAction
-from evolving_rl_jax.envs.web_sites import KINDS, PLACES
-from evolving_rl_jax.rollout import web_facts
+from evolving_rl_jax.envs.mind2web import facts as web_facts
+from evolving_rl_jax.envs.mind2web.actions import WebAction
+from evolving_rl_jax.envs.mind2web.sites import KINDS, PLACES
 from evolving_rl_jax.rollout.contexts import RecentContext, Transcript
 from evolving_rl_jax.types import OK, Sample, Task, Turn
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from evolving_rl_jax.envs.mind2web import split_observation
-from evolving_rl_jax.envs.web_actions import WebAction
+from evolving_rl_jax.envs.mind2web.actions import WebAction
+from evolving_rl_jax.envs.mind2web.env import split_observation
 from evolving_rl_jax.rollout.actions import parse_web, parse_web_compact
 from evolving_rl_jax.rollout.prompts import (
     ACT,

@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from evolving_rl_jax.config import ConfigError
-from evolving_rl_jax.distributed import ALONE, Hosts
-from evolving_rl_jax.train.state import TrainState
+from evolving_rl_jax.run.hosts import ALONE, Hosts
+from evolving_rl_jax.update.state import TrainState
 
 log = logging.getLogger(__name__)
 

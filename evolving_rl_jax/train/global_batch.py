@@ -14,9 +14,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from evolving_rl_jax import parallel
-from evolving_rl_jax.distributed import Hosts
 from evolving_rl_jax.rollout.batch import BatchShape
 from evolving_rl_jax.rollout.evolve import Experience, Source
+from evolving_rl_jax.run.hosts import Hosts
 from evolving_rl_jax.types import ROLE_EXTRACTOR, ROLE_SOLVER, Sample, TokenBatch
 
 

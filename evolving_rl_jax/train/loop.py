@@ -9,19 +9,24 @@ import time
 import jax
 from ml_collections import ConfigDict
 
-from evolving_rl_jax.eval.evaluate import PANEL_ITERATION, write_result
-from evolving_rl_jax.eval.report import before_after_table, write_report
+from evolving_rl_jax.eval.panel import PANEL_ITERATION, write_result
 from evolving_rl_jax.eval.results import skill_records
 from evolving_rl_jax.models.lora import Merger
+from evolving_rl_jax.record.episodes import episode_records
+from evolving_rl_jax.record.figures import bank_records, cost_figures, rollout_figures
+from evolving_rl_jax.record.metrics import MetricsLogger
+from evolving_rl_jax.record.tracking import WandbRun
+from evolving_rl_jax.report.page import before_after_table, write_report
 from evolving_rl_jax.rollout.batch import BatchShape, make_batch, split_experience
 from evolving_rl_jax.rollout.episode import Driver, PlaySettings
 from evolving_rl_jax.rollout.evolve import Experience, StepScoring
+from evolving_rl_jax.run.parts import Parts
+from evolving_rl_jax.run.preemption import Preempted
 from evolving_rl_jax.skills.bank import Bank, write_bank
-from evolving_rl_jax.train.build import Parts
 from evolving_rl_jax.train.checkpoint import Checkpoints
+from evolving_rl_jax.train.cloning import initial_params
 from evolving_rl_jax.train.collapse import RESTORE_BEST, STOP, Collapse, CollapseLog, CollapseRule
 from evolving_rl_jax.train.collect import Collector
-from evolving_rl_jax.train.episode_log import episode_records
 from evolving_rl_jax.train.global_batch import (
     global_batch,
     host_shape,
@@ -29,19 +34,10 @@ from evolving_rl_jax.train.global_batch import (
     whole_counts,
     whole_experience,
 )
-from evolving_rl_jax.train.metrics import MetricsLogger
-from evolving_rl_jax.train.optimizer import DivergedError, SkipLimit, make_optimizer
-from evolving_rl_jax.train.preemption import Preempted
-from evolving_rl_jax.train.records import (
-    bank_records,
-    cost_figures,
-    rollout_figures,
-)
 from evolving_rl_jax.train.stages import Stages
-from evolving_rl_jax.train.state import abstract_state, kept, state_from_params
-from evolving_rl_jax.train.step import make_train_step
-from evolving_rl_jax.train.tracking import WandbRun
-from evolving_rl_jax.train.warmstart import initial_params
+from evolving_rl_jax.update.optimizer import DivergedError, SkipLimit, make_optimizer
+from evolving_rl_jax.update.state import abstract_state, kept, state_from_params
+from evolving_rl_jax.update.step import make_train_step
 
 
 def train(parts: Parts) -> None:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 
 from evolving_rl_jax.rollout.episode import Driver
 from evolving_rl_jax.rollout.evolve import Evolver, Experience, StepScoring
-from evolving_rl_jax.train.build import Parts
-from evolving_rl_jax.train.skill_parts import audit_rules, fit_to_prompt, make_retriever
+from evolving_rl_jax.run.parts import Parts
+from evolving_rl_jax.run.skills import audit_rules, fit_to_prompt, make_retriever
 from evolving_rl_jax.types import Task
 
 

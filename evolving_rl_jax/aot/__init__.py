@@ -1,0 +1,1 @@
+"""Does a configuration compile and fit a TPU slice."""

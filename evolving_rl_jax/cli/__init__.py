@@ -1,0 +1,1 @@
+"""The ``evolving-rl`` command: one file a subcommand."""

@@ -1,0 +1,99 @@
+"""``evolving-rl ablation``."""
+
+from __future__ import annotations
+
+import sys
+
+from evolving_rl_jax.config import ARMS, ConfigError, load_config
+
+
+def add_ablation(commands) -> None:
+    """Adds the subcommand's arguments."""
+    p = commands.add_parser(
+        "ablation",
+        help="train every arm with every seed, cross them, and write one table",
+        description="Trains the arms of the paper's ablation from one warm start a seed on the same games, "
+        "evaluates all on the same panel, lets every solver play with every extractor's skills, and writes "
+        "ablation.md, ablation.json and report.html.  Finished runs are kept; the same command goes on, and "
+        "more seeds or arms can be added later.",
+        epilog="evolving-rl ablation --config=configs/alfworld_quickstart.py --workdir=runs/ablation --seeds=3 --jobs=2; "
+        "any key can be overridden: --config.train.num_iterations=40",
+    )
+    p.add_argument("--config", required=True, metavar="FILE", help="Python file with get_config()")
+    p.add_argument("--workdir", required=True, metavar="DIR", help="folder of all runs")
+    p.add_argument(
+        "--arms",
+        default=",".join(ARMS),
+        metavar="A[,A]",
+        help="(default: %(default)s)",
+    )
+    p.add_argument(
+        "--seeds",
+        default="3",
+        metavar="N|S,S",
+        help="how many seeds, from 0 on, or which ones, with commas (default: %(default)s)",
+    )
+    group = p.add_mutually_exclusive_group()
+    group.add_argument(
+        "--jobs",
+        type=int,
+        default=1,
+        metavar="N",
+        help="runs at a time, each in a process of its own on its share of the processor's cores; their output "
+        "goes to WORKDIR/logs (default: %(default)s, with the output here)",
+    )
+    group.add_argument(
+        "--only",
+        default="",
+        metavar="PIECE",
+        help="do one piece, a run such as joint-0 or a crossing such as cross-0, and write no table",
+    )
+
+
+def ablation(args, overrides: dict[str, str]) -> None:
+    """Runs the subcommand."""
+    arms, seeds = parse_arms(args.arms), parse_seeds(args.seeds)
+    config = load_config(args.config, overrides)
+    from evolving_rl_jax.run.folder import RunFolder
+    from evolving_rl_jax.train.ablation.run import Ablation, run_ablation, run_ablation_side_by_side
+
+    what = Ablation(RunFolder(args.workdir, config), arms, seeds)
+    if args.jobs == 1:
+        run_ablation(config, what, only=args.only)
+        return
+    command = [
+        *(sys.executable, "-m", "evolving_rl_jax", "ablation"),
+        *(f"--config={args.config}", f"--workdir={args.workdir}"),
+        *(f"--arms={','.join(arms)}", f"--seeds={','.join(map(str, seeds))},"),
+        *(f"--config.{key}={value}" for key, value in overrides.items()),
+    ]
+    run_ablation_side_by_side(config, what, args.jobs, command)
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """``3`` is the seeds 0, 1 and 2; ``0,4`` and ``4,`` are what they say.
+
+    Raises:
+      ConfigError: it is neither.
+    """
+    try:
+        numbers = [int(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        numbers = []
+    seeds = tuple(dict.fromkeys(numbers)) if "," in text else tuple(range(sum(numbers)))
+    if not seeds or min(seeds) < 0:
+        raise ConfigError(f"--seeds must be a number >= 1, or seeds >= 0 with commas, got {text!r}")
+    return seeds
+
+
+def parse_arms(text: str) -> tuple[str, ...]:
+    """Arms with commas between them.
+
+    Raises:
+      ConfigError: one of them is unknown, or there is none.
+    """
+    arms = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    for arm in arms or ("",):
+        if arm not in ARMS:
+            raise ConfigError(f"--arms must be of {', '.join(ARMS)}, got {arm!r}")
+    return arms

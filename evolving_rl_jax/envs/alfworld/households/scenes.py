@@ -1,0 +1,202 @@
+"""The rooms that the installed ``alfworld`` package ships: real receptacles, and what fits where.
+
+A layout file lists the receptacles of one scene with the point from which each is used; the tables
+of the package's constants say which object goes into which receptacle and what can be done to it.
+Nothing of them is copied here, all is read from the installation.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib.util
+import json
+import pathlib
+import re
+from collections import Counter
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from evolving_rl_jax.envs.alfworld.households.problem import LAMP, Place, Room
+
+__all__ = ["ROOM_KINDS", "Scene", "load_scene", "scene_numbers", "scenes", "tables", "usual_places"]
+
+KITCHEN, LAMP_ROOM, BATHROOM = ROOM_KINDS = ("kitchen", "lamp_room", "bathroom")
+# Scenes smaller than this leave too little to search, larger ones translate slowly.
+_SIZES = {KITCHEN: (15, 39), LAMP_ROOM: (8, 39), BATHROOM: (6, 39)}
+_NEEDED = {KITCHEN: {"Fridge", "Microwave", "SinkBasin"}, LAMP_ROOM: set(), BATHROOM: {"SinkBasin"}}
+_AGENT_START = "loc_bar_{}_bar_0_bar_0_bar_30"
+_SPELLINGS = (("|", "_bar_"), ("-", "_minus_"), ("+", "_plus_"), (".", "_dot_"), (",", "_comma_"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Scene:
+    """One scene.
+
+    Attributes:
+      name: as the package names it, e.g. ``FloorPlan7``.
+      room: its receptacles under the names that the agent reads.
+      kinds: classes of movable objects that the scene has in the original.
+      is_test: one of the scenes that ALFRED keeps for tests.
+    """
+
+    name: str
+    room: Room
+    kinds: tuple[str, ...]
+    is_test: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Tables:
+    """What the package's constants say of classes.
+
+    Attributes:
+      contains: receptacle type -> object classes that fit.
+      properties: object class -> ``cleanable``, ``heatable``, ``coolable`` as they apply.
+      openable: receptacle types that are closed at the start.
+      scenes: room kind -> numbers of its scenes.
+      test_scenes: numbers of the test scenes.
+    """
+
+    contains: Mapping[str, frozenset[str]]
+    properties: Mapping[str, tuple[str, ...]]
+    openable: frozenset[str]
+    scenes: Mapping[str, tuple[int, ...]]
+    test_scenes: frozenset[int]
+
+
+def _package_folder() -> pathlib.Path:
+    spec = importlib.util.find_spec("alfworld")
+    if spec is None or not spec.submodule_search_locations:
+        raise FileNotFoundError("scene layouts need the alfworld package: pip install alfworld")
+    return pathlib.Path(next(iter(spec.submodule_search_locations))) / "gen"
+
+
+@functools.cache
+def tables() -> Tables:
+    """The tables of the installed package.
+
+    Raises:
+      FileNotFoundError: the package is not installed or lacks its constants.
+    """
+    # Loaded by path: importing ``alfworld`` itself makes a folder in the user's home.
+    path = _package_folder() / "constants.py"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: the alfworld package must ship this file, not found")
+    spec = importlib.util.spec_from_file_location("alfworld_constants", path)
+    constants: Any = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(constants)
+    movable = set(constants.MOVABLE_RECEPTACLES)
+    fixed = {k: v for k, v in constants.VAL_RECEPTACLE_OBJECTS.items() if k not in movable}
+    actions = constants.VAL_ACTION_OBJECTS
+    verbs = {v: set(actions[v.capitalize()]) for v in ("cleanable", "heatable", "coolable")}
+    whole = sorted({k for kinds in fixed.values() for k in kinds if not k.endswith("Sliced")})
+    by_kind = constants.SCENE_TYPE
+    return Tables(
+        contains={k: frozenset(v) & set(whole) for k, v in fixed.items()},
+        properties={k: tuple(v for v, has in verbs.items() if k in has) for k in whole},
+        openable=frozenset(constants.OPENABLE_CLASS_LIST),
+        scenes={
+            KITCHEN: tuple(by_kind["Kitchen"]),
+            LAMP_ROOM: (*by_kind["LivingRoom"], *by_kind["Bedroom"]),
+            BATHROOM: tuple(by_kind["Bathroom"]),
+        },
+        test_scenes=frozenset(constants.TEST_SCENE_NUMBERS),
+    )
+
+
+def load_scene(number: int) -> Scene:
+    """Reads one scene.
+
+    Raises:
+      FileNotFoundError: the installed package has no such layout.
+    """
+    folder = _package_folder() / "layouts"
+    points = _read(folder / f"FloorPlan{number}-openable.json")
+    kinds = _read(folder / f"FloorPlan{number}-objects.json")
+    known = tables()
+    places = {}
+    for name, original in sorted(_agent_names(points).items(), key=lambda item: item[1]):
+        rtype = original.rsplit("|", 1)[1] if name.split()[0].endswith("basin") else ""
+        rtype = rtype or original.split("|", 1)[0]
+        location = _location(points[original])
+        places[name] = Place(_mangled(original), rtype, location, rtype in known.openable)
+    taken = {place.location for place in places.values()}
+    starts = (_AGENT_START.format(i) for i in range(len(taken) + 1))
+    lamps = [n for n, p in places.items() if p.type in ("Desk", "SideTable", "Dresser", "Shelf")]
+    room = Room(
+        places,
+        known.contains,
+        known.properties,
+        lamp_place=lamps[0] if LAMP in kinds and lamps else "",
+        start=next(start for start in starts if start not in taken),
+    )
+    movable = tuple(sorted(k for k in set(kinds) if k in known.properties))
+    return Scene(f"FloorPlan{number}", room, movable, number in known.test_scenes)
+
+
+@functools.cache
+def usual_places() -> dict[str, frozenset[str]]:
+    """Object class -> classes of the places that can hold it, as the agent reads them."""
+    contains = tables().contains
+    words = {
+        k.lower(): {p.lower() for p, held in contains.items() if k in held}
+        for k in tables().properties
+    }
+    return {word: frozenset(places) for word, places in words.items()}
+
+
+@functools.cache
+def scene_numbers(kind: str) -> tuple[int, ...]:
+    """Numbers of the usable scenes of one of ``ROOM_KINDS``, ascending.
+
+    Usable means: as many receptacles as ``_SIZES`` allows, the appliances that the task types of
+    such a room need, and a desk lamp in a lamp room.
+    """
+    least, most = _SIZES[kind]
+    usable = []
+    for number in tables().scenes[kind]:
+        room = scenes(number).room
+        types = {place.type for place in room.places.values()}
+        lamp_ok = kind != LAMP_ROOM or bool(room.lamp_place)
+        if least <= len(room.places) <= most and types >= _NEEDED[kind] and lamp_ok:
+            usable.append(number)
+    return tuple(usable)
+
+
+@functools.cache
+def scenes(number: int) -> Scene:
+    """As ``load_scene``, read once a process."""
+    return load_scene(number)
+
+
+def _read(path: pathlib.Path) -> Any:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: the alfworld package must ship this file, not found")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _mangled(original: str) -> str:
+    for plain, spelt in _SPELLINGS:
+        original = original.replace(plain, spelt)
+    return original
+
+
+def _location(point: list[float]) -> str:
+    """ALFRED's name of a standing point: quarter metres, quarter turns, degrees of the camera."""
+    x, z, turn, horizon = point
+    parts = (round(4 * x), round(4 * z), round(turn / 90), round(horizon))
+    return _mangled("loc|" + "|".join(map(str, parts)))
+
+
+def _agent_names(originals: Collection[str]) -> dict[str, str]:
+    """Agent-visible name -> id: numbered within a class, downwards in the order of their text."""
+    words = {o: re.match(r"\w+", o)[0].lower() for o in originals}
+    words = {o: w + ("basin" if "basin" in o.lower() else "") for o, w in words.items()}
+    left = Counter(words.values())
+    names = {}
+    for original in sorted(originals, key=lambda o: _mangled(o).lower()):
+        word = words[original]
+        names[f"{word} {left[word]}"] = original
+        left[word] -= 1
+    return names

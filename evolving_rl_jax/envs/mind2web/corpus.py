@@ -1,0 +1,36 @@
+"""The text that a tokenizer for web tasks is trained on: pages, actions and skills in compact form."""
+
+from __future__ import annotations
+
+import json
+
+from evolving_rl_jax.envs.mind2web import facts as web_facts
+from evolving_rl_jax.envs.mind2web.env import gold_line
+from evolving_rl_jax.envs.mind2web.snapshot import element_line
+from evolving_rl_jax.envs.mind2web.store import read_task
+from evolving_rl_jax.rollout.web_prompts import compact_text
+from evolving_rl_jax.types import Task
+
+
+def collect_web_texts(tasks: list[Task], num_tasks: int = 256) -> list[str]:
+    """Task sentences and skills of all tasks, pages and actions of some."""
+    texts = [task.text.lower() for task in tasks]
+    for task in tasks:
+        if "habits" in task.meta:
+            facts = [web_facts.habits(task, wrong=wrong) for wrong in (False, True)]
+            texts += [web_facts.skill_json(task.group, f).lower() for f in facts]
+            texts += [json.loads(web_facts.skill_json(task.group, f))["description"] for f in facts]
+    for task in tasks[:: max(1, len(tasks) // num_tasks)]:
+        texts += _task_texts(task)
+    return [" " + " ".join(text.split()) for text in texts] + [" success failure"] * 8
+
+
+def _task_texts(task: Task) -> list[str]:
+    texts = []
+    for step in read_task(task.path).steps:
+        lines = [element_line(e, i) for i, e in enumerate(step.page.elements, 1)]
+        texts += [compact_text(line) for line in [*lines, gold_line(step)]]
+        texts += [
+            f"{compact_text(line)}> {step.gold.op} {step.gold.value}".lower() for line in lines
+        ]
+    return texts

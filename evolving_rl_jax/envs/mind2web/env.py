@@ -1,0 +1,224 @@
+"""Mind2Web: offline replay of annotated web tasks (arXiv 2306.06070), real or generated.
+
+An observation has the task, the earlier actions and a snapshot of the page.  An action is one JSON
+object, ``{"op": "TYPE", "ref": "e12", "value": "Oslo"}``, alone or between action tags.  The page of the
+next step is the annotated one, whatever was done.
+
+Protocols:
+
+* ``stop_at_error``: the episode ends at the first wrong action, and is won without one;
+* ``teacher_forced``: every step is played, with the gold actions as its history; won when all are right.
+
+``Task.meta["protocol"]`` has precedence over the option, so that one set of workers plays both.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections import OrderedDict
+from typing import Any
+
+from evolving_rl_jax import types
+from evolving_rl_jax.envs.base import EnvError, Environment, one_line
+from evolving_rl_jax.envs.mind2web import actions as web_actions
+from evolving_rl_jax.envs.mind2web.records import WebStep, WebTask
+from evolving_rl_jax.envs.mind2web.snapshot import Snapshot, snapshot
+
+__all__ = [
+    "Mind2Web",
+    "Options",
+    "action_line",
+    "make",
+    "observation_text",
+    "options_from_config",
+    "split_observation",
+]
+
+PROTOCOLS = ("stop_at_error", "teacher_forced")
+_SNAPSHOTS = 4096  # texts remembered in one process
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Options of Mind2Web environments.
+
+    Attributes:
+      protocol: ``"stop_at_error"`` or ``"teacher_forced"``.
+      snapshot_tokens: most tokens of a snapshot (see ``web_snapshot.count_tokens``).
+      max_tasks: tasks kept in memory in one process.
+
+    Raises:
+      ValueError: an option has a wrong value.
+    """
+
+    protocol: str = "stop_at_error"
+    snapshot_tokens: int = 2000
+    max_tasks: int = 64
+
+    def __post_init__(self):
+        if self.protocol not in PROTOCOLS:
+            raise ValueError(f"protocol must be one of {list(PROTOCOLS)}, got {self.protocol!r}")
+        for name in ("snapshot_tokens", "max_tasks"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+
+
+def options_from_config(env) -> dict[str, Any]:
+    """What ``envs.make("mind2web")`` and ``EnvPool`` take, from ``config.env``."""
+    return {"protocol": env.protocol, "snapshot_tokens": env.snapshot_tokens}
+
+
+class _TaskStore:
+    """The tasks used last, and texts of their snapshots: episodes of one process share them."""
+
+    def __init__(self, options: Options):
+        self._max_tasks = options.max_tasks
+        self._tasks: OrderedDict[str, WebTask] = OrderedDict()
+        self.snapshot = functools.lru_cache(_SNAPSHOTS)(self._snapshot)
+        self._max_tokens = options.snapshot_tokens
+
+    def task(self, path: str) -> WebTask:
+        from evolving_rl_jax.envs.mind2web.store import read_task
+
+        if path not in self._tasks:
+            self._tasks[path] = read_task(path)
+            if len(self._tasks) > self._max_tasks:
+                self._tasks.popitem(last=False)
+        self._tasks.move_to_end(path)
+        return self._tasks[path]
+
+    def _snapshot(self, path: str, step: int, history: tuple[str, ...]) -> Snapshot:
+        task = self.task(path)
+        return snapshot(task.steps[step].page, task.text, history, self._max_tokens)
+
+
+_STORES: dict[Options, _TaskStore] = {}
+
+
+def make(options: Options) -> Environment:
+    """Makes a Mind2Web environment; ``Task.path`` is a data set folder, a split and a number."""
+    if options not in _STORES:
+        _STORES[options] = _TaskStore(options)
+    return Mind2Web(options, _STORES[options])
+
+
+class Mind2Web(Environment):
+    """Replays one task at a time; see the text of the module."""
+
+    def __init__(self, options: Options, store: _TaskStore):
+        self._protocol, self._forced = options.protocol, False
+        self._store = store
+        self._task: WebTask | None = None
+        self._path = ""
+
+    def reset(self, task: types.Task) -> types.Observation:
+        self._task = None
+        protocol = task.meta.get("protocol", self._protocol)
+        if protocol not in PROTOCOLS:
+            raise EnvError(f"protocol of {task.id} must be one of {PROTOCOLS}, got {protocol!r}")
+        self._forced = protocol == "teacher_forced"
+        try:
+            loaded = self._store.task(task.path)
+        except Exception as error:  # files of others can fail in any way
+            raise EnvError(f"cannot load web task {task.path}: {one_line(error)}") from error
+        self._task, self._path = loaded, task.path
+        self._history: tuple[str, ...] = ()
+        self._step, self._num_correct, self._ended = 0, 0, False
+        return types.Observation(self._observe(), ())
+
+    def step(self, action: str) -> types.StepResult:
+        if self._task is None or self._ended:
+            raise EnvError("step was called before reset or after the end")
+        step = self._task.steps[self._step]
+        parsed = web_actions.parse_action(action)
+        scores = self._score(step, parsed)
+        correct = scores["correct"]
+        self._num_correct += correct
+        self._history += (self._history_line(step, parsed),)
+        self._step += 1
+        self._ended = self._step == len(self._task.steps) or not (correct or self._forced)
+        won = self._num_correct == len(self._task.steps)
+        text = self._outcome(won) if self._ended else self._observe()
+        return types.StepResult(text, (), float(correct), self._ended, won, info=scores)
+
+    def _shown(self) -> Snapshot:
+        return self._store.snapshot(self._path, self._step, self._history)
+
+    def _observe(self) -> str:
+        return observation_text(self._task.text, self._history, self._shown().text)
+
+    def _outcome(self, won: bool) -> str:
+        total = len(self._task.steps)
+        if won:
+            return f"The task is completed: all {total} actions were right."
+        if self._forced:
+            return f"The task has ended: {self._num_correct} of {total} actions were right."
+        return f"Action {self._step} of {total} was wrong. The task has ended."
+
+    def _score(self, step: WebStep, action: web_actions.WebAction | None) -> dict[str, Any]:
+        """The figures of one step, for rewards and metrics."""
+        shown, node_id, reason = self._shown().shown, None, web_actions.INVALID
+        op, value = (action.op, action.value) if action else ("", "")
+        if action is not None:
+            known = action.ref - 1 in shown
+            node_id = step.page.elements[action.ref - 1].node_id if known else None
+            reason = web_actions.UNKNOWN_REF
+        verdict = web_actions.judge(step.gold, op, value, node_id, reason)
+        f1 = web_actions.action_f1(step.gold, op, value)
+        visible = {step.page.elements[i].node_id for i in shown}
+        return {
+            "correct": verdict.ok,
+            "element": bool(verdict.target_ok),
+            "f1": f1,
+            "success": bool(verdict.target_ok) and f1 == 1.0,
+            "missing": not web_actions.shares_node(step.gold, visible),
+            "reason": verdict.reason,
+            "num_steps": len(self._task.steps),
+        }
+
+    def _history_line(self, step: WebStep, action: web_actions.WebAction | None) -> str:
+        """The action that later steps see: the gold one when forced, else the agent's own."""
+        if self._forced:
+            return gold_line(step)
+        if action is None or action.ref - 1 not in self._shown().shown:
+            return "(no action)"
+        return action_line(step.page.elements[action.ref - 1].name, action.op, action.value)
+
+
+def gold_line(step: WebStep) -> str:
+    """The annotated action of a step as one line of the history."""
+    index, gold = step.page.index, step.gold
+    found = [index[n] for n in gold.node_ids if n in index]
+    if found:
+        name = step.page.elements[found[0]].name
+    else:
+        parts = web_actions.parse_repr(step.repr)
+        name = f'{parts["role"] or "element"} "{parts["target_text"]}"'
+    return action_line(name, web_actions.normalize_op(gold.op), gold.value)
+
+
+def action_line(name: str, op: str, value: str) -> str:
+    """``TYPE textbox "City": Oslo``."""
+    return f"{op} {name}: {value}" if value and op != "CLICK" else f"{op} {name}"
+
+
+TASK, EARLIER, PAGE = "Task: ", "Earlier actions:", "Page:"
+
+
+def observation_text(task: str, history: tuple[str, ...], page: str) -> str:
+    """Task, earlier actions and page as one text; ``split_observation`` takes it apart."""
+    lines = [f"{TASK}{' '.join(task.split())}", EARLIER]
+    lines += [f"{i}. {line}" for i, line in enumerate(history, 1)] or ["none"]
+    return "\n".join([*lines, PAGE, page])
+
+
+def split_observation(text: str) -> tuple[str, list[str], list[str]]:
+    """(task, earlier actions, lines of the page); a text without a page has none of either."""
+    head, mark, page = text.partition(f"\n{PAGE}\n")
+    if not mark:
+        return text, [], []
+    task, _, earlier = head.partition(f"\n{EARLIER}\n")
+    lines = [] if earlier == "none" else [e.partition(". ")[2] for e in earlier.splitlines()]
+    return task.removeprefix(TASK), lines, page.splitlines()

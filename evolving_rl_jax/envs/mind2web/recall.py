@@ -1,0 +1,54 @@
+"""How often a snapshot of a given size shows an element that is right: the ceiling of any agent."""
+
+from __future__ import annotations
+
+from evolving_rl_jax.envs.mind2web.actions import shares_node
+from evolving_rl_jax.envs.mind2web.env import gold_line
+from evolving_rl_jax.envs.mind2web.records import WebTask
+from evolving_rl_jax.envs.mind2web.snapshot import count_tokens, element_line, fitting, ranking
+
+__all__ = ["BUDGETS", "GoldRecall"]
+
+BUDGETS = (500, 1000, 2000, 4000)
+PAGE = 0  # stands for the whole page, without a budget
+
+
+class GoldRecall:
+    """Counts over steps, each with its gold history.
+
+    The snapshots are made without the gold; only afterwards it is looked up in them.
+
+    Args:
+      budgets: sizes in tokens, as ``web_snapshot.count_tokens`` counts.
+    """
+
+    def __init__(self, budgets: tuple[int, ...] = BUDGETS):
+        self._hits = dict.fromkeys((PAGE, *budgets), 0)
+        self._num_steps = 0
+
+    def add(self, task: WebTask) -> None:
+        """Counts the steps of one task."""
+        history: list[str] = []
+        for step in task.steps:
+            self._add_step(task.text, step, history)
+            history.append(gold_line(step))
+
+    def _add_step(self, text: str, step, history: list[str]) -> None:
+        elements = step.page.elements
+        costs = [count_tokens(element_line(e, i)) for i, e in enumerate(elements, 1)]
+        on_page = shares_node(step.gold, step.page.index)
+        self._num_steps += 1
+        order: list[int] | None = None
+        for budget in self._hits:
+            if not on_page:
+                continue
+            if budget == PAGE or sum(costs) <= budget:
+                self._hits[budget] += 1
+                continue
+            order = ranking(step.page, text, history) if order is None else order
+            shown = fitting(order, costs, budget)
+            self._hits[budget] += shares_node(step.gold, {elements[i].node_id for i in shown})
+
+    def figures(self) -> dict[int, float]:
+        """Budget -> share of steps; 0 is the whole page."""
+        return {b: hits / max(self._num_steps, 1) for b, hits in self._hits.items()}

@@ -1,0 +1,400 @@
+"""Hundreds of concurrent episodes over a few worker processes.
+
+Requests are queued, sent in one message a worker, and answered as they get ready::
+
+    with EnvPool("alfworld", num_workers=2) as pool:
+        for i, task in enumerate(tasks):
+            pool.reset(i, task)
+        pool.flush()
+        for episode, result in pool.poll(timeout=1.0):
+            pool.step(episode, choose(result))
+
+A worker that crashes or hangs is replaced and its other episodes are played again from their
+action histories, so they never notice.  A failed request is answered with a status, never with an
+exception.  Start the pool before jax is used; this module never imports it.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import multiprocessing.connection
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from evolving_rl_jax import envs, types
+from evolving_rl_jax.envs.base import EngineMismatch
+from evolving_rl_jax.envs.pool.handle import WorkerHandle
+from evolving_rl_jax.envs.pool.process import LOAD, PREPARE, Player, Request, failure
+
+__all__ = ["EnvPool"]
+
+Result = types.Observation | types.StepResult
+
+_MAX_CRASHES = 3  # of one game before it is quarantined; also of a worker that never answers
+_MAX_HOMES = 10_000  # games whose worker is remembered
+_PREPARE_IDLE, _PREPARE_BATCH = 1, 16  # games in one message: beside episodes, and on their own
+
+
+@dataclasses.dataclass
+class _Episode:
+    """What the pool must know to play an episode again in another process."""
+
+    task: types.Task
+    worker: int
+    history: list[str] = dataclasses.field(default_factory=list)
+    held_since: int = 0  # the start of the worker that holds it; 0 = none yet
+    pending: int = -1  # number of the unanswered request
+
+
+class EnvPool:
+    """Plays many episodes at once; see the text of the module.
+
+    Attributes:
+      respawns: how often a worker was replaced.
+      quarantined: task path -> reason, for games that kept killing their worker.
+    """
+
+    def __init__(
+        self,
+        env: str = "alfworld",
+        options: dict[str, Any] | None = None,
+        num_workers: int = 2,
+        deadline_s: float = 60.0,
+    ):
+        """Args:
+          env: name for ``envs.make``.
+          options: its options.
+          num_workers: processes; 0 plays inside the calling process (tests, debugging), without
+            protection against crashes and hangs.
+          deadline_s: longest time for one request before its worker is replaced.
+
+        Raises:
+          ValueError: a wrong number, environment or option.
+        """
+        if num_workers < 0:
+            raise ValueError(f"num_workers must be >= 0, got {num_workers}")
+        if deadline_s <= 0:
+            raise ValueError(f"deadline_s must be > 0, got {deadline_s}")
+        options = dict(options or {})
+        envs.validate(env, **options)
+        self.respawns = 0
+        self.quarantined: dict[str, str] = {}
+        self._deadline_s = deadline_s
+        self._number = 0
+        self._crashes: collections.Counter[str] = collections.Counter()
+        self._episodes: dict[int, _Episode] = {}
+        self._ready: list[tuple[int, Result]] = []
+        self._preparing: collections.deque[Request] = collections.deque()
+        self._prepare_errors: dict[int, Result | None] = {}
+        self._player = Player(env, options) if num_workers == 0 else None
+        self._homes: collections.OrderedDict[str, int] = collections.OrderedDict()
+        self._local: collections.deque[Request] = collections.deque()
+        self._workers = [WorkerHandle(env, options) for _ in range(num_workers)]
+        self._over = threading.Event()
+        if self._workers:
+            watched = (weakref.ref(self), self._over, min(deadline_s / 4, 1.0))
+            threading.Thread(target=_watch, args=watched, daemon=True).start()
+
+    def __enter__(self) -> EnvPool:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.shutdown()
+
+    def reset(self, episode: int, task: types.Task) -> None:
+        """Queues the start of an episode; ``episode`` is a number >= 0 of the caller's choice."""
+        if episode < 0:
+            raise ValueError(f"episode must be >= 0, got {episode}")
+        self.close(episode)
+        self._episodes[episode] = _Episode(task, self._worker_of(task))
+        self._enqueue(episode, None)
+
+    def step(self, episode: int, action: str) -> None:
+        """Queues one action of an episode.
+
+        Raises:
+          KeyError: the episode was not reset, was closed, or has failed.
+          RuntimeError: its previous request is not answered yet.
+        """
+        if episode not in self._episodes:
+            raise KeyError(f"episode {episode} is not running (not reset, closed or failed)")
+        if self._episodes[episode].pending >= 0:
+            raise RuntimeError(f"episode {episode} still waits for its previous answer")
+        self._enqueue(episode, action)
+
+    def close(self, episode: int) -> None:
+        """Ends an episode, if it runs; answers still under way are dropped."""
+        held = self._episodes.pop(episode, None)
+        self._ready = [(e, r) for e, r in self._ready if e != episode]
+        if held is None:
+            return
+        if self._player is not None:
+            self._local = collections.deque(r for r in self._local if r.episode != episode)
+            self._player.close(episode)
+        else:
+            self._workers[held.worker].forget(episode)
+
+    def flush(self) -> None:
+        """Sends what is queued, one message a worker; a busy worker gets its message later."""
+        for worker in self._workers:
+            self._send(worker)
+
+    def poll(self, timeout: float | None = None) -> list[tuple[int, Result]]:
+        """Answers that are ready, waiting for the first one; sends what is queued before.
+
+        Args:
+          timeout: seconds to wait; None waits as long as anything is under way, 0 not at all.
+
+        Returns:
+          ``(episode, Observation or StepResult)`` in the order of arrival; empty when nothing
+          arrived in time or nothing is under way.
+
+        Raises:
+          EngineMismatch: the engine does not play a game as its reference does.
+        """
+        end = None if timeout is None else time.monotonic() + timeout
+        self._advance(0.0)
+        while not self._ready and any(e.pending >= 0 for e in self._episodes.values()):
+            left = 1.0 if end is None else end - time.monotonic()
+            if left <= 0:
+                break
+            self._advance(left)
+        ready, self._ready = self._ready, []
+        return ready
+
+    def prepare(
+        self,
+        tasks: Iterable[types.Task],
+        progress: Callable[[int, int], None] | None = None,
+        wait: bool = True,
+    ) -> dict[str, str]:
+        """Does ahead of time what makes the first reset of a task slow (translating games).
+
+        Args:
+          tasks: those of one group should be neighbours.
+          progress: called with (done, total) now and then while waiting.
+          wait: False returns at once; the work is done while ``poll`` is called and workers idle.
+
+        Returns:
+          task id -> reason, for tasks that cannot be played; empty when not waiting.
+
+        Raises:
+          EngineMismatch: the engine does not play a game as its reference does.
+        """
+        requests = [self._request(PREPARE, 0, None)._replace(task=task) for task in tasks]
+        self._preparing.extend(requests)
+        if not wait:
+            return {}
+        self._prepare_errors = {request.number: None for request in requests}
+        left, total = set(self._prepare_errors), len(requests)
+        while left:
+            self._advance(1.0, prepare=_PREPARE_BATCH)
+            under_way = {n for worker in self._workers for n in worker.sent}
+            left &= under_way | {request.number for request in self._preparing}
+            if progress is not None:
+                progress(total - len(left), total)
+        errors, self._prepare_errors = self._prepare_errors, {}
+        return {r.task.id: errors[r.number].text for r in requests if errors[r.number] is not None}
+
+    def prefetch(self, tasks: Iterable[types.Task]) -> None:
+        """Loads games that will be reset soon, each in its own worker, while that has nothing to do.
+
+        Returns at once; the work is done while ``poll`` is called.  Failures show at ``reset``.
+        """
+        for task in tasks:
+            request = self._request(LOAD, 0, None)._replace(task=task)
+            if self._player is not None:
+                self._preparing.append(request)
+            elif task.path not in self.quarantined:
+                self._workers[self._worker_of(task)].ahead.append(request)
+
+    def _worker_of(self, task: types.Task) -> int:
+        """The worker of a game: all its episodes go to one, a new game to the least busy one."""
+        key = task.content_hash or task.path
+        if key not in self._homes:
+            if len(self._homes) >= _MAX_HOMES:
+                self._homes.popitem(last=False)
+            running = collections.Counter(e.worker for e in self._episodes.values())
+            load = [(running[i] + len(w.ahead), i) for i, w in enumerate(self._workers)]
+            self._homes[key] = min(load)[1] if load else 0
+        self._homes.move_to_end(key)
+        return self._homes[key]
+
+    def worker_pids(self) -> list[int]:
+        """Process ids of the workers (for monitoring)."""
+        return [worker.process.pid for worker in self._workers]
+
+    def shutdown(self) -> None:
+        """Ends the workers; the pool cannot be used afterwards."""
+        self._over.set()
+        workers, self._workers = self._workers, []
+        for worker in workers:
+            worker.connection.close()  # all of them first, so that they leave at the same time
+        for worker in workers:
+            worker.stop()
+        self._episodes.clear()
+
+    def _request(self, episode: int, position: int, action: str | None) -> Request:
+        self._number += 1
+        return Request(self._number, episode, position, action)
+
+    def _enqueue(self, episode: int, action: str | None) -> None:
+        held = self._episodes[episode]
+        request = self._request(episode, len(held.history), action)
+        held.pending = request.number
+        if held.task.path in self.quarantined:
+            reason = self.quarantined[held.task.path]
+            self._accept(request, failure(request, types.ENV_ERROR, reason))
+        elif self._player is not None:
+            self._local.append(self._complete(request, 1))
+        else:
+            self._workers[held.worker].queue.append(request)
+
+    def _complete(self, request: Request, start: int) -> Request:
+        """Adds the task and the history when the worker does not hold the episode."""
+        held = self._episodes[request.episode]
+        if held.held_since == start:
+            return request
+        held.held_since = start
+        return request._replace(task=held.task, history=tuple(held.history))
+
+    def _send(self, worker: WorkerHandle, prepare: int = _PREPARE_IDLE) -> None:
+        if worker.busy:
+            return
+        requests = [self._complete(request, worker.starts) for request in worker.queue]
+        requests.sort(key=lambda request: request.task is not None)  # resets may take long
+        worker.queue.clear()
+        if not requests and worker.ahead:
+            requests = [worker.ahead.popleft()]
+        if not requests:
+            count = min(prepare, len(self._preparing))
+            requests = [self._preparing.popleft() for _ in range(count)]
+        if not requests:
+            return
+        try:
+            worker.send(requests)
+        except OSError:
+            self._replace(worker, None)
+
+    def _advance(self, timeout: float, prepare: int = _PREPARE_IDLE) -> None:
+        """Sends what can be sent, waits for something to arrive, and takes it in."""
+        if self._player is not None:
+            self._advance_local()
+            return
+        for worker in self._workers:
+            self._send(worker, prepare)
+        timeout = min(timeout, self._deadline_s / 4)
+        by_connection = {worker.connection: worker for worker in self._workers}
+        for connection in multiprocessing.connection.wait(list(by_connection), timeout):
+            self._receive(by_connection[connection])
+        for worker in self._workers:
+            if worker.overdue(self._deadline_s):
+                self._replace(worker, types.TIMEOUT)
+            self._send(worker, prepare)
+
+    def _advance_local(self) -> None:
+        while self._local:
+            request = self._local.popleft()
+            self._accept(request, self._player.answer(request))
+        while self._preparing:
+            request = self._preparing.popleft()
+            self._accept(request, self._player.answer(request))
+
+    def _receive(self, worker: WorkerHandle) -> None:
+        try:
+            for number, answer in worker.receive():
+                request = worker.sent.pop(number, None)
+                if request is not None:
+                    self._accept(request, answer)
+        except (EOFError, OSError):
+            self._replace(worker, types.ENV_ERROR)
+
+    def _accept(self, request: Request, answer: Result) -> None:
+        """Takes in an answer, unless its episode was closed or started again meanwhile."""
+        if isinstance(answer, EngineMismatch):
+            raise answer
+        if request.episode < 0:
+            if answer.status != types.OK and request.number in self._prepare_errors:
+                self._prepare_errors[request.number] = answer
+            return
+        held = self._episodes.get(request.episode)
+        if held is None or held.pending != request.number:
+            return
+        held.pending = -1
+        if answer.status != types.OK:
+            self.close(request.episode)
+        elif request.action is not None:
+            held.history.append(request.action)
+        self._ready.append((request.episode, answer))
+
+    def _replace(self, worker: WorkerHandle, status: str | None) -> None:
+        """Starts a worker anew after a crash or hang; only the request that it served can fail."""
+        culprit = worker.under_way() if status is not None else None
+        worker.kill()
+        again = [*worker.sent.values(), *worker.queue]
+        worker.sent, worker.queue = {}, collections.deque()
+        if culprit is not None and self._blame(culprit, status):
+            again.remove(culprit)
+        if culprit is None and worker.fruitless > _MAX_CRASHES:
+            raise RuntimeError(f"an environment worker ended {_MAX_CRASHES} times while starting")
+        worker.start()
+        self.respawns += 1
+        for request in again:
+            self._queue_again(worker, request)
+
+    def _blame(self, request: Request, status: str) -> bool:
+        """Counts a crash or hang against a game; returns whether the request is given up."""
+        task = request.task or self._task(request)
+        if task is None:  # its episode was closed meanwhile
+            return True
+        self._crashes[task.path] += 1
+        if status == types.TIMEOUT:
+            reason = f"game {task.path} did not answer within {self._deadline_s:g} s"
+        else:
+            reason = f"game {task.path} ended its worker process"
+        given_up = self._crashes[task.path] >= _MAX_CRASHES
+        if given_up:
+            reason += f" ({_MAX_CRASHES} failures: not played any more)"
+            self.quarantined[task.path] = reason
+        if given_up or status == types.TIMEOUT:
+            self._accept(request, failure(request, status, reason))
+            return True
+        return False
+
+    def _task(self, request: Request) -> types.Task | None:
+        held = self._episodes.get(request.episode)
+        return None if held is None else held.task
+
+    def _queue_again(self, worker: WorkerHandle, request: Request) -> None:
+        if request.episode == LOAD:
+            if request.task.path not in self.quarantined:
+                worker.ahead.appendleft(request)
+            return
+        if request.episode == PREPARE:
+            self._preparing.appendleft(request)
+            return
+        held = self._episodes.get(request.episode)
+        if held is None or held.pending != request.number:
+            return
+        if held.task.path in self.quarantined:
+            reason = self.quarantined[held.task.path]
+            self._accept(request, failure(request, types.ENV_ERROR, reason))
+        else:
+            worker.queue.append(request._replace(task=None, history=()))
+
+
+def _watch(pool: weakref.ref[EnvPool], over: threading.Event, every_s: float) -> None:
+    """Frees the pool from workers that stopped while it reads from or writes to them."""
+    while not over.wait(every_s):
+        if pool() is None:
+            return
+        _free(pool())
+
+
+def _free(pool: EnvPool | None) -> None:
+    for worker in [] if pool is None else list(pool._workers):
+        worker.free(pool._deadline_s)

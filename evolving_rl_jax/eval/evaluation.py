@@ -1,0 +1,234 @@
+"""`evolving-rl eval`: a checkpoint on the fixed panel, with several seeds, or on a stream of tasks."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+from evolving_rl_jax.config import ConfigError
+from evolving_rl_jax.data.tasks import source_split
+from evolving_rl_jax.eval.journal import Journal
+from evolving_rl_jax.eval.panel import PANEL_ITERATION, success_table, write_result
+from evolving_rl_jax.eval.results import PanelGame, skill_records, versions, write_json
+from evolving_rl_jax.eval.stream import (
+    STREAM_ITERATION,
+    StreamSettings,
+    play_streams,
+    stream_result,
+    stream_table,
+)
+from evolving_rl_jax.run import skills as skill_parts
+from evolving_rl_jax.run.parts import Parts, user_errors
+from evolving_rl_jax.run.policy import load_policy
+from evolving_rl_jax.skills.bank import new_bank, write_bank
+from evolving_rl_jax.train.loop import make_driver
+from evolving_rl_jax.types import Task
+
+
+def evaluate(
+    parts: Parts,
+    which: str,
+    temperatures: Sequence[float],
+    num_seeds: int,
+    suffix: str = "",
+) -> list[dict]:
+    """Plays the panel of ``parts`` with a checkpoint, once per temperature and seed.
+
+    Writes ``eval/NAME-tT.json`` and the skills that the checkpoint wrote, with their measured
+    utility, ``eval/NAME-tT.skills.jsonl``.  A temperature of 0 is greedy: one seed says it all.
+
+    Args:
+      parts: of the run; its config says which splits and conditions.
+      which: ``latest``, ``best``, ``warmstart`` or an iteration.
+      temperatures: of sampling.
+      num_seeds: seeds from ``config.eval.seed`` on.
+      suffix: of the files' names.
+
+    Returns:
+      What was written.
+
+    Raises:
+      ConfigError: there is no such checkpoint.
+    """
+    params, _, iteration = load_policy(parts.folder, which, parts.hosts)
+    name = policy_name(which, iteration) + suffix
+    engine, panel = parts.make_engine(params), parts.make_panel(parts.config.eval.num_games)
+    results = []
+    for temperature in temperatures:
+        seeds = seeds_of(parts.config, num_seeds, temperature)
+        games, figures = _play_seeds(parts, engine, panel, name, temperature, seeds)
+        path = parts.folder.eval_file(name, temperature)
+        result = write_result(
+            path, panel, games, name=name, iteration=iteration, temperature=temperature,
+            seed=seeds[0], conditions=parts.config.eval.conditions, figures=figures,
+            data=data_facts(parts),
+        )  # fmt: skip
+        results.append(result)
+        steps = iteration * parts.config.train.minibatches
+        if parts.hosts.first:
+            write_bank(
+                path.with_suffix(".skills.jsonl"), skill_records(games, name, iteration, steps)
+            )
+            print(success_table(result))
+            print(f"written: {path}")
+    return results
+
+
+def _play_seeds(parts, engine, panel, name, temperature, seeds) -> tuple[list[PanelGame], dict]:
+    games: list[PanelGame] = []
+    figures = []
+    for seed in seeds:
+        driver = make_driver(parts, engine, PANEL_ITERATION + seed, temperature)
+        with parts.progress(f"panel {name}, temperature {temperature:g}, seed {seed}") as bar:
+            played, found = panel.play(
+                driver, parts.config.eval.conditions, bar, seed, hosts=parts.hosts
+            )
+        games += played
+        figures.append(found)
+    return games, mean_figures(figures)
+
+
+def mean_figures(figures: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The figures of several seeds as one: counts are added, shares weighted by what they are of."""
+    if len(figures) == 1:
+        return figures[0]
+    total = {key: sum(f[key] for f in figures) for key in ("sources", "source_failures")}
+    for key in ("source_success", "skill_valid", "fact_seen"):
+        total[key] = sum(f[key] * f["sources"] for f in figures) / max(total["sources"], 1)
+    seen = [f["fact_seen"] * f["sources"] for f in figures]
+    stated = sum(f["fact_stated_when_seen"] * n for f, n in zip(figures, seen, strict=True))
+    return {**total, "fact_stated_when_seen": stated / max(sum(seen), 1)}
+
+
+def stream(
+    parts: Parts,
+    which: str,
+    temperature: float,
+    num_seeds: int,
+    *,
+    splits: Sequence[str] = (),
+    num_games: int = 0,
+    top: int = 1,
+    suffix: str = "",
+) -> dict[str, Any]:
+    """Test-time evolution with a checkpoint; see `eval.stream`.
+
+    Writes ``eval/stream-NAME-tT.json`` and, for each seed, the bank that grew,
+    ``eval/stream-NAME-tT-sSEED.skills.jsonl``.  While it plays, ``eval/stream-NAME-tT.plays.jsonl``
+    holds what has been played, from which the same call goes on.
+
+    Args:
+      parts: of the run.
+      which: ``latest``, ``best``, ``warmstart`` or an iteration.
+      temperature: of sampling.
+      num_seeds: streams, each with an order and draws of its own.
+      splits: whose tasks arrive; empty = the panels' and their source pools'.
+      num_games: the first so many tasks of each stream; 0 = all.
+      top: skills in a prompt, at most.
+      suffix: of the files' names.
+
+    Returns:
+      What was written.
+
+    Raises:
+      ConfigError: there is no such checkpoint, or a stream of other settings was stopped there.
+    """
+    params, _, iteration = load_policy(parts.folder, which, parts.hosts)
+    config = parts.config
+    name = policy_name(which, iteration) + suffix
+    seeds = seeds_of(config, num_seeds, temperature, greedy_once=False)
+    tasks = stream_tasks(parts, splits)
+    path = parts.folder.eval_file(f"stream-{name}", temperature)
+    settings = StreamSettings(
+        prompts=parts.prompts,
+        max_chars=config.rollout.max_skill_chars,
+        make_retriever=lambda: skill_parts.make_skill_retriever(config, parts.folder),
+        top=top,
+        rules=skill_parts.audit_rules(config),
+        fit=skill_parts.fit_to_prompt(config, parts.tokenizer),
+        policy_step=iteration * config.train.minibatches,
+        iteration=iteration,
+        name=f"stream-{name}",
+        num_tasks=num_games or len(tasks),
+    )
+    facts = {
+        "mode": "stream",
+        "name": name,
+        "iteration": iteration,
+        "temperature": temperature,
+        "seeds": seeds,
+        "top": top,
+        "embedder": config.skills.embedder,
+        "game_list_hash": list_hash(tasks),
+    }
+    same = facts | {
+        "num_tasks": settings.num_tasks,
+        "skills": config.skills.to_dict(),
+        "rollout": config.rollout.to_dict(),
+    }
+    with user_errors((ValueError, OSError), "--mode=stream"):
+        journal = Journal(path.with_suffix(".plays.jsonl"), same)
+    banks = {s: new_bank(path.with_name(f"{path.stem}-s{s}.skills.jsonl")) for s in seeds}
+    if journal.plays:
+        parts.say(f"{len(journal.plays)} plays are in {journal.path}: going on from there")
+    engine = parts.make_engine(params)
+    driver = make_driver(parts, engine, STREAM_ITERATION + seeds[0], temperature)
+    total = 2 * len(seeds) * min(settings.num_tasks, len(tasks))
+    with parts.progress(f"stream {name}, temperature {temperature:g}", total) as bar:
+        plays = play_streams(driver, tasks, banks, settings, journal, bar)
+    facts |= {"dataset": data_facts(parts), "versions": versions()}
+    result = facts | stream_result(plays, seeds[0])
+    write_json(path, result)
+    journal.path.unlink()
+    print(stream_table(result))
+    print(f"written: {path}")
+    return result
+
+
+def stream_tasks(parts: Parts, splits: Sequence[str]) -> list[Task]:
+    """The tasks of a stream, in the order of their ids.
+
+    Args:
+      parts: of the run.
+      splits: whose tasks; empty = the panels' and those of their sources, but no training split.
+    """
+    panels, known = parts.config.eval.splits, {t.split for t in parts.tasks}
+    sources = {source_split(name, known) for name in panels} - {parts.config.data.train_split}
+    names = splits or sorted({*panels, *sources})
+    tasks = sorted((t for name in names for t in parts.split(name)), key=lambda t: t.id)
+    sealed = [t.id for t in tasks if t.meta.get("sealed")]
+    if sealed:
+        raise ConfigError(
+            "--split must be splits without tasks of the password-protected archive (a stream writes "
+            f"down skills made from its tasks), got {sealed[0]}"
+        )
+    return tasks
+
+
+def policy_name(which: str, iteration: int) -> str:
+    """How files name a policy."""
+    return "warmstart" if which == "warmstart" else f"checkpoint_{iteration:05d}"
+
+
+def seeds_of(config, num: int, temperature: float, *, greedy_once: bool = True) -> list[int]:
+    """Seeds from ``config.eval.seed`` on; one where every seed would give the same."""
+    first = config.eval.seed
+    return [first] if temperature == 0 and greedy_once else list(range(first, first + num))
+
+
+def list_hash(tasks: Sequence[Task]) -> str:
+    """Hash of a list of games, whatever its order; as `Panel.game_list_hash`."""
+    text = "\n".join(sorted(t.content_hash for t in tasks))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def data_facts(parts: Parts) -> dict[str, Any]:
+    """What the games are: where from, how many of all, and the hash of all of them."""
+    env = parts.config.env
+    return {
+        "environment": f"{env.name}/{env.engine if env.name == 'alfworld' else env.protocol}",
+        "from": "a folder" if parts.config.data.games else "generated",
+        "all_games": len(parts.tasks),
+        "all_games_hash": list_hash(parts.tasks),
+    }

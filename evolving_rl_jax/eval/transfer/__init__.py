@@ -1,0 +1,1 @@
+"""Somebody else's policy with our skills."""

@@ -1,0 +1,144 @@
+"""Plays episodes with a policy behind an OpenAI-compatible chat endpoint.
+
+`ChatDriver` has the ``play`` and ``run`` of `rollout.episode.Driver`, with messages instead of
+token ids.  An episode that gets no answer, after all attempts, ends with a status that leaves it
+out; what the model says, however odd, is played.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from evolving_rl_jax.eval.transfer.client import ChatClient, EndpointError
+from evolving_rl_jax.rollout import prompts
+from evolving_rl_jax.rollout.actions import parse_tagged
+from evolving_rl_jax.types import OK, TIMEOUT, TRUNCATED, Episode, Task, Turn
+
+_DOWN_AFTER = 5  # episodes in a row without an answer that end the run
+_POLL_S = 0.02
+
+
+@dataclasses.dataclass
+class _Play:
+    task: Task
+    skill_text: str
+    on_done: Callable
+    messages: list[dict[str, str]] = dataclasses.field(default_factory=list)
+    turns: list[Turn] = dataclasses.field(default_factory=list)
+    observation: str = ""
+
+
+class ChatDriver:
+    """Moves episodes forward until all are done, as `rollout.episode.Driver` does.
+
+    Args:
+      client: of the endpoint.
+      pool: an ``envs.workers.EnvPool``.
+      max_steps: most turns of an episode; a task with a smaller limit of its own keeps it.
+    """
+
+    def __init__(self, client: ChatClient, pool, max_steps: int):
+        self.client, self.pool, self.max_steps = client, pool, max_steps
+        self.finished = 0
+        self._waiting: list[tuple[int, _Play]] = []
+        self._plays: dict[int, _Play] = {}
+        self._failed_in_a_row = 0
+
+    def play(self, key: int, task: Task, skill_text: str, on_done) -> None:
+        """Adds an episode; ``on_done(episode, None)`` is called when it ends."""
+        self._waiting.append((key, _Play(task, skill_text, on_done)))
+
+    def run(self, progress: Callable[[int], Any] | None = None) -> None:
+        """Returns when nothing is left to do.
+
+        Raises:
+          BudgetSpent: the cap is reached; what had ended by then has been reported.
+          EndpointError: the endpoint refuses, or ``_DOWN_AFTER`` episodes in a row got no answer.
+        """
+        slots = self.client.settings.concurrency
+        asked: dict[concurrent.futures.Future, int] = {}
+        executor = concurrent.futures.ThreadPoolExecutor(slots)
+        try:
+            while self._waiting or self._plays:
+                while self._waiting and len(self._plays) < slots:
+                    key, play = self._waiting.pop(0)
+                    self._plays[key] = play
+                    self.pool.reset(key, play.task)
+                self.pool.flush()
+                for key, result in sorted(self.pool.poll(_POLL_S), key=lambda r: r[0]):
+                    if self._on_reply(key, result):
+                        messages = list(self._plays[key].messages)
+                        asked[executor.submit(self.client.complete, messages)] = key
+                done, _ = concurrent.futures.wait(asked, timeout=_POLL_S if asked else 0,
+                                                  return_when="FIRST_COMPLETED")  # fmt: skip
+                for future in sorted(done, key=asked.get):
+                    self._on_answer(asked.pop(future), future)
+                if progress:
+                    progress(self.finished)
+        finally:
+            for key in self._plays:
+                self.pool.close(key)
+            self._plays.clear()
+            self.client.close()
+            executor.shutdown(cancel_futures=True)
+
+    def _on_reply(self, key: int, result) -> bool:
+        """Takes what the environment says; returns whether the policy must be asked."""
+        play = self._plays[key]
+        if result.status != OK:
+            self._finish(key, False, result.status, result.text)
+            return False
+        if not play.messages:
+            play.messages = [
+                {"role": "system", "content": prompts.system_text(play.skill_text)},
+                _user(prompts.opening_text(play.task, result.text, result.actions)),
+            ]
+        else:
+            play.messages.append(_user(prompts.observation_text(result.text, result.actions)))
+        play.observation = result.text
+        if getattr(result, "done", False) or len(play.turns) >= self._limit(play.task):
+            over = getattr(result, "done", False)
+            won = bool(getattr(result, "won", False))
+            self._finish(key, won, OK if over else TRUNCATED)
+            return False
+        return True
+
+    def _limit(self, task: Task) -> int:
+        return min(self.max_steps, task.step_limit)
+
+    def _on_answer(self, key: int, future: concurrent.futures.Future) -> None:
+        play = self._plays[key]
+        try:
+            text = future.result()
+        except TimeoutError as error:
+            self._failed_in_a_row += 1
+            self._finish(key, False, TIMEOUT, str(error))
+            if self._failed_in_a_row >= _DOWN_AFTER:
+                raise EndpointError(
+                    f"{self.client.settings.base_url} must answer, got {_DOWN_AFTER} episodes in a "
+                    f"row without: {error}"
+                ) from None
+            return
+        self._failed_in_a_row = 0
+        action, valid = parse_tagged(text)
+        play.turns.append(Turn(play.observation, text, action, valid))
+        play.messages.append({"role": "assistant", "content": text})
+        self.pool.step(key, action)
+
+    def _finish(self, key: int, won: bool, status: str, error: str = "") -> None:
+        play = self._plays.pop(key)
+        self.pool.close(key)
+        self.finished += 1
+        episode = Episode(
+            task=play.task, turns=play.turns, won=won, status=status, samples=[],
+            reward=float(won), skill_text=play.skill_text, last_observation=play.observation,
+            error=error,
+        )  # fmt: skip
+        play.on_done(episode, None)
+
+
+def _user(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}

@@ -1,0 +1,1 @@
+"""What a run is: its parts, its folder, its hosts."""

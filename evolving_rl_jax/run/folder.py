@@ -1,0 +1,149 @@
+"""The run folder: what is in it, and whether it belongs to this configuration.
+
+``config.json  metrics.jsonl  checkpoints/  warmstart/  skills/bank.jsonl  episodes/*.jsonl.gz  eval/*.json
+report.html``, plus ``games/``, ``tokenizer/`` and ``cache/`` when the run made its own, and ``train.lock``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import gzip
+import json
+import os
+import pathlib
+import socket
+from collections.abc import Iterator
+
+from evolving_rl_jax import config as config_lib
+from evolving_rl_jax.run.console import say
+
+
+class RunFolder:
+    """A run folder.  Opening it changes nothing; :meth:`begin` makes it the folder of ``config``.
+
+    Args:
+      workdir: the folder.
+      config: of the run that will write to it; None to read a run that is there.
+      writes: False in all processes of a run but one: they leave the writing to it.
+
+    Raises:
+      ConfigError: the folder holds a run of another configuration, or something else.
+    """
+
+    def __init__(self, workdir: str, config=None, *, writes: bool = True):
+        self.writes = writes
+        self.path = pathlib.Path(workdir).absolute()
+        self.config_file = self.path / "config.json"
+        self._config = config
+        if config is None:
+            return
+        if self.path.exists() and not self.path.is_dir():
+            raise config_lib.ConfigError(f"--workdir must be a folder, got the file {workdir!r}")
+        if self.config_file.exists():
+            self._check(config)
+        elif self.path.exists() and any(self.path.iterdir()):
+            raise config_lib.ConfigError(
+                f"--workdir must be new, empty or a run folder, got {workdir!r} with files but no "
+                "config.json"
+            )
+
+    def _check(self, config) -> None:
+        saved = config_lib.from_json(self.config_file)
+        difference = config_lib.first_difference(saved, config)
+        if difference:
+            key, old, new = difference
+            raise config_lib.ConfigError(
+                f"--workdir must be a run of this config, got {str(self.path)!r} where {key} is "
+                f"{old!r} and not {new!r}; use another folder"
+            )
+
+    def begin(self) -> None:
+        """Makes the folder and writes the configuration, once everything else has been checked.
+
+        Raises:
+          ConfigError: the folder cannot be written.
+        """
+        if self._config is None or not self.writes:
+            return
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_atomic(self.config_file, config_lib.to_json(self._config))
+        except OSError as e:
+            raise config_lib.ConfigError(
+                f"--workdir must be a folder that can be written, got {str(self.path)!r} "
+                f"({e.strerror})"
+            ) from e
+
+    @contextlib.contextmanager
+    def hold(self) -> Iterator[None]:
+        """Keeps other processes from training in the folder at the same time.
+
+        The lock ends with this process, however it ends; ``train.lock`` stays and says who holds it.
+        Where the file system has no locks, that is said and nothing is kept.
+
+        Raises:
+          ConfigError: another process trains in the folder.
+        """
+        if not self.writes:
+            yield
+            return
+        with open(self.path / "train.lock", "a+", encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as e:
+                if e.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                    file.seek(0)
+                    holder = file.read().strip() or "another process"
+                    raise config_lib.ConfigError(
+                        f"--workdir must be a folder that nothing else trains in, got "
+                        f"{str(self.path)!r}, where {holder} does"
+                    ) from None
+                say(f"{self.path} cannot be locked ({e.strerror}): start nothing else in it")
+                yield
+                return
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.flush()
+            try:
+                yield
+            finally:
+                file.truncate(0)
+
+    def load_config(self):
+        """The configuration that the run was started with.
+
+        Raises:
+          ConfigError: there is no readable config.json.
+        """
+        if not self.config_file.is_file():
+            raise config_lib.ConfigError(
+                f"--workdir must be a run folder with config.json, got {str(self.path)!r}"
+            )
+        return config_lib.from_json(self.config_file)
+
+    def eval_file(self, name: str, temperature: float) -> pathlib.Path:
+        """Where the panel of a policy at a temperature is written."""
+        return self.path / "eval" / f"{name}-t{temperature:g}.json"
+
+    @property
+    def bank_file(self) -> pathlib.Path:
+        return self.path / "skills" / "bank.jsonl"
+
+    def write_episodes(self, iteration: int, records: list[dict]) -> None:
+        """Writes ``episodes/iteration_XXXXX.jsonl.gz``, one source a line."""
+        if not self.writes:
+            return
+        text = "".join(json.dumps(r) + "\n" for r in records)
+        path = self.path / "episodes" / f"iteration_{iteration:05d}.jsonl.gz"
+        path.parent.mkdir(exist_ok=True)
+        # mtime=0: the same episodes give the same bytes.
+        write_atomic(path, gzip.compress(text.encode("utf-8"), mtime=0))
+
+
+def write_atomic(path: pathlib.Path, data: str | bytes) -> None:
+    """Writes a file so that a reader, or a run killed meanwhile, sees the old or the new one."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(data.encode("utf-8") if isinstance(data, str) else data)
+    os.replace(partial, path)

@@ -1,0 +1,122 @@
+"""What ``config.skills`` asks for: the embedder, retrievers, audits, and the limit of a prompt."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Callable, Sequence
+
+from evolving_rl_jax.config import ConfigError
+from evolving_rl_jax.envs.mind2web.env import PROTOCOLS
+from evolving_rl_jax.skills import (
+    AuditRules,
+    CachedEmbedder,
+    Embedder,
+    Retriever,
+    SentenceTransformerEmbedder,
+    SkillRetriever,
+    TfidfEmbedder,
+    fit_text,
+)
+from evolving_rl_jax.types import Task
+
+_SENTENCE_TRANSFORMERS = "sentence-transformers:"
+
+
+def make_embedder(name: str, cache: pathlib.Path) -> Embedder:
+    """The embedder that ``config.skills.embedder`` names.
+
+    Args:
+      name: ``tfidf``, ``sentence-transformers:NAME``, or a folder or hub id of a decoder such as
+        Qwen3-Embedding.
+      cache: folder that keeps the vectors of pretrained embedders.
+
+    Raises:
+      ConfigError: there is no such model, or a library is missing.
+    """
+    if name == "tfidf":
+        return TfidfEmbedder()
+    try:
+        if name.startswith(_SENTENCE_TRANSFORMERS):
+            model = SentenceTransformerEmbedder(name.removeprefix(_SENTENCE_TRANSFORMERS))
+        else:
+            from evolving_rl_jax.models.embedding import DecoderEmbedder
+
+            model = DecoderEmbedder(name)
+    except ImportError as error:
+        raise ConfigError(
+            f"config.skills.embedder {name!r} must have its library installed (pip install "
+            f"sentence-transformers), got {error}"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            "config.skills.embedder must be tfidf, sentence-transformers:NAME or an embedding model "
+            f"(folder or hub id), got {name!r}: {error}"
+        ) from error
+    return CachedEmbedder(model, cache)
+
+
+def make_retriever(parts, tasks: Sequence[Task]) -> Retriever:
+    """A retriever over a pool of tasks, as ``config.skills`` says."""
+    s = parts.config.skills
+    return Retriever(
+        tasks,
+        make_embedder(s.embedder, parts.folder.path / "cache"),
+        exclude_identical_text=s.exclude_identical_text,
+    )
+
+
+def make_panel(parts, num_games: int = 0):
+    """The fixed panel of ``config.eval.splits``; see `Parts.make_panel`."""
+    from evolving_rl_jax.eval.panel import Panel
+
+    config, games = parts.config, []
+    pool: dict[str, Task] = {}
+    for name in config.eval.splits:
+        members = parts.split(name)
+        games += members[:num_games] if num_games else members
+        pool.update((t.id, t) for t in parts.source_tasks(name))
+    return Panel(
+        games,
+        make_retriever(parts, [pool[i] for i in sorted(pool)]),
+        parts.prompts,
+        config.rollout.max_skill_chars,
+        rules=audit_rules(config),
+        fit=fit_to_prompt(config, parts.tokenizer),
+        training_tasks=parts.split(config.data.train_split) if parts.panel_tasks else [],
+        protocols=protocols(config),
+    )
+
+
+def protocols(config) -> tuple[str, ...]:
+    """How web tasks are played in a panel: as in training, then the other way; () elsewhere."""
+    if config.env.name != "mind2web":
+        return ()
+    return config.env.protocol, *(p for p in PROTOCOLS if p != config.env.protocol)
+
+
+def make_skill_retriever(config, folder) -> SkillRetriever:
+    """An empty retriever of skills, as ``config.skills`` says."""
+    s = config.skills
+    return SkillRetriever(
+        make_embedder(s.embedder, folder.path / "cache"),
+        min_similarity=s.min_similarity,
+        exclude_identical_text=s.exclude_identical_text,
+    )
+
+
+def audit_rules(config) -> AuditRules:
+    """The audits that ``config.skills`` switches on."""
+    s = config.skills
+    return AuditRules(
+        max_chars=config.rollout.max_skill_chars if s.audit_length else None,
+        leakage=s.audit_leakage,
+        entities=s.audit_entities,
+    )
+
+
+def fit_to_prompt(config, tokenizer) -> Callable[[str], str]:
+    """Cuts a skill text to ``config.skills.prompt_tokens`` tokens of the tokenizer."""
+    limit = config.skills.prompt_tokens
+    if not limit:
+        return str
+    return lambda text: fit_text(text, limit, lambda t: len(tokenizer.encode(t)))

@@ -1,0 +1,1 @@
+"""Every arm with every seed."""

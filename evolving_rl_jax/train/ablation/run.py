@@ -1,0 +1,341 @@
+"""The ablation of the paper: every arm with every seed, and whose skills help whom.
+
+``WORKDIR/config.json  games/  cache/  runs/ARM-SEED/  cross/SEED-tT/SOLVER+EXTRACTOR.json  logs/
+ablation.json  ablation.md  report.html``.  All runs play the same games; the arms of one seed start
+from one warm start.  What is finished is never done again, so the same command goes on.
+
+The work is in pieces, the runs ``ARM-SEED`` and the crossings ``cross-SEED``: one after the other, or
+side by side in processes that each do one piece.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import gc
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Sequence
+
+from ml_collections import ConfigDict
+
+from evolving_rl_jax.config import ConfigError, validate
+from evolving_rl_jax.report.page import write_report
+from evolving_rl_jax.run.console import progress, say
+from evolving_rl_jax.run.folder import RunFolder
+from evolving_rl_jax.run.parts import open_parts, prepare_games
+from evolving_rl_jax.run.preemption import Preemption
+from evolving_rl_jax.train.ablation.side_by_side import Piece, core_shares, run_side_by_side
+from evolving_rl_jax.train.ablation.summary import WARMSTART, cross_file, write_summary
+from evolving_rl_jax.types import SCORED
+
+_CROSS = "cross"  # in the names of pieces, where runs have their arm
+
+
+@dataclasses.dataclass(frozen=True)
+class Ablation:
+    """What is run where.
+
+    Attributes:
+      folder: of everything; holds the configuration that the runs are made from.
+      arms: in this order.
+      seeds: of the runs; the games are those of the configuration's own seed.
+    """
+
+    folder: RunFolder
+    arms: tuple[str, ...]
+    seeds: tuple[int, ...]
+
+    def run_path(self, arm: str, seed: int) -> pathlib.Path:
+        """The run folder of an arm with a seed."""
+        return self.folder.path / "runs" / f"{arm}-{seed}"
+
+    def run_config(self, config, arm: str, seed: int) -> ConfigDict:
+        """The configuration of one run: that of the ablation with the shared games."""
+        own = ConfigDict(config.to_dict())
+        own.unlock()
+        own.data.games = config.data.games or str(self.folder.path / "games")
+        own.env.cache_dir = config.env.cache_dir or str(self.folder.path / "cache")
+        own.seed, own.algorithm.arm = seed, arm
+        validate(own)
+        return own.lock()
+
+    def runs(self) -> list[tuple[str, int]]:
+        """(arm, seed), one seed after the other: the arms can be compared early."""
+        return [(arm, seed) for seed in self.seeds for arm in self.arms]
+
+    def pieces(self) -> dict[str, tuple[str, int]]:
+        """Name of every piece -> (arm, seed), where the arm of a crossing is ``cross``."""
+        crossings = [(_CROSS, seed) for seed in self.seeds]
+        return {f"{arm}-{seed}": (arm, seed) for arm, seed in self.runs() + crossings}
+
+
+def run_ablation(config, ablation: Ablation, *, only: str = "") -> None:
+    """Trains what is missing, crosses solvers with extractors, and writes table and report.
+
+    Args:
+      config: that all runs share but for arm and seed.
+      ablation: which runs, and where.
+      only: a piece to do alone, without table and report; empty = all.
+
+    Raises:
+      ConfigError: the folder belongs to another configuration, a run cannot be made, or there is no
+        such piece.
+      Preempted: this machine is about to be taken away; the run that was going on has been saved.
+    """
+    pieces = ablation.pieces()
+    if only and only not in pieces:
+        raise ConfigError(f"--only must be one of {', '.join(pieces)}, got {only!r}")
+    prepare_games(config, ablation.folder)
+    _keep_programs(ablation.folder.path / "cache" / "programs")
+    with Preemption() as preemption:
+        for number, (name, (arm, seed)) in enumerate(pieces.items(), 1):
+            if only and name != only:
+                continue
+            if arm == _CROSS:
+                _cross(config, ablation, seed)
+            else:
+                label = f"ablation: arm {arm}, seed {seed} ({number} of {len(ablation.runs())})"
+                _run(ablation.run_config(config, arm, seed), ablation, label, preemption)
+            preemption.check()
+    if not only:
+        _write_results(ablation)
+
+
+def run_ablation_side_by_side(
+    config, ablation: Ablation, jobs: int, command: Sequence[str]
+) -> None:
+    """As `run_ablation`, with up to ``jobs`` pieces at a time, each on its share of the cores.
+
+    Args:
+      config: that all runs share but for arm and seed.
+      ablation: which runs, and where.
+      jobs: most at a time; the first run of a seed makes the warm start that its others wait for.
+      command: that does one piece when ``--only=PIECE`` is added.
+
+    Raises:
+      ConfigError: as in `run_ablation`, or there is an accelerator, or too few cores.
+      PieceFailed: a piece ended with an error.
+      Preempted: this machine is about to be taken away; the runs that were going on have been saved.
+    """
+    shares = core_shares(jobs)
+    _check_no_accelerator(jobs)
+    prepare_games(config, ablation.folder)
+    names = ablation.pieces()
+    # The warm starts first, since everything waits for them.
+    order = sorted(names, key=lambda n: (*ablation.arms, _CROSS).index(names[n][0]))
+    left = [n for n in order if not _is_done(config, ablation, *names[n])]
+    pieces = [
+        Piece(n, (*command, f"--only={n}"), ablation.folder.path / "logs" / f"{n}.txt")
+        for n in left
+    ]
+    for name in order:
+        if name not in left:
+            say(f"{name}: done")
+
+    def ready(name: str, running, ended) -> bool:
+        arm, seed = names[name]
+        others = {f"{other}-{seed}" for other in ablation.arms}
+        if arm == _CROSS:
+            return not any(other in left and other not in ended for other in others)
+        return not (others & set(running)) or any(
+            _iterations(ablation, other, seed) for other in ablation.arms
+        )
+
+    runs = ablation.runs()
+    with Preemption() as preemption:
+        preemption.defer()  # a child that has just been started must not be forgotten
+        total = len(runs) * config.train.num_iterations
+        with progress("ablation: iterations", total, delay_s=0.0) as bar:
+
+            def tick() -> None:
+                preemption.check()
+                bar(sum(_iterations(ablation, *run) for run in runs))
+
+            run_side_by_side(pieces, shares, ready, tick)
+    _write_results(ablation)
+
+
+def _check_no_accelerator(jobs: int) -> None:
+    import jax
+
+    if jax.default_backend() != "cpu":
+        raise ConfigError(
+            f"--jobs must be 1 on a {jax.default_backend()} (a process takes the whole device; "
+            f"JAX_PLATFORMS=cpu runs on the processor), got {jobs}"
+        )
+
+
+def _is_done(config, ablation: Ablation, arm: str, seed: int) -> bool:
+    if arm == _CROSS:
+        return not _missing_pairs(config, ablation, seed)
+    return _finished(RunFolder(str(ablation.run_path(arm, seed))), config)
+
+
+def _iterations(ablation: Ablation, arm: str, seed: int) -> int:
+    """How many iterations of a run are done; the first comes after the warm start's evaluation."""
+    try:
+        return (ablation.run_path(arm, seed) / "metrics.jsonl").read_bytes().count(b"\n")
+    except OSError:
+        return 0
+
+
+def _write_results(ablation: Ablation) -> None:
+    folders = [ablation.run_path(arm, seed) for arm, seed in ablation.runs()]
+    table = write_summary(ablation.folder.path, folders)
+    path = write_report(*folders, title="Ablation", out=ablation.folder.path / "report.html")
+    print(table)
+    say(f"written: {ablation.folder.path / 'ablation.md'}, ablation.json, {path.name}")
+
+
+# -- the runs --------------------------------------------------------------------------------------
+
+
+def _run(config, ablation: Ablation, label: str, preemption: Preemption) -> None:
+    """Trains one arm with one seed, unless its last evaluation is there."""
+    folder = RunFolder(str(ablation.run_path(config.algorithm.arm, config.seed)), config)
+    if _finished(folder, config):
+        say(f"{label}: done")
+        return
+    say(label)
+    folder.begin()
+    for arm in ablation.arms:
+        _share_start(ablation.run_path(arm, config.seed), folder.path, config)
+    with open_parts(config, folder, preemption=preemption) as parts:
+        from evolving_rl_jax.train.loop import train
+
+        train(parts)
+    _free_memory()
+
+
+def _finished(folder: RunFolder, config) -> bool:
+    ends = [_read(folder.eval_file("final", t)) for t in config.eval.temperatures]
+    return all(end.get("iteration") == config.train.num_iterations for end in ends)
+
+
+def _read(path: pathlib.Path) -> dict:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def _share_start(donor: pathlib.Path, path: pathlib.Path, config) -> None:
+    """Copies tokenizer, warm start and its evaluation from another arm of the same seed.
+
+    None of them depends on the arm.  Each is put in place whole.
+    """
+    if donor == path or not (donor / "eval").is_dir():
+        return
+    found = [donor / "tokenizer"] if (donor / "tokenizer" / "tokenizer.json").is_file() else []
+    found += [donor / WARMSTART] if (donor / WARMSTART / "done").is_file() else []
+    for t in config.eval.temperatures:
+        result = donor / "eval" / f"{WARMSTART}-t{t:g}.json"
+        found += [p for p in (result.with_suffix(".skills.jsonl"), result) if p.is_file()]
+    for source in found:
+        target = path / source.relative_to(donor)
+        if target.exists():
+            continue
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(target.name + ".partial")
+        if source.is_dir():
+            shutil.copytree(source, partial, dirs_exist_ok=True)
+        else:
+            shutil.copyfile(source, partial)
+        os.replace(partial, target)
+
+
+def _keep_programs(path: pathlib.Path) -> None:
+    """Programs compiled for one run serve the others, from a folder unless the user named one."""
+    import jax
+
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str(path))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+def _free_memory() -> None:
+    """Programs and buffers of a finished run; the next one reads its programs from the folder."""
+    import jax
+
+    jax.clear_caches()
+    gc.collect()
+
+
+# -- solvers x extractors --------------------------------------------------------------------------
+
+
+def _cross(config, ablation: Ablation, seed: int) -> None:
+    """Every policy of a seed plays the panel with the skills that every other one wrote.
+
+    At the first temperature of the panels.  A policy with its own skills is in its evaluation.
+    """
+    missing = _missing_pairs(config, ablation, seed)
+    if not missing:
+        return
+    for arm in ablation.arms:
+        if not _is_done(config, ablation, arm, seed):
+            raise ConfigError(
+                f"--only={_CROSS}-{seed} must come after {arm}-{seed}, got it unfinished"
+            )
+    temperature = config.eval.temperatures[0]
+    say(f"ablation: solvers x extractors, seed {seed}")
+    arms = {WARMSTART: ablation.arms[0]} | {arm: arm for arm in ablation.arms}
+    folders = {p: RunFolder(str(ablation.run_path(arm, seed))) for p, arm in arms.items()}
+    with open_parts(folders[WARMSTART].load_config(), folders[WARMSTART]) as parts:
+        from evolving_rl_jax.run.policy import load_policy
+
+        _check_skills_are_kept(parts)
+        engine, panel = None, parts.make_panel(parts.config.eval.num_games)
+        for solver in dict.fromkeys(s for s, _ in missing):
+            which = WARMSTART if solver == WARMSTART else "latest"
+            params, _, iteration = load_policy(folders[solver], which)
+            engine = engine or parts.make_engine(params)
+            engine.set_params(params, f"{solver}-{seed}")
+            for extractor in [e for s, e in missing if s == solver]:
+                name = WARMSTART if extractor == WARMSTART else "final"
+                written = _read(folders[extractor].eval_file(name, temperature))
+                path = cross_file(ablation.folder.path, seed, temperature, solver, extractor)
+                _play_pair(parts, engine, panel, written, path, iteration)
+    _free_memory()
+
+
+def _missing_pairs(config, ablation: Ablation, seed: int) -> list[tuple[str, str]]:
+    """(solver, extractor) whose panel has not been played."""
+    if "own" not in config.eval.conditions:
+        return []
+    policies = (WARMSTART, *ablation.arms)
+    file = functools.partial(cross_file, ablation.folder.path, seed, config.eval.temperatures[0])
+    return [(s, e) for s in policies for e in policies if s != e and not file(s, e).is_file()]
+
+
+def _check_skills_are_kept(parts) -> None:
+    if any(t.meta.get("sealed") for t in parts.panel_tasks):
+        raise ConfigError(
+            "config.eval.splits must be splits without tasks of the password-protected archive "
+            "(their skills are never written down, so no other policy can be given them), got "
+            f"{tuple(parts.config.eval.splits)}"
+        )
+
+
+def _play_pair(parts, engine, panel, written: dict, path: pathlib.Path, iteration: int) -> None:
+    """One solver, whose parameters the engine holds, with the skills of one evaluation."""
+    from evolving_rl_jax.eval.panel import PANEL_ITERATION, write_result
+    from evolving_rl_jax.train.loop import make_driver
+
+    temperature, seed = written["temperature"], written["seed"]
+    records = {g["id"]: g for g in written["games"] if g["conditions"]["own"]["status"] in SCORED}
+    skills = {i: g["conditions"]["own"]["skill"] for i, g in records.items()}
+    driver = make_driver(parts, engine, PANEL_ITERATION + seed, temperature)
+    with parts.progress(path.stem, len(skills)) as bar:
+        games = panel.play_given(driver, skills, bar, seed)
+    tasks = {t.id: t for t in parts.tasks}
+    for game in games:  # those with one source share one skill
+        game.source = tasks[records[game.task.id]["retrieved"]["id"]]
+        game.similarity = records[game.task.id]["retrieved"]["similarity"]
+    write_result(
+        path, panel, games, name=path.stem, iteration=iteration, temperature=temperature,
+        seed=seed, conditions=("own",), figures=written["sources"],
+    )  # fmt: skip

@@ -1,0 +1,345 @@
+"""The updates, each one pure, compiled function of (state, batch): Evolving-RL, and cloning.
+
+What the paper (arXiv 2605.10663) leaves open and this file decides:
+
+1. The denominator is the number of sequences in use, failed or advantage-free ones included: a
+   sequence with advantage 0 still has its KL and entropy terms.
+2. The weight of an arm acts on the advantages only, so `solver_only` still holds extraction
+   sequences (if the batch has any) to the reference, and `extractor_only` those of the solver.
+3. With ``algorithm.importance.kind`` truncated, the ratio of the clipped loss is to the policy before
+   this update, and what separates that policy from the one that sampled is the weight of the token.
+   Each sequence is in one update only, so the old log-probabilities are those of the same forward
+   pass and the ratio is 1: the cap takes the place of the clip.
+4. An update whose gradient is not finite, or whose batch is empty, is left out and counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from evolving_rl_jax import losses, models, parallel
+from evolving_rl_jax.models import lora as lora_lib
+from evolving_rl_jax.models.attention import check_platform
+from evolving_rl_jax.types import ROLE_EXTRACTOR, ROLE_NONE, ROLE_SOLVER, TokenBatch
+from evolving_rl_jax.update import agreement, microbatch
+from evolving_rl_jax.update import rows as rows_lib
+from evolving_rl_jax.update import state as state_lib
+from evolving_rl_jax.update.advantages import (
+    ARM_WEIGHTS,
+    arm_weights,
+    of_sequences,
+    unweighted_advantages,
+)
+
+# The metrics of an update, all float32 scalars.  Nats where a unit is needed.
+STEP_METRICS: dict[str, str] = {
+    "loss": "what the update minimises, per sequence in use",
+    "policy_loss": "the clipped surrogate part of the loss, per sequence in use",
+    "kl": "KL estimate to the reference (initial) policy, per sequence in use",
+    "kl_solver": "KL estimate to the reference, mean over trained solver tokens",
+    "kl_extractor": "KL estimate to the reference, mean over trained extractor tokens",
+    "entropy_solver": "entropy of the policy, mean over trained solver tokens",
+    "entropy_extractor": "entropy of the policy, mean over trained extractor tokens",
+    "clip_fraction": "share of tokens whose gradient was clipped away, mean over sequences",
+    "ratio_deviation": "|probability ratio to the rollout - 1|, mean over sequences",
+    "grad_norm": "global norm of the gradient before clipping",
+    "update_norm": "global norm of the change of the parameters",
+    "param_norm": "global norm of the parameters after the update",
+    "zero_variance_solver": "share of solver groups (one task; on web tasks one step of it) without "
+    "spread, so without signal",
+    "zero_variance_extractor": "share of extractor groups (one source) without spread",
+    "extractor_reward": "mean reward of a skill: the win rate with it, on web tasks the mean score "
+    "of its episodes; 0 for an invalid one",
+    "win_rate": "share of scored episodes that were won",
+    "sequences_solver": "solver sequences in use",
+    "sequences_extractor": "extractor sequences in use",
+    "tokens": "tokens of sequences in the batch, prompts included",
+    "trained_tokens": "tokens that the policy sampled and that the loss reads",
+    "logprob_gap_mean": "|log-probability in training - in the rollout|, mean over trained tokens",
+    "logprob_gap_max": "the same, largest",
+    "logprob_correlation": "correlation of the two log-probabilities over trained tokens",
+    "importance_mean": "mean importance weight of trained tokens",
+    "importance_capped": "share of trained tokens whose importance weight was cut to the cap",
+    "skipped_updates": "updates left out so far because the gradient was not finite",
+}
+
+# Metrics that the loss returns as sums over sequences of token means.
+_PER_SEQUENCE = ("loss", "policy_loss", "kl", "clip_fraction", "ratio_deviation")
+
+# The metrics of a cloning update, likewise.
+CLONING_METRICS: dict[str, str] = {
+    "loss": "cross-entropy of the demonstrated tokens, nats a token",
+    "token_probability": "mean probability of the demonstrated tokens",
+    "grad_norm": STEP_METRICS["grad_norm"],
+    "update_norm": STEP_METRICS["update_norm"],
+    "param_norm": STEP_METRICS["param_norm"],
+    "trained_tokens": "demonstrated tokens in the batch",
+    "skipped_updates": STEP_METRICS["skipped_updates"],
+}
+
+
+def batch_shardings(mesh: Mesh) -> TokenBatch:
+    """NamedShardings of a TokenBatch: rows over the data axes, all else on every device."""
+    rows = NamedSharding(mesh, PartitionSpec(parallel.ROWS))
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    return TokenBatch(*([rows] * 6), *([everywhere] * (len(TokenBatch._fields) - 6)))
+
+
+def make_train_step(
+    config: Any,
+    model_cfg: models.ModelConfig,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    *,
+    lora: lora_lib.LoraConfig | None = None,
+    attention: str = "auto",
+) -> Callable[[state_lib.TrainState, TokenBatch], tuple[state_lib.TrainState, dict[str, Any]]]:
+    """Compiles ``train_step(state, batch) -> (state, metrics)``; the given state is donated.
+
+    Args:
+      config: with the groups ``algorithm`` and ``train``.
+      model_cfg: the policy.
+      optimizer: as `optimizer.make_optimizer` returns it.
+      mesh: the device mesh.
+      lora: the adapters that are trained instead of the policy's own parameters, or None.
+      attention: its implementation, ``config.model.attention``.
+
+    Returns:
+      A jitted function.  ``state`` as `state.init_state` makes it, with reference parameters;
+      ``batch`` a TokenBatch placed as `batch_shardings` says, or of numpy arrays.  ``metrics`` has
+      the keys of `STEP_METRICS`, float32 scalars on the devices.
+
+    Raises:
+      ValueError: an unknown arm, or a kernel for other devices; when first called, micro-batches
+        that do not fit the mesh.
+    """
+    arm = config.algorithm.arm
+    if arm not in ARM_WEIGHTS:
+        accepted = ", ".join(ARM_WEIGHTS)
+        raise ValueError(f"config.algorithm.arm must be one of {accepted}, got {arm!r}")
+    check_platform(attention, mesh)
+
+    def train_step(state, batch):
+        advantages, stats = sequence_advantages(config, batch)
+        loss_fn = _make_loss(
+            config, model_cfg, lora, state.ref_params, batch, advantages, mesh, attention
+        )
+        rows, size = microbatch.split_rows(_rows(batch), config.train.micro_batch_rows, mesh)
+        num_micro = (batch.num_rows + size - 1) // size
+        grads, total = microbatch.accumulate_gradients(loss_fn, state.params, rows, num_micro, mesh)
+        count = jnp.sum(batch.role != ROLE_NONE).astype(jnp.float32)
+        grads = jax.tree.map(lambda g: g / jnp.maximum(count, 1.0), grads)
+        state, norms = state_lib.apply_gradients(state, grads, optimizer, usable=count > 0)
+        metrics = stats | norms | _step_metrics(total, count)
+        return state, {name: metrics[name].astype(jnp.float32) for name in STEP_METRICS}
+
+    abstract = state_lib.abstract_state(model_cfg, optimizer, mesh, lora=lora)
+    return _compiled(train_step, abstract, batch_shardings(mesh), mesh)
+
+
+def make_cloning_step(
+    config: Any,
+    model_cfg: models.ModelConfig,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    *,
+    attention: str = "auto",
+) -> Callable[[state_lib.TrainState, dict[str, Any]], tuple[state_lib.TrainState, dict[str, Any]]]:
+    """Compiles ``cloning_step(state, batch) -> (state, metrics)``; the given state is donated.
+
+    The loss is the mean over all masked tokens of the batch of ``-log p(token | tokens before)``.
+
+    Args:
+      config: with the group ``train``.
+      model_cfg: the policy.
+      optimizer: any optax transformation.
+      mesh: the device mesh.
+      attention: its implementation, ``config.model.attention``.
+
+    Returns:
+      A jitted function.  ``state`` as `state.init_state` makes it with ``reference=False``;
+      ``batch`` the packed rows ``tokens, positions, segment_ids, loss_mask``, all [B, T] and as in
+      TokenBatch.  ``metrics`` has the keys of `CLONING_METRICS`, float32 scalars on the devices.
+    """
+
+    check_platform(attention, mesh)
+
+    def loss_fn(params, rows):
+        logprobs, _ = _logprobs(params, model_cfg, config, rows, mesh, attention)
+        trained = rows.mask > 0
+        sums = {
+            "loss": -jnp.sum(jnp.where(trained, logprobs, 0.0)),
+            "token_probability": jnp.sum(jnp.where(trained, jnp.exp(logprobs), 0.0)),
+            "trained_tokens": jnp.sum(rows.mask),
+        }
+        return sums["loss"], jax.lax.stop_gradient(microbatch.MicroResult(sums, {}))
+
+    def cloning_step(state, batch):
+        rows = rows_lib.make_rows(**batch)
+        rows, _ = microbatch.split_rows(rows, config.train.micro_batch_rows, mesh)
+        num_micro = rows.tokens.shape[0]
+        grads, total = microbatch.accumulate_gradients(loss_fn, state.params, rows, num_micro, mesh)
+        count = total.sums["trained_tokens"]
+        grads = jax.tree.map(lambda g: g / jnp.maximum(count, 1.0), grads)
+        state, metrics = state_lib.apply_gradients(state, grads, optimizer, usable=count > 0)
+        for name in ("loss", "token_probability"):
+            metrics[name] = total.sums[name] / jnp.maximum(count, 1.0)
+        return state, metrics | {"trained_tokens": count}
+
+    abstract = state_lib.abstract_state(model_cfg, optimizer, mesh, reference=False)
+    by_row = NamedSharding(mesh, PartitionSpec(parallel.ROWS))
+    return _compiled(cloning_step, abstract, by_row, mesh)
+
+
+def _compiled(step, abstract, batch_sharding, mesh):
+    """The jitted step: state sharded as ``abstract`` says and donated, metrics on every device."""
+    shardings = state_lib.state_shardings(abstract)
+    return jax.jit(
+        step,
+        in_shardings=(shardings, batch_sharding),
+        out_shardings=(shardings, NamedSharding(mesh, PartitionSpec())),
+        donate_argnums=0,
+    )
+
+
+def _logprobs(params, model_cfg, config, rows, mesh, attention):
+    chunk, remat = config.train.logprob_chunk, config.train.remat
+    return rows_lib.row_logprobs(
+        params, model_cfg, rows, chunk=chunk, remat=remat, mesh=mesh, attention=attention
+    )
+
+
+def sequence_advantages(config: Any, batch: TokenBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Advantage of every sequence [M] under the configured arm, and statistics of the outcomes."""
+    result = unweighted_advantages(config.algorithm, batch)
+    solver_weight, extractor_weight = arm_weights(config.algorithm)
+    solver = of_sequences(result.solver, batch.index, batch.step, 4) * solver_weight
+    extractor = of_sequences(result.extractor, batch.index, batch.step, 2) * extractor_weight
+    is_solver, is_extractor = batch.role == ROLE_SOLVER, batch.role == ROLE_EXTRACTOR
+    advantages = jnp.where(is_solver, solver, jnp.where(is_extractor, extractor, 0.0))
+    return advantages, _outcome_metrics(batch, result)
+
+
+def _gather(values, index):
+    return values.reshape(-1)[jnp.clip(index, 0, values.size - 1)]
+
+
+def _outcome_metrics(batch, result):
+    """Statistics of wins and groups; groups that were never played do not count."""
+    played = batch.episode_mask > 0
+    is_extractor = batch.role == ROLE_EXTRACTOR
+    num_sources, num_skills = batch.skill_valid.shape
+    source = jnp.where(is_extractor, batch.index // num_skills, num_sources)
+    extracted = jnp.zeros(num_sources + 1, bool).at[source].set(True)[:num_sources]
+    used_source = extracted | played.any((1, 2, 3))
+    members = played
+    if batch.step_mask is not None:  # the groups are those of single steps
+        members = played[..., None] & (batch.step_mask > 0)
+    used_group = members.any((2, 3))
+    reward = jnp.where(used_source[:, None], result.extractor_reward, 0.0)
+
+    def share(part, whole):
+        return part.sum() / jnp.maximum(whole.sum(), 1)
+
+    return {
+        "zero_variance_solver": share(used_group & (result.solver == 0).all((2, 3)), used_group),
+        "zero_variance_extractor": share(used_source & (result.extractor == 0).all(1), used_source),
+        "extractor_reward": reward.sum() / jnp.maximum(used_source.sum() * num_skills, 1),
+        "win_rate": share(jnp.where(played, batch.wins, 0.0), played),
+        "sequences_solver": (batch.role == ROLE_SOLVER).sum(),
+        "sequences_extractor": is_extractor.sum(),
+    }
+
+
+def _rows(batch: TokenBatch) -> rows_lib.Rows:
+    """The rows of the batch, those in use first; tokens of unused sequences are not trained on."""
+    ids = batch.sequence_ids
+    in_use = (ids >= 0) & (_gather(batch.role, ids) != ROLE_NONE)
+    mask = jnp.where(in_use, batch.loss_mask, 0.0)
+    rows = rows_lib.make_rows(
+        batch.tokens, batch.positions, batch.segment_ids, mask, ids, batch.rollout_logprobs
+    )
+    # Hosts put their own rows into the batch, so the unused ones may lie anywhere.
+    order = jnp.argsort(jnp.all(batch.segment_ids == 0, axis=1), stable=True)
+    return jax.tree.map(lambda x: x[order], rows)
+
+
+def _make_loss(config, model_cfg, lora, ref_params, batch, advantages, mesh, attention):
+    """The loss of one micro-batch as a function of (params, rows)."""
+    algorithm = config.algorithm
+    # Without a KL term the forward pass of the reference is left out, and the KL metrics are 0.
+    uses_reference = any(algorithm.kl_coef[role] for role in ("solver", "extractor"))
+    extractor = batch.role == ROLE_EXTRACTOR
+    kl_coef = jnp.where(extractor, algorithm.kl_coef.extractor, algorithm.kl_coef.solver)
+    entropy_coef = jnp.where(
+        extractor, algorithm.entropy_coef.extractor, algorithm.entropy_coef.solver
+    )
+
+    centre = agreement.centre_of(batch)
+
+    def loss_fn(params, rows):
+        policy = lora_lib.attach(ref_params, params, lora) if lora else params
+        logprobs, entropy = _logprobs(policy, model_cfg, config, rows, mesh, attention)
+        ref_logprobs = jax.lax.stop_gradient(logprobs)
+        if uses_reference:
+            ref_logprobs, _ = _logprobs(ref_params, model_cfg, config, rows, mesh, attention)
+        old_logprobs, weights = agreement.importance(algorithm.importance, logprobs, rows)
+        loss, parts = losses.evolving_rl_loss(
+            logprobs,
+            old_logprobs,
+            ref_logprobs,
+            entropy,
+            rows.mask,
+            sequence_ids=rows.sequence_ids,
+            num_sequences=batch.role.shape[0],
+            advantages=advantages,
+            entropy_coef=entropy_coef,
+            kl_coef=kl_coef,
+            clip_low=algorithm.clip_low,
+            clip_high=algorithm.clip_high,
+            kl_kind=algorithm.kl_kind,
+            importance_weights=weights,
+        )
+        sums = {n: parts[n] for n in _PER_SEQUENCE}
+        kl = losses.kl_estimate(logprobs, ref_logprobs, kind=algorithm.kl_kind)
+        is_extractor = _gather(extractor, rows.sequence_ids)
+        sums |= agreement.sums(rows, logprobs, weights, algorithm.importance.cap, centre)
+        return loss, _token_sums(rows, logprobs, entropy, kl, is_extractor, sums)
+
+    return loss_fn
+
+
+def _token_sums(rows, logprobs, entropy, kl, is_extractor, sums):
+    """Token-level numbers of one micro-batch, as sums and maxima."""
+    trained = rows.mask > 0
+    gap = jnp.where(trained, jnp.abs(logprobs - rows.old_logprobs), 0.0)
+    sums = sums | {"tokens": jnp.sum(rows.segment_ids > 0).astype(jnp.float32)}
+    for role, of_role in (("solver", ~is_extractor), ("extractor", is_extractor)):
+        chosen = trained & of_role
+        sums[f"trained_{role}"] = jnp.sum(chosen).astype(jnp.float32)
+        sums[f"entropy_{role}"] = jnp.sum(jnp.where(chosen, entropy, 0.0))
+        sums[f"kl_{role}"] = jnp.sum(jnp.where(chosen, kl, 0.0))
+    result = microbatch.MicroResult(sums, {"logprob_gap": jnp.max(gap)})
+    return jax.lax.stop_gradient(result)
+
+
+def _step_metrics(total, count):
+    """Means from the sums over all micro-batches; ``count`` is the number of sequences in use."""
+    sums, per_sequence = total.sums, jnp.maximum(count, 1.0)
+    trained = sums["trained_solver"] + sums["trained_extractor"]
+    metrics = {name: sums[name] / per_sequence for name in _PER_SEQUENCE}
+    for role in ("solver", "extractor"):
+        tokens = jnp.maximum(sums[f"trained_{role}"], 1.0)
+        metrics |= {f"{name}_{role}": sums[f"{name}_{role}"] / tokens for name in ("entropy", "kl")}
+    return metrics | {
+        "tokens": sums["tokens"],
+        "trained_tokens": trained,
+        "logprob_gap_max": jnp.maximum(total.maxima["logprob_gap"], 0.0),
+        **agreement.metrics(sums, jnp.maximum(trained, 1.0)),
+    }
