@@ -20,7 +20,7 @@ pytest.importorskip("alfworld")
 COUNTING = """
 import json, pathlib, sys
 import jax.monitoring
-from evolving_rl_jax.cli import main
+from evolving_rl_jax.cli.main import main
 
 counts, (out, workdir, *arguments) = [], sys.argv[1:]
 metrics = pathlib.Path(workdir) / "metrics.jsonl"
@@ -39,7 +39,7 @@ sys.exit(code)
 
 ARMS = """
 import sys
-from evolving_rl_jax.cli import main
+from evolving_rl_jax.cli.main import main
 
 folder, *arguments = sys.argv[1:]
 for arm in ("solver_only", "extractor_only", "grpo"):
@@ -50,7 +50,7 @@ for arm in ("solver_only", "extractor_only", "grpo"):
 # Runs the command and ends without a word once ten plays are kept.
 ENDING = """
 import os, sys
-from evolving_rl_jax.cli import main
+from evolving_rl_jax.cli.main import main
 from evolving_rl_jax.eval.journal import Journal
 
 add = Journal.add

@@ -120,7 +120,7 @@ def get_config():
 FORKER = """
 import os, sys
 import alfworld.agents.environment.alfred_tw_env, orbax.checkpoint, sklearn.feature_extraction.text
-from evolving_rl_jax.cli import main
+from evolving_rl_jax.cli.main import main
 from evolving_rl_jax.train import build, loop
 
 for line in sys.stdin:

@@ -247,7 +247,7 @@ def get_config():
 # The worst moment: the collapse is written down, the checkpoint of what it led to is not.
 KILLED = """
 import os, signal, sys
-from evolving_rl_jax.cli import main
+from evolving_rl_jax.cli.main import main
 from evolving_rl_jax.train import collapse
 
 append = collapse.CollapseLog.append
@@ -258,7 +258,7 @@ sys.exit(main(sys.argv[1:]))
 # Trains in a folder, again in it, goes on in a killed one, and goes on in a copy with a warning.
 TOGETHER = """
 import json, shutil, sys
-from evolving_rl_jax.cli import main
+from evolving_rl_jax.cli.main import main
 
 whole, killed, warned, *command = sys.argv[1:]
 codes = [main([*command, f"--workdir={folder}"]) for folder in (whole, whole, killed)]

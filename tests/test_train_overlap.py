@@ -65,7 +65,7 @@ def test_an_overlapped_run_is_the_same_when_it_is_killed_and_resumed(
 def test_a_failure_while_playing_ahead_ends_the_run(program, tiny_config, tmp_path):
     code = """
 import sys
-from evolving_rl_jax.cli import main
+from evolving_rl_jax.cli.main import main
 from evolving_rl_jax.rollout.evolve import Evolver
 
 collect, calls = Evolver.collect, []
