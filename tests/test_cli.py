@@ -2,6 +2,8 @@
 
 import json
 import pathlib
+import subprocess
+import sys
 
 import pytest
 from report_runs import make_run
@@ -223,12 +225,39 @@ def test_help_and_version_list_everything(capsys):
     assert all(f"    {command} " in out for command in COMMANDS)
 
 
-@pytest.mark.parametrize("arguments", [[], ["trane"], ["train"], ["games", "--num=x", "--out=y"]])
-def test_usage_errors_leave_with_2(arguments, capsys):
+def test_help_loads_nothing_heavy():
+    code = f"""
+import contextlib, io, sys
+from evolving_rl_jax.cli.main import main
+for command in {list(COMMANDS)}:
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+        main([command, "--help"])
+print(*{{name.split(".")[0] for name in sys.modules}})
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    heavy = {"jax", "jaxlib", "flax", "optax", "orbax", "sklearn", "scipy", "textworld", "alfworld"}
+    heavy |= {"tokenizers", "bokeh", "jinja2", "selectolax", "tensorflow_datasets", "httpx"}
+    assert not heavy & set(run.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "found"),
+    [
+        ([], "COMMAND"),
+        (["trane"], "'trane'"),
+        (["train"], "--config"),
+        (["games", "--num=x", "--out=y"], "argument --num: invalid int value: 'x'"),
+        (["eval", "--sedes=3"], "--sedes=3"),
+        (["data", "mind3web", "--out=x"], "'mind3web'"),
+        (["compile", "--topology"], "--topology"),
+    ],
+)
+def test_usage_errors_leave_with_2(arguments, found, capsys):
     with pytest.raises(SystemExit) as leave:
         main(arguments)
     assert leave.value.code == 2
-    assert "Traceback" not in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("evolving-rl: ") and found in line and " --help)" in line
 
 
 def test_the_process_itself_leaves_with_2_and_one_line(program, tmp_path):
@@ -245,7 +274,7 @@ def test_ctrl_c_says_how_to_go_on(monkeypatch, capsys):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(COMMANDS, "report", interrupted)
+    monkeypatch.setattr(COMMANDS["report"], "run", interrupted)
     assert main(["report", "--workdir=x"]) == 130
     assert "goes on from the last checkpoint" in capsys.readouterr().err
 

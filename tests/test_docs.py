@@ -218,8 +218,8 @@ def test_commands_of_the_readme_are_accepted(command):
         makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
         assert re.search(rf"^{arguments[0]}:", makefile, re.M)
     elif program == "evolving-rl":
-        overrides = cli._take_overrides(arguments)
-        args = cli._parser().parse_args(arguments)
+        overrides = cli.take_overrides(arguments)
+        args = cli.parser().parse_args(arguments)
         assert args.command in cli.COMMANDS
         if args.command == "train":
             config.load_config(str(ROOT / args.config), overrides)

@@ -1,6 +1,7 @@
 """Who may import whom: light modules without jax, losses with jax alone, layers in order."""
 
 import ast
+import graphlib
 import pathlib
 import subprocess
 import sys
@@ -17,11 +18,14 @@ MODULES = {
 LIGHT = ("config", "envs", "skills", "data", "rollout", "cli")
 WITHOUT_JAX = [m for m in MODULES if m.count(".") == 0 or m.split(".")[1] in (*LIGHT, "types")]
 
+ENVS = "evolving_rl_jax.envs."
+
 # A room may import those before it in the direction of the data flow, and itself.
 BASE = ("types", "config")
 ACTING = ("envs", "data", "skills", "rollout")
 ON_DEVICE = ("losses", "parallel", "models", "generate", "update")
-RUN = (*BASE, *ACTING, *ON_DEVICE, "run")
+PARTS = (*BASE, *ACTING, *ON_DEVICE)
+RUN = (*PARTS, "run")
 LAYERS = {
     "types": (),
     "config": (),
@@ -34,7 +38,7 @@ LAYERS = {
     "skills": BASE,
     "data": (*BASE, "envs"),
     "rollout": (*BASE, "envs", "data", "skills"),
-    "run": RUN,
+    "run": PARTS,
     "record": RUN,
     "eval": (*RUN, "record"),
     "report": (*RUN, "record", "eval"),
@@ -43,12 +47,10 @@ LAYERS = {
 }
 
 
-def imports_of(path: pathlib.Path, *, top_level_only: bool = False) -> set[str]:
-    """Modules that a file imports, by default inside functions too."""
+def imports_of(path: pathlib.Path) -> set[str]:
+    """Modules that a file imports, inside functions too."""
     found = set()
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    nodes = tree.body if top_level_only else ast.walk(tree)
-    for node in nodes:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -119,17 +121,28 @@ def test_light_modules_do_not_even_name_jax(module):
     assert not used & {"jax", "jaxlib", "flax", "optax", "orbax"}
 
 
-def test_no_module_imports_itself_in_a_circle():
-    edges = {m: imports_of(p, top_level_only=True) & set(MODULES) - {m} for m, p in MODULES.items()}
-    finished: set[str] = set()
+def room_of(module: str) -> str:
+    """The folder of a module; a file beside the folders is a room of its own."""
+    return module.split(".")[1] if module.count(".") else ""
 
-    def visit(module, path):
-        assert module not in path, " -> ".join([*path, module])
-        if module in finished:
-            return
-        for other in sorted(edges[module]):
-            visit(other, [*path, module])
-        finished.add(module)
 
-    for module in MODULES:
-        visit(module, [])
+def test_the_rooms_are_in_order():
+    """Each may import only rooms above it in the table, so no rooms can import each other."""
+    rooms = list(LAYERS)
+    for i, room in enumerate(rooms):
+        assert set(LAYERS[room]) <= set(rooms[:i])
+
+
+def test_neither_files_nor_rooms_import_themselves_in_a_circle():
+    files = {m: (imports_of(p) & set(MODULES)) - {m} for m, p in MODULES.items()}
+    rooms: dict[str, set[str]] = {}
+    for module, others in files.items():
+        rooms.setdefault(room_of(module), set()).update(map(room_of, others))
+    graphlib.TopologicalSorter(files).prepare()  # CycleError names the circle
+    graphlib.TopologicalSorter({r: others - {r} for r, others in rooms.items()}).prepare()
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m.startswith("evolving_rl_jax.envs.")])
+def test_benchmarks_know_nothing_of_each_other(module):
+    folders = {n.split(".")[2] for n in imports_of(MODULES[module]) if n.startswith(ENVS)}
+    assert folders <= {module.split(".")[2], "base", "pool"}

@@ -60,8 +60,8 @@ def test_the_quickstart_is_the_config_that_the_readme_names():
 @pytest.mark.parametrize("arguments", commands_of("evolving-rl"), ids=" ".join)
 def test_every_command_is_accepted(arguments):
     arguments = list(arguments)
-    overrides = cli._take_overrides(arguments)
-    args = cli._parser().parse_args(arguments)
+    overrides = cli.take_overrides(arguments)
+    args = cli.parser().parse_args(arguments)
     assert args.command in cli.COMMANDS
     if args.command == "train":
         load_config(str(ROOT / args.config), overrides)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 
+from evolving_rl_jax.cli.options import names
 from evolving_rl_jax.config import ARMS, ConfigError, load_config
 
 
-def add_ablation(commands) -> None:
-    """Adds the subcommand's arguments."""
+def add(commands) -> None:
+    """The options."""
     p = commands.add_parser(
         "ablation",
         help="train every arm with every seed, cross them, and write one table",
@@ -50,8 +51,8 @@ def add_ablation(commands) -> None:
     )
 
 
-def ablation(args, overrides: dict[str, str]) -> None:
-    """Runs the subcommand."""
+def run(args, overrides: dict[str, str]) -> None:
+    """Trains, crosses and writes the table, here or in processes side by side."""
     arms, seeds = parse_arms(args.arms), parse_seeds(args.seeds)
     config = load_config(args.config, overrides)
     from evolving_rl_jax.run.folder import RunFolder
@@ -92,7 +93,7 @@ def parse_arms(text: str) -> tuple[str, ...]:
     Raises:
       ConfigError: one of them is unknown, or there is none.
     """
-    arms = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    arms = names(text)
     for arm in arms or ("",):
         if arm not in ARMS:
             raise ConfigError(f"--arms must be of {', '.join(ARMS)}, got {arm!r}")

@@ -7,8 +7,8 @@ import pathlib
 from evolving_rl_jax.config import ConfigError
 
 
-def add_report(commands):
-    """Adds the subcommand's arguments."""
+def add(commands) -> None:
+    """The options."""
     p = commands.add_parser(
         "report",
         help="write report.html of one run or several",
@@ -22,11 +22,10 @@ def add_report(commands):
     p.add_argument(
         "--out", metavar="FILE", help="where to write (default: report.html in the first folder)"
     )
-    return p
 
 
-def report(args, _overrides) -> None:
-    """Runs the subcommand.
+def run(args, _overrides) -> None:
+    """Writes the page and prints the tables.
 
     Raises:
       ConfigError: a folder is not a run folder, or the page cannot be written.

@@ -9,7 +9,28 @@ from typing import Any
 
 from evolving_rl_jax.config import ConfigError
 from evolving_rl_jax.eval import statistics
-from evolving_rl_jax.eval.results import points
+from evolving_rl_jax.eval.results import points, write_json
+
+
+def print_comparison(names: Sequence[str], workdir: str = "", out: str = "") -> None:
+    """Prints the paired difference of two results, and writes it as JSON where asked.
+
+    Args:
+      names: of the two, as in `find_results`.
+      workdir: a run folder, or "".
+      out: file to write, or "".
+
+    Raises:
+      ConfigError: there are no such results, or ``out`` cannot be written.
+    """
+    result = compare(*(find_results(name, workdir) for name in names), tuple(names))
+    print(compare_table(result))
+    if out:
+        try:
+            write_json(pathlib.Path(out), result)
+        except OSError as error:
+            raise ConfigError(f"--out must be a file that can be written, got {error}") from error
+        print(f"written: {out}")
 
 
 def find_results(name: str, workdir: str = "") -> dict[float, dict[str, Any]]:

@@ -26,6 +26,43 @@ from evolving_rl_jax.train.loop import make_driver
 from evolving_rl_jax.types import Task
 
 
+def play(
+    parts: Parts,
+    mode: str,
+    which: str,
+    temperatures: Sequence[float],
+    num_seeds: int,
+    *,
+    splits: Sequence[str],
+    num_games: int,
+    top: int,
+) -> None:
+    """Plays the panel of ``parts``, or streams; the rest as in `evaluate` and `stream`.
+
+    Raises:
+      ConfigError: as they, or this run cannot play such streams.
+    """
+    suffix = (f"-{'+'.join(splits)}" if splits else "") + (f"-{num_games}" if num_games else "")
+    if mode == "panel":
+        with user_errors((ValueError,), "eval"):
+            evaluate(parts, which, temperatures, num_seeds, suffix)
+        return
+    if parts.hosts.count > 1:
+        raise ConfigError(
+            f"--mode=stream must run on one process (its tasks follow each other), got "
+            f"{parts.hosts.count}"
+        )
+    known = sorted({t.split for t in parts.tasks})
+    for name in splits:
+        if name not in known:
+            raise ConfigError(f"--split must be one of {', '.join(known)}, got {name!r}")
+    for temperature in temperatures:
+        stream(
+            parts, which, temperature, num_seeds, splits=splits, num_games=num_games, top=top,
+            suffix=suffix,
+        )  # fmt: skip
+
+
 def evaluate(
     parts: Parts,
     which: str,

@@ -39,6 +39,7 @@ from evolving_rl_jax.eval.transfer.play import (
 )
 from evolving_rl_jax.rollout.prompts import COMPACT_MARKERS
 from evolving_rl_jax.run import skills as skill_parts
+from evolving_rl_jax.run.banks import open_bank
 from evolving_rl_jax.run.environments import make_pool
 from evolving_rl_jax.run.folder import RunFolder
 from evolving_rl_jax.run.parts import open_parts, prepare_games, progress, user_errors
@@ -78,9 +79,9 @@ def transfer(options: TransferOptions, overrides: dict[str, str]) -> dict[str, A
     """
     folder = RunFolder(options.workdir or _run_of(options.skills))
     base = run_config(folder, options.splits, options.num_games)
-    banks = {OURS: _open_bank(options.skills, "--skills")}
+    banks = {OURS: open_bank(options.skills, "--skills")}
     if options.other_skills:
-        banks[OTHER] = _open_bank(options.other_skills, "--other-skills")
+        banks[OTHER] = open_bank(options.other_skills, "--other-skills")
     if options.endpoint:
         return _over_http(options, folder, changed(base, overrides), banks)
     return _with_engine(options, folder, policy_config(base, options.policy, overrides), banks)
@@ -94,13 +95,6 @@ def _run_of(bank: str) -> str:
             f"--workdir must be the run folder whose panel is played: {bank!r} does not lie in one"
         )
     return str(folder)
-
-
-def _open_bank(path: str, flag: str) -> Bank:
-    if not pathlib.Path(path).is_file():
-        raise ConfigError(f"{flag} must be a bank.jsonl, got {path!r} (no such file)")
-    with user_errors((ValueError,), flag):
-        return Bank(path)
 
 
 # -- configuration ---------------------------------------------------------------------------------

@@ -1,0 +1,97 @@
+"""``evolving-rl data``."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import sys
+
+from evolving_rl_jax.config import ConfigError
+
+
+def add(commands) -> None:
+    """The options."""
+    p = commands.add_parser(
+        "data",
+        help="index a downloaded data set for training",
+        description="Checks the official ALFWorld games and writes an index that config.data.games takes: "
+        "the splits of the paper, content hashes and a TFDS data set.  Exit code 1, and no index, when the "
+        "numbers of games are not those of the release.  Mind2Web: compacts the official JSON files, the "
+        "protected test archive too, into a TFDS data set of page elements, and reports counts, duplicates "
+        "and how often the right element is shown.",
+        epilog="evolving-rl data alfworld --source=download --out=alfworld",
+    )
+    p.add_argument("name", choices=tuple(DATA_SETS), help="which data set")
+    p.add_argument(
+        "--source",
+        action="append",
+        default=[],
+        metavar="DIR|ZIP|download",
+        help="folder that holds json_2.1.1, or zip files of the release (give the option once for each), or "
+        "'download' (default: the folder $ALFWORLD_DATA)",
+    )
+    p.add_argument(
+        "--out",
+        required=True,
+        metavar="DIR",
+        help="folder to write; an interrupted command goes on in it",
+    )
+    p.add_argument(
+        "--allow-counts",
+        action="store_true",
+        help="write the index although the numbers of games differ",
+    )
+    p.add_argument(
+        "--password",
+        default="",
+        help="mind2web: of the archive of the test splits (default: $MIND2WEB_PASSWORD)",
+    )
+
+
+def run(args, _overrides) -> int:
+    """Writes the index and prints what was found."""
+    return DATA_SETS[args.name](args)
+
+
+def _alfworld(args) -> int:
+    from evolving_rl_jax.envs.alfworld import official as alfworld
+    from evolving_rl_jax.envs.alfworld.archives import ArchiveError, DownloadError
+    from evolving_rl_jax.envs.alfworld.folder import TaskError
+    from evolving_rl_jax.run.console import progress
+
+    options = {"progress": progress, "allow_counts": args.allow_counts}
+    try:
+        report = alfworld.prepare(args.source, pathlib.Path(args.out), **options)
+    except alfworld.CountsError as e:
+        print("\n".join(e.report.lines()))
+        print(
+            "evolving-rl: no index written; --allow-counts writes it all the same", file=sys.stderr
+        )
+        return 1
+    except DownloadError as e:
+        raise ConfigError(
+            f"{e}; without a network, fetch the zip files elsewhere and give --source=ZIP for each"
+        ) from e
+    except (TaskError, ArchiveError, FileExistsError) as e:
+        raise ConfigError(str(e)) from e
+    except OSError as e:
+        raise ConfigError(f"--out must be a folder that can be written, got {e}") from e
+    print("\n".join(report.lines()))
+    print(f"{sum(report.counts.values())} games indexed in {args.out}")
+    return 0
+
+
+def _mind2web(args) -> int:
+    from evolving_rl_jax.envs.mind2web.index import build_index
+    from evolving_rl_jax.envs.mind2web.official import PASSWORD_VARIABLE, DataError
+    from evolving_rl_jax.run.console import progress, user_errors
+
+    password = args.password or os.environ.get(PASSWORD_VARIABLE, "")
+    with user_errors((DataError,)), progress("reading tasks") as bar:
+        report = build_index(args.source, args.out, password=password, progress=bar)
+    print(report.text())
+    print(f"{sum(report.counts.values())} tasks indexed in {args.out}")
+    return 0
+
+
+DATA_SETS = {"alfworld": _alfworld, "mind2web": _mind2web}
