@@ -16,12 +16,14 @@ MODULES = {
 }
 
 LIGHT = ("config", "envs", "skills", "data", "rollout", "cli")
-WITHOUT_JAX = [m for m in MODULES if m.count(".") == 0 or m.split(".")[1] in (*LIGHT, "types")]
+WITHOUT_JAX = [
+    m for m in MODULES if m.count(".") == 0 or m.split(".")[1] in (*LIGHT, "types", "files")
+]
 
 ENVS = "evolving_rl_jax.envs."
 
 # A room may import those before it in the direction of the data flow, and itself.
-BASE = ("types", "config")
+BASE = ("types", "config", "files")
 ACTING = ("envs", "data", "skills", "rollout")
 ON_DEVICE = ("losses", "parallel", "models", "generate", "update")
 PARTS = (*BASE, *ACTING, *ON_DEVICE)
@@ -29,9 +31,10 @@ RUN = (*PARTS, "run")
 LAYERS = {
     "types": (),
     "config": (),
+    "files": (),
     "losses": (),
     "parallel": (),
-    "models": ("losses", "parallel"),
+    "models": ("files", "losses", "parallel"),
     "generate": ("parallel", "models"),
     "update": ("types", "losses", "parallel", "models"),
     "envs": BASE,

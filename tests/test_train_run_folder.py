@@ -11,7 +11,8 @@ import sys
 import pytest
 
 from evolving_rl_jax.config import ConfigError, default_config, first_difference
-from evolving_rl_jax.run.folder import RunFolder, write_atomic
+from evolving_rl_jax.files import write_atomic
+from evolving_rl_jax.run.folder import RunFolder
 
 
 def config(**changes):

@@ -10,7 +10,7 @@ from evolving_rl_jax.config import ConfigError
 from evolving_rl_jax.data.tasks import source_split
 from evolving_rl_jax.eval.journal import Journal
 from evolving_rl_jax.eval.panel import PANEL_ITERATION, success_table, write_result
-from evolving_rl_jax.eval.results import PanelGame, skill_records, versions, write_json
+from evolving_rl_jax.eval.results import PanelGame, skill_records, versions
 from evolving_rl_jax.eval.stream import (
     STREAM_ITERATION,
     StreamSettings,
@@ -18,6 +18,7 @@ from evolving_rl_jax.eval.stream import (
     stream_result,
     stream_table,
 )
+from evolving_rl_jax.files import write_json
 from evolving_rl_jax.run import skills as skill_parts
 from evolving_rl_jax.run.parts import Parts, user_errors
 from evolving_rl_jax.run.policy import load_policy

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-import json
-import os
 import pathlib
 import platform
 from collections.abc import Hashable, Mapping, Sequence
@@ -14,6 +12,7 @@ from typing import Any
 from evolving_rl_jax import __version__
 from evolving_rl_jax.eval import statistics
 from evolving_rl_jax.eval import web as web_results
+from evolving_rl_jax.files import write_json
 from evolving_rl_jax.skills.records import Outcome, SkillRecord
 from evolving_rl_jax.types import SCORED, Episode, Task
 
@@ -284,14 +283,6 @@ def write_result(
     result["leaks"] = panel.leaks(games)
     write_json(path, result)
     return result
-
-
-def write_json(path: pathlib.Path, value: Mapping[str, Any]) -> None:
-    """Writes JSON so that a reader sees the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(value), encoding="utf-8")
-    os.replace(partial, path)
 
 
 def _game_record(game: PanelGame) -> dict:

@@ -8,7 +8,6 @@ has the same tensors.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from evolving_rl_jax.files import write_json
 from evolving_rl_jax.models import safetensors
 from evolving_rl_jax.models.config import ModelConfig, config_from_hf, config_to_hf
 from evolving_rl_jax.models.hub import TOKENIZER_FILES, WEIGHT_FILES, local_folder
@@ -212,8 +212,8 @@ def save_hf(
             if source.is_file() and source.resolve() != (path / name).resolve():
                 shutil.copyfile(source, path / name)
     if not (path / "generation_config.json").is_file():
-        _write_json(path / "generation_config.json", generation)
-    _write_json(path / "config.json", raw | generation)
+        write_json(path / "generation_config.json", generation, indent=2)
+    write_json(path / "config.json", raw | generation, indent=2)
 
 
 def _entries(params, cfg) -> Iterator[tuple[str, tuple[int, ...], np.dtype, Any]]:
@@ -252,18 +252,11 @@ def _write_weights(path: Path, entries, max_shard_bytes):
         weight_map = {
             entry[0]: file for file, shard in zip(files, shards, strict=True) for entry in shard
         }
-        _write_json(
-            path / _INDEX, {"metadata": {"total_size": sum(sizes)}, "weight_map": weight_map}
-        )
+        index = {"metadata": {"total_size": sum(sizes)}, "weight_map": weight_map}
+        write_json(path / _INDEX, index, indent=2)
     # Weights of an earlier export into the same folder would be read instead of, or next to, these.
     for old in path.glob("model*.safetensors"):
         if old.name not in files:
             old.unlink()
     if len(shards) == 1:
         (path / _INDEX).unlink(missing_ok=True)
-
-
-def _write_json(path: Path, value):
-    temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(temporary, path)

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from evolving_rl_jax.files import write_json
 from evolving_rl_jax.models import safetensors
 from evolving_rl_jax.models.config import ModelConfig
 from evolving_rl_jax.models.transformer import init as init_model
@@ -221,7 +222,7 @@ def save_adapter(
         "use_rslora": False,
     }
     # Last: a folder that has it is complete.
-    (path / _CONFIG).write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")
+    write_json(path / _CONFIG, raw, indent=2)
 
 
 def load_adapter(path: str | Path, cfg: ModelConfig) -> tuple[dict[str, Any], LoraConfig]:

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
+
+from evolving_rl_jax.files import replacing
 
 _DTYPES = {
     "F64": np.dtype(np.float64),
@@ -97,9 +98,7 @@ def write_tensors(
         offset = stop
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    temporary = path.with_name(path.name + ".partial")
-    with temporary.open("wb") as file:
+    with replacing(path) as temporary, temporary.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for _, _, dtype, get in tensors:
             file.write(np.ascontiguousarray(get(), dtype).view(np.uint8).data)
-    os.replace(temporary, path)

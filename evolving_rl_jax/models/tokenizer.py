@@ -6,10 +6,10 @@ Loading needs only the ``tokenizers`` library, not ``transformers``.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from evolving_rl_jax.files import write_atomic, write_json
 from evolving_rl_jax.models.hub import TOKENIZER_FILES, local_folder
 
 SPECIAL_TOKENS = ("<pad>", "<eos>", "<obs>", "<act>", "<skill>")
@@ -193,8 +193,8 @@ def train_tokenizer(
         "clean_up_tokenization_spaces": False,
         "model_max_length": 1_000_000,
     }
-    _write(out_dir / "tokenizer_config.json", json.dumps(settings, indent=2) + "\n")
-    _write(out_dir / "tokenizer.json", backend.to_str(pretty=True) + "\n")
+    write_json(out_dir / "tokenizer_config.json", settings, indent=2)
+    write_atomic(out_dir / "tokenizer.json", backend.to_str(pretty=True) + "\n")
     return load_tokenizer(out_dir)
 
 
@@ -207,9 +207,3 @@ def _read_json(path: Path) -> dict:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} must be JSON, got: {error}") from None
-
-
-def _write(path: Path, text: str):
-    temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

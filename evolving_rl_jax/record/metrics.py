@@ -18,6 +18,8 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from evolving_rl_jax.files import write_atomic
+
 log = logging.getLogger(__name__)
 
 FILE_NAME = "metrics.jsonl"
@@ -308,9 +310,4 @@ def _rewrite(path: pathlib.Path, resume_from: int | None) -> None:
     kept = b"".join(line + b"\n" for line, record in _records(path) if record["iteration"] < limit)
     if kept == path.read_bytes():
         return
-    temporary = path.with_suffix(".jsonl.tmp")
-    with open(temporary, "wb") as file:
-        file.write(kept)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    write_atomic(path, kept)

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from evolving_rl_jax.config import ConfigError
+from evolving_rl_jax.files import write_atomic
 
 
 def check_wandb(project: str) -> None:
@@ -46,7 +47,7 @@ class WandbRun:
         id_file = folder / "wandb" / "run_id"
         id_file.parent.mkdir(parents=True, exist_ok=True)
         if not id_file.is_file():
-            id_file.write_text(uuid.uuid4().hex[:16], encoding="utf-8")
+            write_atomic(id_file, uuid.uuid4().hex[:16])
         try:
             self._run = wandb.init(
                 project=project,

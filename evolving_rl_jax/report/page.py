@@ -13,6 +13,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+from evolving_rl_jax.files import write_atomic
 from evolving_rl_jax.report import charts, viewer
 from evolving_rl_jax.report import results as report_results
 from evolving_rl_jax.report import skills as report_skills
@@ -65,9 +66,7 @@ def write_report(
         **_content(runs),
     )
     path = pathlib.Path(out) if out else runs[0].folder / "report.html"
-    temporary = path.with_name(path.name + ".partial")
-    temporary.write_bytes(page.encode("utf-8", "replace"))  # a model can emit lone surrogates
-    os.replace(temporary, path)
+    write_atomic(path, page.encode("utf-8", "replace"))  # a model can emit lone surrogates
     return path
 
 

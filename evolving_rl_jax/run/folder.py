@@ -17,6 +17,7 @@ import socket
 from collections.abc import Iterator
 
 from evolving_rl_jax import config as config_lib
+from evolving_rl_jax.files import write_atomic
 from evolving_rl_jax.run.console import say
 
 
@@ -140,10 +141,3 @@ class RunFolder:
         path.parent.mkdir(exist_ok=True)
         # mtime=0: the same episodes give the same bytes.
         write_atomic(path, gzip.compress(text.encode("utf-8"), mtime=0))
-
-
-def write_atomic(path: pathlib.Path, data: str | bytes) -> None:
-    """Writes a file so that a reader, or a run killed meanwhile, sees the old or the new one."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(data.encode("utf-8") if isinstance(data, str) else data)
-    os.replace(partial, path)

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from evolving_rl_jax import files
 from evolving_rl_jax.skills.records import SCHEMA_VERSION, SkillRecord, decode, encode
 
 __all__ = ["SCHEMA_VERSION", "Bank", "SkillRecord", "new_bank", "write_bank"]
@@ -213,7 +214,7 @@ class Bank:
             self._torn = 0
             self._put(descriptor, data)
         if created:
-            _sync_folder(self.path.parent)
+            files.sync(self.path.parent)
         self._end += len(data)
         self._newline_missing = False
         self._lines += records
@@ -234,14 +235,8 @@ class Bank:
     def _replace(self, records: list[SkillRecord]) -> None:
         """Makes the file hold these lines and no other, all at once."""
         data = b"".join(map(encode, records))
-        temporary = self.path.with_name(self.path.name + ".tmp")
         with self._locked():
-            with open(temporary, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, self.path)
-            _sync_folder(self.path.parent)
+            files.write_atomic(self.path, data)
         self._lines, self._end, self._torn = records, len(data), 0
         self._newline_missing = False
         self._index()
@@ -279,15 +274,6 @@ def _is_at(path: Path, status: os.stat_result) -> bool:
         return False
 
 
-def _sync_folder(folder: Path) -> None:
-    """Makes a created or replaced name durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def new_bank(path: str | os.PathLike[str]) -> Bank:
     """An empty bank; what ``path`` held is gone."""
     Path(path).unlink(missing_ok=True)
@@ -297,8 +283,8 @@ def new_bank(path: str | os.PathLike[str]) -> Bank:
 def write_bank(path: str | os.PathLike[str], records: Iterable[SkillRecord]) -> None:
     """Makes ``path`` a bank of these records; a reader sees the old one or the new one."""
     path = Path(path)
-    partial = path.with_name(path.name + ".partial")
-    if new_bank(partial).append(records):
-        os.replace(partial, path)
+    if records := tuple(records):
+        with files.replacing(path) as partial:
+            Bank(partial).append(records)
     else:
         path.unlink(missing_ok=True)

@@ -14,6 +14,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from evolving_rl_jax.files import replacing
+
 
 class Embedder(Protocol):
     """Turns texts into vectors.  Rows need not have unit length.
@@ -166,10 +168,8 @@ class CachedEmbedder:
 
     def _save(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_name(self.path.name + ".partial")
-        with open(partial, "wb") as file:
+        with replacing(self.path) as partial, open(partial, "wb") as file:
             np.savez(file, keys=list(self._vectors), vectors=np.stack([*self._vectors.values()]))
-        os.replace(partial, self.path)
 
 
 def fitted(embedder: Embedder, texts: Sequence[str]) -> Any:

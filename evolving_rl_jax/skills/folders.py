@@ -16,6 +16,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from evolving_rl_jax.files import write_atomic
 from evolving_rl_jax.skills.audit import AuditRules
 from evolving_rl_jax.skills.curate import worth
 from evolving_rl_jax.skills.records import SkillRecord, decode, encode
@@ -57,8 +58,8 @@ def export_folders(
         taken.add(name)
         folder = Path(out) / name
         folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / "SKILL.md", skill_md(record, name).encode())
-        _write(folder / "record.json", encode(record))
+        write_atomic(folder / "SKILL.md", skill_md(record, name).encode())
+        write_atomic(folder / "record.json", encode(record))
         folders.append(folder)
     return folders
 
@@ -223,9 +224,3 @@ def _fact(value) -> str:
     if isinstance(value, tuple):
         return " to ".join(f"{v:.4g}" for v in value)
     return str(value)
-
-
-def _write(path: Path, data: bytes) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(data)
-    os.replace(partial, path)

@@ -14,8 +14,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from evolving_rl_jax import models, parallel
 from evolving_rl_jax.config import ConfigError
+from evolving_rl_jax.files import write_atomic
 from evolving_rl_jax.rollout.batch import pack_rows
-from evolving_rl_jax.run.folder import write_atomic
 from evolving_rl_jax.types import Sample
 from evolving_rl_jax.update.state import init_state
 from evolving_rl_jax.update.step import make_cloning_step

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from evolving_rl_jax.config import ConfigError, flat
-from evolving_rl_jax.run.folder import write_atomic
+from evolving_rl_jax.files import write_atomic
 
 FILE_NAME = "collapses.jsonl"
 OFF, WARN, STOP, RESTORE_BEST = "off", "warn", "stop", "restore_best"

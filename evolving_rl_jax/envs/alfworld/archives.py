@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import pathlib
 import re
+import shutil
 import stat
 import urllib.error
 import urllib.request
 import zipfile
 import zlib
 from collections.abc import Callable
+
+from evolving_rl_jax.files import put, replacing
 
 __all__ = ["ArchiveError", "DownloadError", "download", "extract"]
 
@@ -85,17 +87,14 @@ def _extract_one(archive, file, member: zipfile.ZipInfo, target: pathlib.Path) -
     if target.is_file() and target.stat().st_size == member.file_size:
         return
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(target.name + ".partial")
     try:
-        with file.open(member) as source, partial.open("wb") as sink:
-            while chunk := source.read(_CHUNK):
-                sink.write(chunk)
+        with replacing(target) as partial:
+            with file.open(member) as source, partial.open("wb") as sink:
+                shutil.copyfileobj(source, sink, _CHUNK)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
-        partial.unlink(missing_ok=True)
         raise ArchiveError(
             f"{archive}: {member.filename!r} must be whole, found: {error}"
         ) from error
-    os.replace(partial, target)
 
 
 def download(
@@ -128,7 +127,7 @@ def download(
     got = partial.stat().st_size
     if size is not None and got != size:
         raise DownloadError(f"{url} must give {size} bytes, got {got}: the same command goes on")
-    os.replace(partial, target)
+    put(partial, target)
     return target
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib.metadata
-import json
 import os
 import pathlib
 import re
@@ -18,6 +17,7 @@ from typing import Any
 from evolving_rl_jax.envs.alfworld.archives import ArchiveError, download, extract
 from evolving_rl_jax.envs.alfworld.folder import SPLITS, TaskError
 from evolving_rl_jax.envs.alfworld.index import RELEASE, IndexReport, find_root, index_games
+from evolving_rl_jax.files import write_json
 from evolving_rl_jax.types import Task
 
 __all__ = ["CountsError", "prepare", "release_urls"]
@@ -188,6 +188,4 @@ def _write_index(
             for task in tasks
         ],
     }
-    partial = out / "games.json.partial"
-    partial.write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, out / "games.json")
+    write_json(out / "games.json", index, indent=1)

@@ -23,6 +23,7 @@ from evolving_rl_jax.envs.mind2web.official import DataError, SourceFile
 from evolving_rl_jax.envs.mind2web.recall import BUDGETS, GoldRecall
 from evolving_rl_jax.envs.mind2web.records import RecordError, from_official
 from evolving_rl_jax.envs.mind2web.store import INDEX, decode, encode
+from evolving_rl_jax.files import put
 
 __all__ = ["Report", "build_index"]
 
@@ -122,7 +123,7 @@ def build_index(
         (partial / INDEX).write_text(json.dumps(document), encoding="utf-8")
         if out.exists():
             out.rmdir()
-        os.replace(partial, out)
+        put(partial, out)
     except OSError as error:
         raise DataError(f"{out}: must be a folder that can be written, got {error}") from error
     finally:

@@ -8,15 +8,15 @@ the same command goes on where it was stopped; games that the infrastructure fai
 from __future__ import annotations
 
 import dataclasses
-import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from evolving_rl_jax.eval import statistics
 from evolving_rl_jax.eval.journal import Journal
-from evolving_rl_jax.eval.results import points, versions, write_json
-from evolving_rl_jax.skills.bank import Bank, SkillRecord
+from evolving_rl_jax.eval.results import points, versions
+from evolving_rl_jax.files import write_json
+from evolving_rl_jax.skills.bank import Bank, SkillRecord, write_bank
 from evolving_rl_jax.skills.records import Outcome
 from evolving_rl_jax.skills.retrieval import SkillRetriever
 from evolving_rl_jax.types import SCORED, Episode, Task
@@ -257,11 +257,7 @@ def measured_skills(journal: Journal, bank: BankInPlay) -> list[SkillRecord]:
 def write_transfer(out: pathlib.Path, result: Mapping[str, Any], skills: list[SkillRecord]) -> None:
     """Writes ``result.json`` and ``skills.jsonl`` (a bank) into the folder ``out``."""
     write_json(out / "result.json", result)
-    partial = out / "skills.jsonl.partial"
-    partial.unlink(missing_ok=True)
-    if skills:
-        Bank(partial).append(skills)
-        os.replace(partial, out / "skills.jsonl")
+    write_bank(out / "skills.jsonl", skills)
 
 
 def transfer_table(result: Mapping[str, Any]) -> str:

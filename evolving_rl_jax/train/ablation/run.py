@@ -14,7 +14,6 @@ import dataclasses
 import functools
 import gc
 import json
-import os
 import pathlib
 import shutil
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from collections.abc import Sequence
 from ml_collections import ConfigDict
 
 from evolving_rl_jax.config import ConfigError, validate
+from evolving_rl_jax.files import replacing
 from evolving_rl_jax.report.page import write_report
 from evolving_rl_jax.run.console import progress, say
 from evolving_rl_jax.run.folder import RunFolder
@@ -239,12 +239,9 @@ def _share_start(donor: pathlib.Path, path: pathlib.Path, config) -> None:
         if target.exists():
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(target.name + ".partial")
-        if source.is_dir():
-            shutil.copytree(source, partial, dirs_exist_ok=True)
-        else:
-            shutil.copyfile(source, partial)
-        os.replace(partial, target)
+        copy = shutil.copytree if source.is_dir() else shutil.copyfile
+        with replacing(target) as partial:
+            copy(source, partial)
 
 
 def _keep_programs(path: pathlib.Path) -> None:

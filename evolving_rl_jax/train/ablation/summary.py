@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from evolving_rl_jax.eval import statistics
-from evolving_rl_jax.eval.results import write_json
+from evolving_rl_jax.files import write_atomic, write_json
 from evolving_rl_jax.report import results as report_results
 from evolving_rl_jax.report.reading import UNREADABLE, Run, groups, read_run
 from evolving_rl_jax.report.results import AFTER, BEFORE, CONDITIONS, SPLITS
@@ -61,9 +61,7 @@ def write_summary(workdir: str | os.PathLike, folders: Sequence[str | os.PathLik
     }
     write_json(workdir / "ablation.json", summary)
     text = _markdown(summary)
-    partial = workdir / "ablation.md.partial"
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, workdir / "ablation.md")
+    write_atomic(workdir / "ablation.md", text)
     return text
 
 

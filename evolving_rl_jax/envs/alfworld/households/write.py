@@ -36,6 +36,7 @@ from evolving_rl_jax.envs.alfworld.households.problem import (
     engine_logic,
     problem,
 )
+from evolving_rl_jax.files import write_json
 
 __all__ = ["GamesSpec", "generate_even", "generate_games"]
 
@@ -135,10 +136,7 @@ def _write_games(
         if progress:
             progress(done)
     manifest = {"format": 1, **description, "games": entries}
-    out.mkdir(parents=True, exist_ok=True)
-    partial = index.with_suffix(".partial")
-    partial.write_text(json.dumps(manifest, indent=1) + "\n", encoding="ascii")
-    os.replace(partial, index)
+    write_json(index, manifest, indent=1)
     return manifest
 
 
