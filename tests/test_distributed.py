@@ -253,7 +253,7 @@ import pathlib
 import jax
 from test_train_checkpoint import EXTRA, KEEP, OPTIMIZER, model
 from evolving_rl_jax import parallel
-from evolving_rl_jax.train import state as state_lib
+from evolving_rl_jax.update import state as state_lib
 from evolving_rl_jax.train.checkpoint import Checkpoints
 
 folder = pathlib.Path({folder!r})

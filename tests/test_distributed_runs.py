@@ -24,7 +24,7 @@ from evolving_rl_jax.run.preemption import EXIT_AGAIN
 
 UPDATE = """
 import json, os
-from evolving_rl_jax import distributed
+from evolving_rl_jax.run import hosts as distributed
 import jax, numpy as np
 
 address = distributed.find(os.environ)
@@ -34,7 +34,8 @@ with distributed.joined(address, start_timeout_s=60, heartbeat_timeout_s=10) as 
     from evolving_rl_jax.config import default_config
     from evolving_rl_jax.rollout.batch import BatchShape, make_batch, split_experience
     from evolving_rl_jax.rollout.evolve import Candidate, Experience, Source
-    from evolving_rl_jax.train import global_batch as gb, optimizer, state, step
+    from evolving_rl_jax.train import global_batch as gb
+    from evolving_rl_jax.update import optimizer, state, step
     from evolving_rl_jax.types import Episode, Sample
 
     config = default_config()

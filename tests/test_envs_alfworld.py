@@ -331,7 +331,7 @@ def test_least_recently_used_games_are_dropped(games):
 
 def test_environments_never_import_jax(games):
     script = (
-        "import sys; from evolving_rl_jax import envs; from evolving_rl_jax.envs import workers\n"
+        "import sys; from evolving_rl_jax import envs; from evolving_rl_jax.envs.pool import pool\n"
         "from evolving_rl_jax.types import Task\n"
         f"t = Task('a', 'alfworld', 's', '', '', {str(games[0])!r}, 'h')\n"
         "envs.make('alfworld', cache_dir=None).reset(t)\n"

@@ -251,7 +251,7 @@ def test_workers_leave_nothing_behind(games, tmp_path, request):
         textwrap.dedent(f"""
         import jax
         from evolving_rl_jax import types
-        from evolving_rl_jax.envs.workers import EnvPool
+        from evolving_rl_jax.envs.pool.pool import EnvPool
         MARK = "imported " + __name__
         if __name__ == "__main__":
             pools = [EnvPool("alfworld", {{"cache_dir": None}}, num_workers=2) for _ in range(2)]

@@ -299,7 +299,7 @@ elif verb == "ssh":
 
 MEETING = """
 import os, pathlib, sys
-from evolving_rl_jax import distributed
+from evolving_rl_jax.run import hosts as distributed
 with distributed.joined(distributed.find(os.environ), start_timeout_s=60) as hosts:
     text = f"met {{hosts.gather(hosts.index)}} of {{hosts.count}}\\n"
     os.write(1, text.encode())  # in one piece

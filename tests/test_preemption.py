@@ -121,7 +121,8 @@ FORKER = """
 import os, sys
 import alfworld.agents.environment.alfred_tw_env, orbax.checkpoint, sklearn.feature_extraction.text
 from evolving_rl_jax.cli.main import main
-from evolving_rl_jax.train import build, loop
+from evolving_rl_jax.run import parts
+from evolving_rl_jax.train import loop
 
 for line in sys.stdin:
     out = os.dup(1)
