@@ -13,11 +13,11 @@ from evolving_rl_jax import config as config_lib
 from evolving_rl_jax.parallel import host_local_to_global
 from evolving_rl_jax.rollout.batch import BatchShape, make_batch
 from evolving_rl_jax.rollout.evolve import Evolver
+from evolving_rl_jax.run.engine import make_driver, make_engine
 from evolving_rl_jax.run.folder import RunFolder
 from evolving_rl_jax.run.parts import open_parts
 from evolving_rl_jax.skills.retrieval import Retriever, TfidfEmbedder
 from evolving_rl_jax.train.cloning import initial_params
-from evolving_rl_jax.train.loop import make_driver
 from evolving_rl_jax.update.optimizer import make_optimizer
 from evolving_rl_jax.update.state import state_from_params
 from evolving_rl_jax.update.step import make_train_step
@@ -45,7 +45,7 @@ def measure(args) -> dict:
     config = quickstart_config(args)
     with tempfile.TemporaryDirectory() as name, open_parts(config, RunFolder(name)) as parts:
         params = initial_params(parts)
-        engine = parts.make_engine(params)
+        engine = make_engine(parts, params)
         engine.warmup()
         for iteration in range(2):
             engine.set_params(params, iteration)

@@ -22,7 +22,6 @@ from evolving_rl_jax.rollout.evolve import Candidate, Experience, Source
 from evolving_rl_jax.skills import Retriever
 from evolving_rl_jax.skills.bank import SCHEMA_VERSION, Bank, SkillRecord
 from evolving_rl_jax.skills.schema import Skill
-from evolving_rl_jax.train.collect import Rollout
 from evolving_rl_jax.update.step import ARM_WEIGHTS, STEP_METRICS
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -83,10 +82,10 @@ def _experience() -> Experience:
 
 def test_metrics_page_names_every_metric_and_no_other():
     driver = SimpleNamespace(environment_seconds=0.0, finished=0, reused=Counter())
-    rollout = Rollout(0, 0, _experience(), driver, Stats(), 1.0)
     logged = {"iteration", *(f"train/{name}" for name in STEP_METRICS), *RATES.values()}
     logged |= set(records.rollout_figures(_experience()))
-    logged |= set(records.cost_figures(rollout, 1, trained=1.0, total=2.0))
+    times = {"overlapped": 0.0, "trained": 1.0, "total": 2.0}
+    logged |= set(records.cost_figures(driver, Stats(), lag=0, **times))
     assert _documented("metrics.jsonl") == logged
 
 

@@ -8,6 +8,7 @@ import pytest
 from doubles import make_task
 
 from evolving_rl_jax.config import ConfigError, default_config
+from evolving_rl_jax.eval import play
 from evolving_rl_jax.eval import web as web_results
 from evolving_rl_jax.eval.evaluation import stream_tasks
 from evolving_rl_jax.eval.gather import gather_panel
@@ -15,7 +16,6 @@ from evolving_rl_jax.eval.panel import Panel, PanelGame, write_result
 from evolving_rl_jax.eval.results import success_table
 from evolving_rl_jax.report.page import before_after_table, write_report
 from evolving_rl_jax.run import environments
-from evolving_rl_jax.run import skills as skill_parts
 from evolving_rl_jax.skills.retrieval import Retriever
 from evolving_rl_jax.types import OK, TIMEOUT, Episode, Turn
 
@@ -186,9 +186,9 @@ def test_training_on_the_protected_archive_is_refused(tmp_path, monkeypatch):
 
 def test_protocols_of_a_panel():
     config = default_config()
-    assert skill_parts.protocols(config) == ()
+    assert play.protocols(config) == ()
     config.env.update(name="mind2web", protocol="teacher_forced")
-    assert skill_parts.protocols(config) == ("teacher_forced", "stop_at_error")
+    assert play.protocols(config) == ("teacher_forced", "stop_at_error")
 
 
 def test_hosts_complete_each_others_games():

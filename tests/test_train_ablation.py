@@ -182,6 +182,8 @@ def skills_of(result):
 
 def test_a_crossed_panel_differs_from_a_panel_in_the_skills_alone(ablation):
     """A policy given its own skills repeats its panel; given others it has these in its prompts."""
+    from evolving_rl_jax.eval.play import make_panel
+    from evolving_rl_jax.run.engine import make_engine
     from evolving_rl_jax.run.folder import RunFolder
     from evolving_rl_jax.run.parts import open_parts
     from evolving_rl_jax.run.policy import load_policy
@@ -196,7 +198,7 @@ def test_a_crossed_panel_differs_from_a_panel_in_the_skills_alone(ablation):
     planted["games"][0]["conditions"]["own"]["status"] = "env_error"  # its source failed: no skill
     with open_parts(folder.load_config(), folder) as parts:
         params, _, iteration = load_policy(folder, "latest")
-        engine, panel = parts.make_engine(params), parts.make_panel(parts.config.eval.num_games)
+        engine, panel = make_engine(parts, params), make_panel(parts, parts.config.eval.num_games)
         _play_pair(parts, engine, panel, written, workdir / "again.json", iteration)
         _play_pair(parts, engine, panel, planted, workdir / "planted.json", iteration)
     assert own(json.loads((workdir / "again.json").read_text())) == own(written)

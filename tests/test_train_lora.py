@@ -23,6 +23,7 @@ from evolving_rl_jax import models, parallel
 from evolving_rl_jax.config import ConfigError
 from evolving_rl_jax.generate.engine import Engine
 from evolving_rl_jax.models import lora as lora_lib
+from evolving_rl_jax.train import limits
 from evolving_rl_jax.train.checkpoint import Checkpoints
 from evolving_rl_jax.update import optimizer as optimizer_lib
 from evolving_rl_jax.update import rows as rows_lib
@@ -231,7 +232,7 @@ def test_bfloat16_computes_and_float32_is_kept(batch, base, full_step, place, me
 
 
 def test_run_ends_after_too_many_updates_without_a_finite_gradient():
-    limit = optimizer_lib.SkipLimit(3)
+    limit = limits.SkipLimit(3)
     limit.check([math.nan, math.inf, 1.0, math.nan])
     limit.check([np.float32("nan")])
     limit.check([0.5])
@@ -239,6 +240,6 @@ def test_run_ends_after_too_many_updates_without_a_finite_gradient():
     with pytest.raises(ConfigError) as caught:
         limit.check([math.nan])
     message = str(caught.value)
-    assert isinstance(caught.value, optimizer_lib.DivergedError) and "\n" not in message
+    assert isinstance(caught.value, limits.DivergedError) and "\n" not in message
     assert "got 3 updates in a row" in message and "config.optimizer.max_skipped = 3" in message
     assert "checkpoints are kept" in message and "learning_rate" in message

@@ -29,6 +29,7 @@ __all__ = [
     "TaskOrder",
     "alfworld_task",
     "content_hash",
+    "copies_of",
     "load_tasks",
     "select",
     "source_split",
@@ -134,6 +135,19 @@ def source_split(split: str, known: Collection[str]) -> str:
         return f"{split}_sources"
     of_unseen = split != "valid_seen" and "valid_unseen_sources" in known
     return "valid_unseen_sources" if of_unseen or split == "train" else "train"
+
+
+def copies_of(panel: Sequence[Task], tasks: Sequence[Task]) -> list[dict[str, str]]:
+    """Those of ``tasks`` that are games of the panel, by ``id`` or by ``content``."""
+    by_id = {t.id: t for t in panel}
+    by_hash = {t.content_hash: t for t in panel}
+    found = []
+    for task in tasks:
+        same = by_id.get(task.id) or by_hash.get(task.content_hash)
+        if same is not None:
+            reason = "id" if task.id == same.id else "content"
+            found.append({"id": task.id, "same": reason, "panel_game": same.id})
+    return found
 
 
 class TaskOrder:

@@ -10,6 +10,7 @@ from evolving_rl_jax.config import ConfigError
 from evolving_rl_jax.data.tasks import source_split
 from evolving_rl_jax.eval.journal import Journal
 from evolving_rl_jax.eval.panel import PANEL_ITERATION, success_table, write_result
+from evolving_rl_jax.eval.play import make_panel
 from evolving_rl_jax.eval.results import PanelGame, skill_records, versions
 from evolving_rl_jax.eval.stream import (
     STREAM_ITERATION,
@@ -20,10 +21,10 @@ from evolving_rl_jax.eval.stream import (
 )
 from evolving_rl_jax.files import write_json
 from evolving_rl_jax.run import skills as skill_parts
+from evolving_rl_jax.run.engine import make_driver, make_engine
 from evolving_rl_jax.run.parts import Parts, user_errors
 from evolving_rl_jax.run.policy import load_policy
 from evolving_rl_jax.skills.bank import new_bank, write_bank
-from evolving_rl_jax.train.loop import make_driver
 from evolving_rl_jax.types import Task
 
 
@@ -91,7 +92,7 @@ def evaluate(
     """
     params, _, iteration = load_policy(parts.folder, which, parts.hosts)
     name = policy_name(which, iteration) + suffix
-    engine, panel = parts.make_engine(params), parts.make_panel(parts.config.eval.num_games)
+    engine, panel = make_engine(parts, params), make_panel(parts, parts.config.eval.num_games)
     results = []
     for temperature in temperatures:
         seeds = seeds_of(parts.config, num_seeds, temperature)
@@ -210,7 +211,7 @@ def stream(
     banks = {s: new_bank(path.with_name(f"{path.stem}-s{s}.skills.jsonl")) for s in seeds}
     if journal.plays:
         parts.say(f"{len(journal.plays)} plays are in {journal.path}: going on from there")
-    engine = parts.make_engine(params)
+    engine = make_engine(parts, params)
     driver = make_driver(parts, engine, STREAM_ITERATION + seeds[0], temperature)
     total = 2 * len(seeds) * min(settings.num_tasks, len(tasks))
     with parts.progress(f"stream {name}, temperature {temperature:g}", total) as bar:

@@ -10,6 +10,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 from evolving_rl_jax import __version__
+from evolving_rl_jax.data.tasks import copies_of
 from evolving_rl_jax.eval import statistics
 from evolving_rl_jax.eval import web as web_results
 from evolving_rl_jax.files import write_json
@@ -166,19 +167,6 @@ def leak_report(
         "identical_texts": len(same_text),
         "violations": copies_of(panel, [retrieved[i] for i in sorted(retrieved)]),
     }
-
-
-def copies_of(panel: Sequence[Task], tasks: Sequence[Task]) -> list[dict[str, str]]:
-    """Those of ``tasks`` that are games of the panel, by ``id`` or by ``content``."""
-    by_id = {t.id: t for t in panel}
-    by_hash = {t.content_hash: t for t in panel}
-    found = []
-    for task in tasks:
-        same = by_id.get(task.id) or by_hash.get(task.content_hash)
-        if same is not None:
-            reason = "id" if task.id == same.id else "content"
-            found.append({"id": task.id, "same": reason, "panel_game": same.id})
-    return found
 
 
 # -- the skills that were measured -----------------------------------------------------------------

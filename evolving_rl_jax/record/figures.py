@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from evolving_rl_jax.generate import Stats
 from evolving_rl_jax.rollout import known_facts
+from evolving_rl_jax.rollout.episode import Driver
 from evolving_rl_jax.rollout.evolve import Experience, StepScoring
 from evolving_rl_jax.skills.bank import SkillRecord
-from evolving_rl_jax.train.collect import Rollout
 from evolving_rl_jax.types import Episode
 
 # Where the engine found prompt tokens in its cache, by stage; an extraction is a single turn.
@@ -89,19 +90,18 @@ def rollout_figures(experience: Experience) -> dict[str, float]:
 
 
 def cost_figures(
-    rollout: Rollout, minibatches: int, *, trained: float, total: float
+    driver: Driver, stats: Stats, *, lag: int, overlapped: float, trained: float, total: float
 ) -> dict[str, float]:
     """What an iteration took: times of its stages and counts of its rollout; see docs/metrics.md.
 
     Args:
-      rollout: of the iteration.
-      minibatches: optimizer steps of an iteration.
+      driver: that played it.
+      stats: of the engine meanwhile.
+      lag: optimizer steps between the weights that played and those that were updated.
+      overlapped: seconds of the rollout during which the training loop did something else.
       trained: seconds of the update.
       total: seconds of the iteration in the training loop.
     """
-    stats, driver = rollout.stats, rollout.driver
-    # Seconds of the rollout during which the training loop did something else.
-    overlapped = max(0.0, rollout.seconds - rollout.waited)
     stages = {
         "time/environment": driver.environment_seconds,
         "time/prefill": stats.seconds_prefill,
@@ -116,7 +116,7 @@ def cost_figures(
         "rollout/evictions": stats.evictions,
         "rollout/overlapped_seconds": overlapped,
         "rollout/cache_used": stats.columns_used / max(stats.columns_held, 1),
-        "rollout/policy_lag": (rollout.iteration - rollout.version) * minibatches,
+        "rollout/policy_lag": lag,
     }
     for kind, stage in REUSED:
         counts[f"rollout/{kind}_reused_{stage}"] = driver.reused[kind, stage]

@@ -10,9 +10,8 @@ import dataclasses
 from collections.abc import Sequence
 
 from evolving_rl_jax.config import ConfigError
-from evolving_rl_jax.data.tasks import TaskOrder, select, source_split
+from evolving_rl_jax.data.tasks import TaskOrder, copies_of, select, source_split
 from evolving_rl_jax.envs.pool.pool import EnvPool
-from evolving_rl_jax.eval.results import copies_of
 from evolving_rl_jax.rollout.prompts import COMPACT_SPECIAL_TOKENS
 from evolving_rl_jax.run.console import progress, say, user_errors
 from evolving_rl_jax.run.environments import ENVIRONMENTS, check_games, make_pool, prepare_games
@@ -181,52 +180,6 @@ class Parts:
                     f"config.{group}.{key} must be a multiple of mesh data x fsdp = {shards}, "
                     f"got {rows}"
                 )
-
-    def make_engine(self, params):
-        """The generation engine with the sizes of ``config.rollout``."""
-        import jax
-
-        from evolving_rl_jax.generate.engine import Engine
-        from evolving_rl_jax.parallel import generation_mesh
-
-        r = self.config.rollout
-        mesh = generation_mesh(self.model_cfg.num_kv_heads, jax.local_devices())
-        params = self.on_this_host(params)
-        with user_errors((ValueError,), "config.rollout"):
-            return Engine(
-                self.model_cfg,
-                params,
-                num_slots=r.num_slots,
-                max_length=r.max_length,
-                prefill_chunk=r.prefill_buckets,
-                decode_window=r.decode_window,
-                row_buckets=r.row_buckets or None,
-                column_buckets=r.column_buckets or None,
-                pad_id=self.tokenizer.pad_id,
-                seed=self.config.seed,
-                mesh=mesh if mesh.size > 1 else None,
-                dtype=r.weights_dtype or None,
-                decode=self.tokenizer.decode,
-                copies_weights=bool(r.overlap),
-                memory_limit=r.memory_limit_gb * 1e9,
-            )
-
-    def on_this_host(self, params):
-        """The whole policy on this host's devices, for its engine; all hosts must call it."""
-        import jax
-
-        from evolving_rl_jax.parallel import generation_mesh, on_this_host
-
-        if self.hosts.count == 1:
-            return params
-        local = generation_mesh(self.model_cfg.num_kv_heads, jax.local_devices())
-        return on_this_host(params, local, self.model_cfg.dtype)
-
-    def make_panel(self, num_games: int = 0):
-        """The fixed panel of ``config.eval.splits`` (the first ``num_games`` of each by id; 0 = all)."""
-        from evolving_rl_jax.run import skills as skill_parts
-
-        return skill_parts.make_panel(self, num_games)
 
     def close(self) -> None:
         """Stops the workers."""

@@ -117,6 +117,13 @@ class Preemption:
             wait = "?wait_for_change=true&timeout_sec=60"
 
 
+def raise_if_preempted(hosts, preemption: Preemption) -> None:
+    """Raises `Preempted` on every host when a notice has come to any; all hosts must call it."""
+    reasons = [reason for reason in hosts.gather(preemption.reason) if reason]
+    if reasons:
+        raise Preempted(reasons[0], agreed=True)
+
+
 def metadata_host(environ, product_file: str = "/sys/class/dmi/id/product_name") -> str:
     """Where the metadata server of Google Cloud answers; empty on other machines."""
     if "GCE_METADATA_HOST" in environ:  # the name that Google's own libraries read

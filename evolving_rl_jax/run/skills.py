@@ -6,7 +6,6 @@ import pathlib
 from collections.abc import Callable, Sequence
 
 from evolving_rl_jax.config import ConfigError
-from evolving_rl_jax.envs.mind2web.env import PROTOCOLS
 from evolving_rl_jax.skills import (
     AuditRules,
     CachedEmbedder,
@@ -63,35 +62,6 @@ def make_retriever(parts, tasks: Sequence[Task]) -> Retriever:
         make_embedder(s.embedder, parts.folder.path / "cache"),
         exclude_identical_text=s.exclude_identical_text,
     )
-
-
-def make_panel(parts, num_games: int = 0):
-    """The fixed panel of ``config.eval.splits``; see `Parts.make_panel`."""
-    from evolving_rl_jax.eval.panel import Panel
-
-    config, games = parts.config, []
-    pool: dict[str, Task] = {}
-    for name in config.eval.splits:
-        members = parts.split(name)
-        games += members[:num_games] if num_games else members
-        pool.update((t.id, t) for t in parts.source_tasks(name))
-    return Panel(
-        games,
-        make_retriever(parts, [pool[i] for i in sorted(pool)]),
-        parts.prompts,
-        config.rollout.max_skill_chars,
-        rules=audit_rules(config),
-        fit=fit_to_prompt(config, parts.tokenizer),
-        training_tasks=parts.split(config.data.train_split) if parts.panel_tasks else [],
-        protocols=protocols(config),
-    )
-
-
-def protocols(config) -> tuple[str, ...]:
-    """How web tasks are played in a panel: as in training, then the other way; () elsewhere."""
-    if config.env.name != "mind2web":
-        return ()
-    return config.env.protocol, *(p for p in PROTOCOLS if p != config.env.protocol)
 
 
 def make_skill_retriever(config, folder) -> SkillRetriever:

@@ -42,6 +42,16 @@ class Rollout:
     seconds: float
     waited: float = 0.0
 
+    @property
+    def overlapped(self) -> float:
+        """Seconds of the rollout during which the training loop did something else."""
+        return max(0.0, self.seconds - self.waited)
+
+    @property
+    def lag(self) -> int:
+        """Iterations of training between the weights that sampled it and those it is learned by."""
+        return self.iteration - self.version
+
 
 class Collector:
     """Plays iterations one after the other, each now or ahead of time.

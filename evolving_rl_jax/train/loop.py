@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import pathlib
 import time
 
 import jax
 from ml_collections import ConfigDict
 
-from evolving_rl_jax.eval.panel import PANEL_ITERATION, write_result
-from evolving_rl_jax.eval.results import skill_records
+from evolving_rl_jax.eval.play import make_panel, play_panel, played_at
 from evolving_rl_jax.models.lora import Merger
 from evolving_rl_jax.record.episodes import episode_records
 from evolving_rl_jax.record.figures import bank_records, cost_figures, rollout_figures
@@ -18,11 +15,11 @@ from evolving_rl_jax.record.metrics import MetricsLogger
 from evolving_rl_jax.record.tracking import WandbRun
 from evolving_rl_jax.report.page import before_after_table, write_report
 from evolving_rl_jax.rollout.batch import BatchShape, make_batch, split_experience
-from evolving_rl_jax.rollout.episode import Driver, PlaySettings
 from evolving_rl_jax.rollout.evolve import Experience, StepScoring
+from evolving_rl_jax.run.engine import make_driver, make_engine, on_this_host
 from evolving_rl_jax.run.parts import Parts
-from evolving_rl_jax.run.preemption import Preempted
-from evolving_rl_jax.skills.bank import Bank, write_bank
+from evolving_rl_jax.run.preemption import Preempted, raise_if_preempted
+from evolving_rl_jax.skills.bank import Bank
 from evolving_rl_jax.train.checkpoint import Checkpoints
 from evolving_rl_jax.train.cloning import initial_params
 from evolving_rl_jax.train.collapse import RESTORE_BEST, STOP, Collapse, CollapseLog, CollapseRule
@@ -34,8 +31,9 @@ from evolving_rl_jax.train.global_batch import (
     whole_counts,
     whole_experience,
 )
+from evolving_rl_jax.train.limits import DivergedError, SkipLimit
 from evolving_rl_jax.train.stages import Stages
-from evolving_rl_jax.update.optimizer import DivergedError, SkipLimit, make_optimizer
+from evolving_rl_jax.update.optimizer import make_optimizer
 from evolving_rl_jax.update.state import abstract_state, kept, state_from_params
 from evolving_rl_jax.update.step import make_train_step
 
@@ -69,43 +67,6 @@ def _train(parts: Parts) -> None:
         trainer.collector.close()
 
 
-def play_panel(
-    parts: Parts, engine, panel, *, name: str, iteration: int, temperature: float, conditions
-) -> dict:
-    """Plays ``panel`` with the parameters that ``engine`` holds; writes and returns the result.
-
-    Next to it goes a bank of the skills that the policy wrote for its games, with their measured
-    utility.  On several hosts each plays its share of the games.
-    """
-    seed = parts.config.eval.seed
-    driver = make_driver(parts, engine, PANEL_ITERATION + seed, temperature)
-    with parts.progress(f"panel {name}, temperature {temperature:g}") as bar:
-        stop = lambda: parts.preemption.reason  # noqa: E731
-        games, figures = panel.play(driver, conditions, bar, hosts=parts.hosts, stop=stop)
-    raise_if_preempted(parts)
-    path = parts.folder.eval_file(name, temperature)
-    if parts.hosts.first:
-        steps = iteration * parts.config.train.minibatches
-        write_bank(path.with_suffix(".skills.jsonl"), skill_records(games, name, iteration, steps))
-    return write_result(
-        path, panel, games, name=name, iteration=iteration,
-        temperature=temperature, seed=seed, conditions=conditions, figures=figures,
-    )  # fmt: skip
-
-
-def raise_if_preempted(parts: Parts) -> None:
-    """Raises `Preempted` on every host when a notice has come to any of them."""
-    reasons = parts.hosts.gather(parts.preemption.reason)
-    if any(reasons):
-        raise Preempted(next(r for r in reasons if r), agreed=True)
-
-
-def make_driver(parts: Parts, engine, iteration: int, temperature: float) -> Driver:
-    """A driver with the settings of ``config.rollout``."""
-    settings = PlaySettings.from_config(parts.config.rollout, temperature=temperature)
-    return Driver(engine, parts.pool, parts.prompts, settings, iteration=iteration)
-
-
 class Trainer:
     """Holds what an iteration needs; :func:`train` is the loop."""
 
@@ -128,7 +89,7 @@ class Trainer:
             config, parts.model_cfg, self.optimizer, parts.mesh,
             lora=parts.lora, attention=config.model.attention,
         )  # fmt: skip
-        self.engine = parts.make_engine(self.policy_params())
+        self.engine = make_engine(parts, self.policy_params())
         self.bank = Bank(parts.folder.bank_file)
         if parts.hosts.first:
             self.bank.truncate_to(self.start)
@@ -188,7 +149,7 @@ class Trainer:
 
     def host_params(self):
         """`policy_params`, whole on this host."""
-        return self.parts.on_this_host(self.policy_params())
+        return on_this_host(self.parts, self.policy_params())
 
     # -- one iteration ---------------------------------------------------------------------------
 
@@ -216,7 +177,10 @@ class Trainer:
         records = episode_records(experience, iteration, config, self.parts.tokenizer)
         if records:
             self.parts.folder.write_episodes(iteration, records)
-        costs = cost_figures(rollout, minibatches, trained=trained, total=clock() - start)
+        costs = cost_figures(
+            rollout.driver, rollout.stats, lag=rollout.lag * minibatches,
+            overlapped=rollout.overlapped, trained=trained, total=clock() - start,
+        )  # fmt: skip
         costs = whole_counts(costs, self.parts.hosts)
         figures = {**rollout_figures(experience), **figures}
         self.metrics.log(iteration, {**figures, **costs})
@@ -230,7 +194,7 @@ class Trainer:
         config = self.parts.config
         slack = config.env.deadline_s + config.hosts.heartbeat_timeout_s
         self.parts.hosts.meet("rollouts", config.rollout.deadline_s + slack)
-        raise_if_preempted(self.parts)
+        raise_if_preempted(self.parts.hosts, self.parts.preemption)
 
     def update(self, experience: Experience) -> dict[str, float]:
         """One optimizer step for each share of the sources; returns the mean of the step's metrics.
@@ -336,14 +300,15 @@ class Trainer:
         config = self.parts.config
         conditions = conditions or config.eval.conditions
         num_games = config.eval.num_games if num_games is None else num_games
+        panel = None  # made once: its retriever is fitted then
         for temperature in temperatures or config.eval.temperatures:
             played = played_at(self.parts.folder.eval_file(name, temperature))
             if self.parts.hosts.from_first(played) == iteration:
                 continue
-            panel = self.parts.make_panel(num_games)
+            panel = panel or make_panel(self.parts, num_games)
             self.collector.wait()  # engine and environments are in use until then
             self.engine.warmup()
-            self.engine.set_params(self.parts.on_this_host(params), f"{name}-{iteration}")
+            self.engine.set_params(on_this_host(self.parts, params), f"{name}-{iteration}")
             play_panel(
                 self.parts, self.engine, panel, name=name, iteration=iteration,
                 temperature=temperature, conditions=conditions,
@@ -360,11 +325,3 @@ class Trainer:
             parts.say(f"report: {write_report(parts.folder.path)}")
         self.metrics.close()
         parts.hosts.meet("end")
-
-
-def played_at(path: pathlib.Path) -> int | None:
-    """The iteration of an evaluation file; None when there is none that can be read."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))["iteration"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None

@@ -151,11 +151,11 @@ def _with_engine(options, folder, config, banks) -> dict[str, Any]:
     with open_parts(config, folder) as parts:
         from evolving_rl_jax import models
         from evolving_rl_jax.eval.panel import PANEL_ITERATION
-        from evolving_rl_jax.train.loop import make_driver
+        from evolving_rl_jax.run.engine import make_driver, make_engine
 
         with user_errors((ValueError, FileNotFoundError), "--policy"):
             params, _ = models.load_hf(config.model.hf_path)
-        engine = parts.make_engine(params)
+        engine = make_engine(parts, params)
         fit = skill_parts.fit_to_prompt(config, parts.tokenizer)
 
         def driver(seed: int):

@@ -282,14 +282,16 @@ def _cross(config, ablation: Ablation, seed: int) -> None:
     arms = {WARMSTART: ablation.arms[0]} | {arm: arm for arm in ablation.arms}
     folders = {p: RunFolder(str(ablation.run_path(arm, seed))) for p, arm in arms.items()}
     with open_parts(folders[WARMSTART].load_config(), folders[WARMSTART]) as parts:
+        from evolving_rl_jax.eval.play import make_panel
+        from evolving_rl_jax.run.engine import make_engine
         from evolving_rl_jax.run.policy import load_policy
 
         _check_skills_are_kept(parts)
-        engine, panel = None, parts.make_panel(parts.config.eval.num_games)
+        engine, panel = None, make_panel(parts, parts.config.eval.num_games)
         for solver in dict.fromkeys(s for s, _ in missing):
             which = WARMSTART if solver == WARMSTART else "latest"
             params, _, iteration = load_policy(folders[solver], which)
-            engine = engine or parts.make_engine(params)
+            engine = engine or make_engine(parts, params)
             engine.set_params(params, f"{solver}-{seed}")
             for extractor in [e for s, e in missing if s == solver]:
                 name = WARMSTART if extractor == WARMSTART else "final"
@@ -320,7 +322,7 @@ def _check_skills_are_kept(parts) -> None:
 def _play_pair(parts, engine, panel, written: dict, path: pathlib.Path, iteration: int) -> None:
     """One solver, whose parameters the engine holds, with the skills of one evaluation."""
     from evolving_rl_jax.eval.panel import PANEL_ITERATION, write_result
-    from evolving_rl_jax.train.loop import make_driver
+    from evolving_rl_jax.run.engine import make_driver
 
     temperature, seed = written["temperature"], written["seed"]
     records = {g["id"]: g for g in written["games"] if g["conditions"]["own"]["status"] in SCORED}
