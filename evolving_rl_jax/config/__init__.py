@@ -1,19 +1,21 @@
-"""The configuration: every key with its default (`defaults`), and what is accepted (`checks`).
+"""The configuration: every key with its default and what it accepts.
 
-Import from here.  Needs ml_collections; never imports jax or another room of the package.
+``defaults`` has the keys, ``accepted`` the kinds of values, ``checks`` the combinations that can run,
+``files`` reading and writing.  Import from here alone.  Needs ml_collections; never imports jax or
+another room of the package.
 """
 
-from evolving_rl_jax.config.checks import ARMS, LORA_TARGETS, ConfigError, cache_gigabytes
-from evolving_rl_jax.config.defaults import (
+from evolving_rl_jax.config.accepted import ConfigError
+from evolving_rl_jax.config.checks import cache_gigabytes, validate
+from evolving_rl_jax.config.defaults import ARMS, LORA_TARGETS, default_config
+from evolving_rl_jax.config.files import (
     RESUMABLE,
-    default_config,
     first_difference,
     flat,
     from_json,
     load_config,
     set_key,
     to_json,
-    validate,
 )
 
 __all__ = [

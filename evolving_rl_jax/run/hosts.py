@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from evolving_rl_jax.config.checks import ConfigError
+from evolving_rl_jax.config import ConfigError
 from evolving_rl_jax.run.preemption import EXIT_AGAIN, Preempted
 
 EXIT_USAGE = 2

@@ -1,0 +1,152 @@
+"""Configurations in files: reading one with overrides, and what a run folder keeps of it."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import pathlib
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from evolving_rl_jax.config.accepted import ConfigError
+from evolving_rl_jax.config.checks import item_type, unknown_key, validate
+from evolving_rl_jax.config.defaults import default_config
+
+
+def load_config(path: str, overrides: dict[str, str] | None = None) -> ConfigDict:
+    """Reads ``get_config()`` of the file ``path``, applies ``key.sub=value`` overrides, validates.
+
+    Raises:
+      ConfigError: the file, an override or the result cannot be used.
+    """
+    file = pathlib.Path(path)
+    if not file.is_file() or file.suffix != ".py":
+        found = "not a .py file" if file.exists() else "no such file"
+        raise ConfigError(f"--config must be a .py file with get_config(), got {path!r} ({found})")
+    spec = importlib.util.spec_from_file_location("evolving_rl_config", file)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config()
+    except ConfigError:
+        raise
+    except Exception as e:  # it is the user's program: it can raise anything
+        message = f"{type(e).__name__}: {' '.join(str(e).split())}"
+        raise ConfigError(f"--config {path!r} must define get_config(), got {message}") from e
+    if not isinstance(config, ConfigDict):
+        found = type(config).__name__
+        raise ConfigError(f"get_config() of {path!r} must return a ConfigDict, got {found}")
+    for key, value in (overrides or {}).items():
+        set_key(config, key, value)
+    validate(config)
+    return config.lock()
+
+
+def set_key(config: ConfigDict, key: str, text: str) -> None:
+    """Sets ``config.key`` from text, converted to the type of the value that is there."""
+    *parents, leaf = key.split(".")
+    node: Any = config
+    for i, part in enumerate(parents):
+        if not isinstance(node, ConfigDict) or part not in node:
+            raise ConfigError(unknown_key(key, node, ".".join(parents[:i])))
+        node = node[part]
+    if not isinstance(node, ConfigDict) or leaf not in node:
+        raise ConfigError(unknown_key(key, node, ".".join(parents)))
+    if isinstance(node[leaf], ConfigDict):
+        keys = ", ".join(node[leaf])
+        raise ConfigError(f"--config.{key} must be a single key, got a group of keys ({keys})")
+    node[leaf] = _convert(key, text, node[leaf])
+
+
+def _convert(key: str, text: str, old: Any) -> Any:
+    try:
+        if isinstance(old, bool):
+            return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+        if isinstance(old, tuple):
+            parts = [p.strip() for p in text.strip("()[] ").split(",") if p.strip()]
+            kind = item_type(key, old)
+            return tuple(kind(p.strip("'\"")) for p in parts)
+        return type(old)(text)
+    except (KeyError, ValueError):
+        kind = type(old).__name__
+        raise ConfigError(f"config.{key} must be a {kind} like {old!r}, got {text!r}") from None
+
+
+def to_json(config: ConfigDict) -> str:
+    """Canonical JSON text of the configuration (what the run folder keeps)."""
+    return json.dumps(config.to_dict(), indent=2, sort_keys=True)
+
+
+def flat(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
+    """Dotted key -> value, for all keys."""
+    found: dict[str, Any] = {}
+    for key in config:
+        value, name = config[key], f"{prefix}{key}"
+        found |= flat(value, f"{name}.") if isinstance(value, ConfigDict) else {name: value}
+    return found
+
+
+_EVERY_RUN_HAS = ("seed", "env", "data", "model", "rollout", "algorithm", "train", "eval")
+
+
+def from_json(path: pathlib.Path) -> ConfigDict:
+    """Reads what :func:`to_json` wrote; raises :class:`ConfigError` when it is something else.
+
+    Keys that are younger than the file get their defaults, which are chosen so that they change
+    nothing: runs of an earlier version can be read and gone on with.
+    """
+    try:
+        data = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as e:
+        raise ConfigError(f"{path} must be the JSON configuration of a run, got: {e}") from e
+    if not isinstance(data, dict):
+        found = type(data).__name__
+        raise ConfigError(f"{path} must be the JSON configuration of a run, got a {found}")
+    absent = [key for key in _EVERY_RUN_HAS if key not in data]
+    if absent:
+        raise ConfigError(
+            f"{path} must be the JSON configuration of a run, got one without {absent[0]!r}"
+        )
+    config = ConfigDict(_filled(_tuples(data), default_config().to_dict()))
+    validate(config)
+    return config.lock()
+
+
+def _filled(data: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """``data`` with the keys of ``defaults`` that it lacks."""
+    filled = {**defaults, **data}
+    for key, default in defaults.items():
+        if isinstance(default, dict) and isinstance(filled[key], dict):
+            filled[key] = _filled(filled[key], default)
+    return filled
+
+
+def _tuples(node: Any) -> Any:
+    if isinstance(node, dict):
+        return {k: _tuples(v) for k, v in node.items()}
+    return tuple(node) if isinstance(node, list) else node
+
+
+# Keys that may change when a run goes on in its folder: how long, where and how often, never what.
+RESUMABLE = (
+    *("train.num_iterations", "env.num_workers", "env.deadline_s", "rollout.deadline_s"),
+    *("checkpoint", "collapse", "mesh", "hosts", "train.wandb"),
+)
+
+
+def first_difference(
+    old: ConfigDict, new: ConfigDict, prefix: str = ""
+) -> tuple[str, Any, Any] | None:
+    """(key, old value, new value) of the first difference, or None; RESUMABLE keys may differ."""
+    for key in old:
+        name = f"{prefix}{key}"
+        if name in RESUMABLE:
+            continue
+        if isinstance(old[key], ConfigDict):
+            found = first_difference(old[key], new[key], f"{name}.")
+            if found:
+                return found
+        elif old[key] != new[key]:
+            return name, old[key], new[key]
+    return None
