@@ -72,9 +72,15 @@ need "$zone" --zone TPU_ZONE
 [[ -n $DRY_RUN ]] || command -v gcloud >/dev/null || die "gcloud must be on the PATH, got none"
 where=("--project=$project" "--zone=$zone")
 
+# Nothing when there is no such slice, UNKNOWN when nobody answers.
 state() {
-  gcloud compute tpus queued-resources describe "$name" "${where[@]}" \
-    --format='value(state.state)' 2>/dev/null || true
+  local answer
+  if answer=$(gcloud compute tpus queued-resources describe "$name" "${where[@]}" \
+    --format='value(state.state)' 2>&1); then
+    echo "${answer##*$'\n'}" # after what gcloud may warn of
+  elif [[ $answer != *NOT_FOUND* ]]; then
+    echo UNKNOWN
+  fi
 }
 
 # on WORKER COMMAND: runs it there (all, or a number), in the copied checkout.
@@ -92,7 +98,7 @@ create() {
     ACTIVE | WAITING_FOR_RESOURCES | PROVISIONING | ACCEPTED | CREATING)
       echo "tpu_pod.sh: $name is there ($found)" >&2
       return ;;
-    "") ;;
+    "" | UNKNOWN) ;;
     *) delete ;; # FAILED, SUSPENDED: a preempted slice never comes back by itself
   esac
   if [[ -n $spot ]]; then options+=(--spot); fi
@@ -136,18 +142,30 @@ install() {
   on all "${install:-$usual}"
 }
 
-# Detached, because a run must not end with somebody's connection.
+# Detached, because a run must not end with somebody's connection.  What an earlier start left running is
+# told to save itself first.
 start() {
   need "$type" --type TPU_TYPE
   ((${#command[@]})) || die "a command must be given after --, got nothing"
   local quoted
   quoted=$(printf ' %q' "${command[@]}")
   local worker="bash launch/worker.sh --chip ${type%%-*} --restarts 3 --state ."
-  on all "rm -f run.pid && { PATH=\$PWD/.venv/bin:\$PATH nohup $worker$quoted > run.log 2>&1 < /dev/null & } && until [ -s run.pid ]; do sleep 0.1; done"
+  local end="if [ -s run.pid ] && kill -TERM \$(cat run.pid); then while kill -0 \$(cat run.pid); do sleep 1; done; fi 2> /dev/null"
+  on all "$end; rm -f run.pid && { PATH=\$PWD/.venv/bin:\$PATH nohup $worker$quoted > run.log 2>&1 < /dev/null & } && until [ -s run.pid ]; do sleep 0.1; done"
 }
 
+# 255 is ssh's own: the connection broke and the run goes on.  A run that ends so is reported as 1.
 follow() {
-  on 0 "tail -n +1 -F --pid=\$(cat run.pid) run.log; exit \$(cat run.exit)"
+  local lines=+1 code
+  while true; do
+    code=0
+    on 0 "tail -n $lines -F --pid=\$(cat run.pid) run.log; code=\$(cat run.exit); [ \$code != 255 ] || code=1; exit \$code" || code=$?
+    [[ $code == 255 && -z $DRY_RUN ]] || return "$code"
+    case $(state) in ACTIVE | UNKNOWN) ;; *) return "$code" ;; esac
+    echo "tpu_pod.sh: the connection to $name broke, following again" >&2
+    lines=${LINES_OF_LOG:-40}
+    sleep "$poll"
+  done
 }
 
 delete() {
@@ -161,8 +179,12 @@ up() {
     code=0
     { wait_active && copy && install && start && follow; } || code=$?
     [[ -z $DRY_RUN && $code != 0 ]] || return "$code"
-    # 75: saved before a preemption; no ACTIVE slice: it was taken away without a word.
-    if [[ $code != 75 && $code != 134 && $(state) == ACTIVE ]]; then return "$code"; fi
+    # 75: saved before a preemption; 255: a broken connection; no ACTIVE slice: it was taken away
+    # without a word.
+    case $code in
+      75 | 134 | 255) ;;
+      *) [[ $(state) != ACTIVE ]] || return "$code" ;;
+    esac
     if ((attempt >= restarts)); then
       echo "tpu_pod.sh: exit code $code after $restarts restarts, giving up" >&2
       return "$code"

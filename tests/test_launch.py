@@ -11,13 +11,13 @@ import re
 import shutil
 import signal
 import socket
-import stat
 import subprocess
 import sys
 import time
 
 import pytest
 from conftest import ROOT
+from launch_programs import GCLOUD, MEETING, SAVING, SRUN, stand_in
 
 LAUNCH = ROOT / "launch"
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "launch"
@@ -212,18 +212,6 @@ def test_a_worker_sets_the_flags_of_its_chip_and_keeps_the_users(tmp_path):
     assert "latency_hiding" in done.stdout and "tpu" not in done.stdout
 
 
-SAVING = """
-import os, pathlib, signal, sys, time
-def stop(*_):
-    time.sleep(0.3)
-    pathlib.Path(sys.argv[1], "saved").write_text("x")
-    os._exit(75)
-signal.signal(signal.SIGTERM, stop)
-pathlib.Path(sys.argv[1], "ready").write_text("x")
-time.sleep(60)
-"""
-
-
 def test_a_worker_passes_a_signal_on_and_waits(tmp_path):
     command = ["bash", LAUNCH / "worker.sh", sys.executable, "-c", SAVING, tmp_path]
     worker = subprocess.Popen(list(map(str, command)))
@@ -236,80 +224,7 @@ def test_a_worker_passes_a_signal_on_and_waits(tmp_path):
     assert (tmp_path / "saved").exists()
 
 
-# -- stand-ins -------------------------------------------------------------------------------------
-
-
-def stand_in(path, text):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"#!/usr/bin/env bash\n{text}\n")
-    path.chmod(path.stat().st_mode | stat.S_IXUSR)
-
-
-GCLOUD = """
-import json, os, pathlib, shutil, subprocess, sys
-
-here = pathlib.Path({here!r})
-arguments = sys.argv[1:]
-with open(here / "calls.jsonl", "a") as file:
-    file.write(json.dumps(arguments) + "\\n")
-state = here / "state"
-words = [a for a in arguments if not a.startswith("-")]
-flags = dict(a[2:].split("=", 1) for a in arguments if a.startswith("--") and "=" in a)
-verb = words[3]
-
-
-def everywhere(function):
-    wanted = flags["worker"]
-    started = [function(i) for i in range(2) if wanted in ("all", str(i))]
-    codes = [p.wait() for p in started]
-    sys.exit(max(codes))
-
-
-def home(i):
-    path = here / f"worker{{i}}"
-    path.mkdir(exist_ok=True)
-    return path
-
-
-def ssh(i):
-    environment = os.environ | {{
-        "JAX_COORDINATOR_ADDRESS": "127.0.0.1:{port}", "JAX_NUM_PROCESSES": "2",
-        "JAX_PROCESS_ID": str(i),
-    }}
-    return subprocess.Popen(["bash", "-c", flags["command"]], cwd=home(i), env=environment)
-
-
-if verb == "describe":
-    if state.exists():
-        print(state.read_text())
-    else:
-        sys.exit("NOT_FOUND")
-elif verb == "create":
-    state.write_text("ACTIVE")
-elif verb == "delete":
-    state.unlink()
-    for i in range(2):
-        shutil.rmtree(home(i))
-elif verb == "scp":
-    target = words[-1].split(":")[1]
-    everywhere(lambda i: subprocess.Popen(["cp", words[-2], home(i) / target]))
-elif verb == "ssh":
-    everywhere(ssh)
-"""
-
-MEETING = """
-import os, pathlib, sys
-from evolving_rl_jax.run import hosts as distributed
-with distributed.joined(distributed.find(os.environ), start_timeout_s=60) as hosts:
-    text = f"met {{hosts.gather(hosts.index)}} of {{hosts.count}}\\n"
-    os.write(1, text.encode())  # in one piece
-first = pathlib.Path(sys.argv[1])
-if first.exists():
-    sys.exit(0)
-if hosts.first:
-    first.write_text("saved")
-{after}
-"""
+# -- on stand-ins ----------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -366,21 +281,32 @@ def test_a_preempted_pod_is_made_again_and_the_run_goes_on(gcloud, tmp_path):
     assert (tmp_path / "first").read_text() == "saved"
 
 
+@pytest.mark.parametrize(
+    ("drop", "copies", "message"),
+    [
+        (("before", "tail -n"), 1, "following again"),
+        (("before", "ln -sf"), 2, "exit code 255, starting again (1 of 2)"),
+        (("after", "nohup"), 2, "exit code 255, starting again (1 of 2)"),
+    ],
+)
+def test_a_broken_connection_ends_nothing(gcloud, tmp_path, drop, copies, message):
+    (gcloud / "drop.json").write_text(json.dumps(drop))
+    done = up(gcloud, MEETING.format(after=""), tmp_path / "first")
+    assert done.returncode == 0, done.stderr
+    assert message in done.stderr and "met [0, 1] of 2" in done.stdout
+    assert not (gcloud / "drop.json").exists()
+    words = [word for call in calls(gcloud) for word in call]
+    assert words.count("create") == 1 and words.count("scp") == copies
+
+
+def test_a_run_that_ends_with_255_is_not_a_broken_connection(gcloud, tmp_path):
+    assert up(gcloud, "raise SystemExit(255)", tmp_path / "first").returncode == 1
+
+
 def test_a_failing_run_is_not_repeated(gcloud, tmp_path):
     done = up(gcloud, "raise SystemExit(3)", tmp_path / "first")
     assert done.returncode == 3
     assert sum("create" in c for c in calls(gcloud)) == 1
-
-
-SRUN = """
-echo "srun $*" >> {here}/calls
-while [[ $1 == --* ]]; do shift; done
-export SLURM_STEP_NUM_TASKS=2 SLURM_NTASKS=2 SLURM_STEP_NUM_NODES=2 SLURM_STEP_NODELIST=127.0.0.1
-SLURM_PROCID=1 SLURM_LOCALID=0 "$@" &
-SLURM_PROCID=0 SLURM_LOCALID=0 "$@" || first=$?
-wait $! || exit $?
-exit ${{first:-0}}
-"""
 
 
 def free_slurm_job():
