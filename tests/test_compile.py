@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import importlib.util
 import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -74,13 +75,6 @@ def test_training_takes_more_with_remat_and_a_reference_and_less_with_adapters()
     assert flops(lora=True) < flops() < flops(remat="full") < flops(remat="full", reference=True)
 
 
-def test_roofline_is_bound_by_the_busiest_resource():
-    chip = chips.CHIPS["v5p"]
-    found = estimate.Roofline.of(chip, 2 * chip.flops, chip.bandwidth, 3 * chip.link)
-    assert (found.compute, found.memory, found.network) == (2, 1, 3)
-    assert found.seconds == 3 and found.bound_by == "interconnect"
-
-
 @pytest.mark.parametrize("name", ["v5p", "v5p:4x4", "v5e:2x2x4", "h100:2x2", "v5e:0x4", "v5e:2x2 "])
 def test_topology_names_are_checked(name):
     with pytest.raises(ConfigError, match="--topology must be CHIP:SIDES .*v4, v5e, v5p, v6e"):
@@ -98,7 +92,7 @@ def test_topology_of_less_than_a_host():
 
 def stand_in(memory):
     """This process's own device in the place of a slice; ``memory`` bytes of it may be used."""
-    return chips.Chip("stand-in", memory, 1e12, 1e11, 1e10), jax.devices()[:1]
+    return chips.Chip("stand-in", memory, 1e12), jax.devices()[:1]
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +118,7 @@ def test_what_fits_exits_0_and_prints_every_part(monkeypatch, capsys, small, rep
     out = capsys.readouterr().out
     for part in (
         *("parameters", "optimizer state", "reference policy", "generation weights", "KV cache"),
-        *("activations, gradients", "TFLOPs", "HBM GB", "not measurements", "fits: "),
+        *("activations, gradients", "TFLOPs", "no measurement", "fits: "),
     ):
         assert part in out, out
     assert "small on v5e:1x1: 1 devices" in out
@@ -157,6 +151,13 @@ def test_sizes_are_those_of_the_shards(report, small):
     assert report.resident["KV cache"] == 8 * 256 * 2 * 2 * 2 * 128 * 2
     assert [p.name for p in report.programs] == ["train step", "prefill 8x64", "decode 8x8"]
     assert (report.micro_tokens, report.num_micro) == (4 * 256, 2)
+
+
+def test_the_lower_bound_of_the_step_is_its_arithmetic_at_the_peak(report):
+    step = report.programs[0]
+    assert report.seconds(step) == step.flops / 1e12
+    speed = f"{report.micro_tokens / report.seconds(step):,.0f} tokens/s"
+    assert speed in compile_report.render(report)
 
 
 def test_out_of_memory_of_the_compiler_is_a_figure(small):
@@ -240,7 +241,7 @@ def test_a_real_slice(capfd, small):
     command = ["compile", f"--config={small}", "--topology=v5e:2x2"]
     assert cli.main(command) == 0
     out = capfd.readouterr().out
-    assert "4 devices (TPU v5 lite) on 1 hosts" in out and "all-gather" in out
+    assert "4 devices (TPU v5 lite) on 1 hosts" in out and "GiB a device" in out
     cache = "--config.rollout.num_slots=100000"
     assert cli.main([*command, cache, "--config.rollout.row_buckets=100000"]) == 1
     assert "rollout.num_slots below 100000" in capfd.readouterr().out
@@ -257,10 +258,16 @@ def test_sharded_weights_are_gathered_before_their_products(tmp_path, monkeypatc
     sizes = {"hidden_size": 2048, "intermediate_size": 8192, "num_heads": 16, "num_kv_heads": 16}
     overrides = {f"model.{key}": str(value) for key, value in sizes.items()}
     overrides |= {"rollout.max_length": "2048", "train.row_length": "2048"}
-    report = compile_check.check(load_config(str(path), overrides), str(path), "v5e:2x2")
-    layers = 2 * 7  # matrices
-    found = report.programs[0].traffic
-    assert found.counts["all-gather"] >= 3 * layers  # policy, reference, policy again
-    # What is left of rings sums gradients, of the size of the weights in bfloat16.
-    cfg = compile_check.load_architecture(report.config, str(path))
-    assert found.sent_bytes["collective-permute"] <= 1.1 * 2 * estimate.layer_weights(cfg)
+    texts = []
+    compiled = compile_check.jax.stages.Lowered.compile
+
+    def keep(lowered, *args, **kwargs):
+        found = compiled(lowered, *args, **kwargs)
+        texts.append(found.as_text())
+        return found
+
+    monkeypatch.setattr(compile_check.jax.stages.Lowered, "compile", keep)
+    compile_check.check(load_config(str(path), overrides), str(path), "v5e:2x2")
+    gathers = re.findall(r" all-gather(?:-start)?\(", texts[0])
+    # Policy, reference and policy again in the backward pass: the scan over layers has each matrix once.
+    assert len(gathers) >= 3 * 7

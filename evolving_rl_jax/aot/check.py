@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from evolving_rl_jax import models, parallel
-from evolving_rl_jax.aot import chips, estimate, traffic
+from evolving_rl_jax.aot import chips, estimate
 from evolving_rl_jax.config import ConfigError
 from evolving_rl_jax.generate.programs import Programs
 from evolving_rl_jax.models import lora as lora_lib
@@ -43,7 +43,6 @@ class Program:
       temporary: bytes of activations, gradients and other intermediate results.
       other: bytes of inputs that do not stay, code, and the padding of what does.
       flops: counted from formulas.
-      traffic: read from the program.
       error: what the compiler said instead, when it ran out of memory; ``temporary`` is then what
         it says that it needs beyond what stays.
     """
@@ -52,7 +51,6 @@ class Program:
     temporary: float
     other: float
     flops: float
-    traffic: traffic.Traffic
     error: str = ""
 
 
@@ -73,6 +71,10 @@ class Report:
     def total(self, program: Program) -> float:
         """Bytes that a device needs while ``program`` runs."""
         return sum(self.resident.values()) + program.temporary + program.other
+
+    def seconds(self, program: Program) -> float:
+        """What ``program`` takes at the chip's peak rate, a lower bound; no measurement."""
+        return program.flops / self.chip.flops
 
     @property
     def fits(self) -> bool:
@@ -305,10 +307,8 @@ def _compile(name, lowered, flops, arguments) -> Program:
             raise
         needed = float(found[1]) * 1024 ** " KMGT".index(found[2]) if found else math.inf
         error = text.partition("RESOURCE_EXHAUSTED: ")[2][:160]
-        return Program(name, max(0, needed - arguments), 0, flops, traffic.Traffic(), error)
+        return Program(name, max(0, needed - arguments), 0, flops, error)
     m = compiled.memory_analysis()
     outputs = max(0, m.output_size_in_bytes - m.alias_size_in_bytes)
     rest = m.argument_size_in_bytes - arguments + outputs + m.generated_code_size_in_bytes
-    return Program(
-        name, m.temp_size_in_bytes, max(0, rest), flops, traffic.of_program(compiled.as_text())
-    )
+    return Program(name, m.temp_size_in_bytes, max(0, rest), flops)

@@ -1,7 +1,7 @@
 """The TPU chips that a program can be compiled for without having one.
 
-Sources: the Cloud TPU pages of each generation (peak, memory bandwidth, interconnect); the memory is
-what the compiler accepts, a little less than what is on the chip.  Figures are per jax device: a
+Sources: the Cloud TPU pages of each generation (peak); the memory is what the compiler accepts, a
+little less than what is on the chip.  Figures are per jax device: a
 chip, or on v4 one of its two cores, as the compile-only client presents them.
 """
 
@@ -14,30 +14,25 @@ import re
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """What bounds a program on one device.
+    """What a program has on one device.
 
     Attributes:
       name: as in a topology name.
       memory: bytes of HBM that a program may use.
       flops: bfloat16 products and sums a second, at best.
-      bandwidth: bytes a second between the device and its HBM.
-      link: bytes a second that it sends in a ring along one axis of the torus, both ways together:
-        the two links of an axis out of the four (2D) or six (3D) that the chip has.
     """
 
     name: str
     memory: float
     flops: float
-    bandwidth: float
-    link: float
 
 
 _GIB = 2**30
 CHIPS = {
-    "v4": Chip("v4", 15.25 * _GIB, 137.5e12, 614e9, 50e9),
-    "v5e": Chip("v5e", 15.75 * _GIB, 197e12, 819e9, 100e9),
-    "v5p": Chip("v5p", 95.74 * _GIB, 459e12, 2765e9, 200e9),
-    "v6e": Chip("v6e", 31.25 * _GIB, 918e12, 1638e9, 200e9),
+    "v4": Chip("v4", 15.25 * _GIB, 137.5e12),
+    "v5e": Chip("v5e", 15.75 * _GIB, 197e12),
+    "v5p": Chip("v5p", 95.74 * _GIB, 459e12),
+    "v6e": Chip("v6e", 31.25 * _GIB, 918e12),
 }
 _NAME = re.compile(r"(\w+):(\d+(?:x\d+){1,2})")
 

@@ -1,4 +1,4 @@
-"""Arithmetic of a model counted from its sizes, and the time that a chip needs at least.
+"""Arithmetic of a model, counted from its sizes.
 
 Compilers count the body of a loop once and a Pallas kernel not at all, so products are counted here
 from the formulas: 2 FLOPs a weight and token, and 4 FLOPs a query, key, head and head dimension.
@@ -6,9 +6,6 @@ from the formulas: 2 FLOPs a weight and token, and 4 FLOPs a query, key, head an
 
 from __future__ import annotations
 
-import dataclasses
-
-from evolving_rl_jax.aot.chips import Chip
 from evolving_rl_jax.models import ModelConfig
 
 
@@ -64,29 +61,3 @@ def decode_flops(cfg: ModelConfig, tokens: int, columns: int) -> float:
     """FLOPs of ``tokens`` sampled tokens, all rows and steps together."""
     weights = layer_weights(cfg) + unembedding_weights(cfg)
     return tokens * (2.0 * weights + attention_flops(cfg, columns))
-
-
-@dataclasses.dataclass(frozen=True)
-class Roofline:
-    """Seconds that each resource of a device is busy at its best; the longest bounds the time."""
-
-    compute: float
-    memory: float
-    network: float
-
-    @classmethod
-    def of(cls, chip: Chip, flops: float, memory_bytes: float, sent_bytes: float) -> Roofline:
-        """The roofline of a program on one device of ``chip``."""
-        memory, network = memory_bytes / chip.bandwidth, sent_bytes / chip.link
-        return cls(flops / chip.flops, memory, network)
-
-    @property
-    def seconds(self) -> float:
-        """A lower bound, with everything overlapped."""
-        return max(self.compute, self.memory, self.network)
-
-    @property
-    def bound_by(self) -> str:
-        """The resource that is busy longest."""
-        times = {"FLOPs": self.compute, "HBM": self.memory, "interconnect": self.network}
-        return max(times, key=times.get)

@@ -27,7 +27,7 @@ def add(commands) -> None:
         "compile",
         help="does a configuration fit a TPU slice; needs no TPU",
         description="Compiles the train step and the generation functions for a TPU slice and prints the "
-        "memory, arithmetic and traffic of a device.  Exit code 1 when it does not fit.",
+        "memory and arithmetic of a device.  Exit code 1 when it does not fit.",
         epilog="Any key can be overridden: --config.mesh.tensor=4 --config.rollout.num_slots=8",
     )
     p.add_argument("--config", required=True, metavar="FILE", help="Python file with get_config()")
