@@ -226,6 +226,22 @@ def test_export_of_options_that_no_family_has_is_an_error(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
+def test_a_tied_model_with_a_head_of_its_own_is_refused(tmp_path, dtype):
+    raw = BASE | FAMILIES["qwen2-tied"]
+    tensors = checkpoint(raw, dtype=dtype)
+    plain, _ = models.load_hf(write_folder(tmp_path / "plain", raw, tensors))
+    copied = tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"].copy()}
+    params, _ = models.load_hf(write_folder(tmp_path / "copied", raw, copied))
+    assert jax.tree.all(jax.tree.map(np.array_equal, params, plain))
+    changed = copied["lm_head.weight"].copy()
+    changed[-1, -1] += 1
+    for head in (changed, changed[:-1]):
+        folder = write_folder(tmp_path / f"{len(head)}", raw, copied | {"lm_head.weight": head})
+        with pytest.raises(ValueError, match="tie_word_embeddings true: .*must say false.*stale"):
+            models.load_hf(folder)
+
+
 @pytest.mark.parametrize("family", ["qwen2-untied", "qwen3", "llama-3.1"])
 def test_transformers_reads_the_exported_config(tmp_path, family):
     transformers = pytest.importorskip("transformers")

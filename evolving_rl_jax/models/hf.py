@@ -23,6 +23,7 @@ from evolving_rl_jax.models.hub import TOKENIZER_FILES, WEIGHT_FILES, local_fold
 from evolving_rl_jax.models.tokenizer import load_tokenizer
 from evolving_rl_jax.models.transformer import init
 
+_HEAD_ROWS = 4096  # compared at a time, so that no whole matrix is in memory
 _INDEX = "model.safetensors.index.json"
 # Path in the parameter tree -> name in the checkpoint; {} is the layer, "kernel" paths are
 # transposed.
@@ -132,9 +133,10 @@ def _check_names(path, cfg, leaves, tensors):
         raise ValueError(
             f"{path} must hold {missing[0]}, found no such tensor ({len(missing)} missing)"
         )
-    ignored = (
-        {"lm_head.weight"} if cfg.tie_word_embeddings else set()
-    )  # some files repeat the tied embedding
+    ignored = set()
+    if cfg.tie_word_embeddings:  # some files repeat the tied embedding
+        ignored = {_NAMES["unembedding"]}
+        _check_head(path, tensors)
     unknown = sorted(
         n for n in tensors.keys() - expected - ignored if not n.endswith("rotary_emb.inv_freq")
     )
@@ -142,6 +144,24 @@ def _check_names(path, cfg, leaves, tensors):
         raise ValueError(
             f"{path} holds {unknown[0]}, which a {cfg.model_type} model here does not use "
             f"({len(unknown)} unexpected)"
+        )
+
+
+def _check_head(path, tensors):
+    """A tied model whose file has a head must have the same numbers in both."""
+    head, embedding = tensors.get(_NAMES["unembedding"]), tensors[_NAMES["embedding"]]
+    if head is None:
+        return
+    same = head.shape == embedding.shape and all(
+        np.array_equal(head[i : i + _HEAD_ROWS], embedding[i : i + _HEAD_ROWS])
+        for i in range(0, len(head), _HEAD_ROWS)
+    )
+    if not same:
+        raise ValueError(
+            f"{path} holds an {_NAMES['unembedding']} that differs from {_NAMES['embedding']}, and "
+            "config.json says tie_word_embeddings true: if the model was trained with this head, "
+            "config.json is wrong and must say false; if it was trained tied, the tensor is a stale "
+            "one and must go"
         )
 
 
