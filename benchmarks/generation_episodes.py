@@ -15,7 +15,7 @@ from evolving_rl_jax.rollout.batch import BatchShape, make_batch
 from evolving_rl_jax.rollout.evolve import Evolver
 from evolving_rl_jax.run.engine import make_driver, make_engine
 from evolving_rl_jax.run.folder import RunFolder
-from evolving_rl_jax.run.parts import open_parts
+from evolving_rl_jax.run.parts import open_parts, training_mesh
 from evolving_rl_jax.skills.retrieval import Retriever, TfidfEmbedder
 from evolving_rl_jax.train.cloning import initial_params
 from evolving_rl_jax.update.optimizer import make_optimizer
@@ -44,7 +44,8 @@ def measure(args) -> dict:
     """Plays one iteration twice (the first compiles), prints the figures and returns them."""
     config = quickstart_config(args)
     with tempfile.TemporaryDirectory() as name, open_parts(config, RunFolder(name)) as parts:
-        params = initial_params(parts)
+        mesh = training_mesh(config)
+        params = initial_params(parts, mesh)
         engine = make_engine(parts, params)
         engine.warmup()
         for iteration in range(2):
@@ -55,7 +56,7 @@ def measure(args) -> dict:
             seconds = time.perf_counter() - began
         figures = _savings(engine.stats, driver, experience)
         figures["time"] = _shares(engine.stats, driver, seconds)
-        figures["agreement"] = _agreement(config, parts, params, experience)
+        figures["agreement"] = _agreement(config, parts, mesh, params, experience)
     for group, values in figures.items():
         print(f"{group}: " + ", ".join(f"{k} {v:,.4g}" for k, v in values.items()))
     return figures
@@ -106,12 +107,12 @@ def _shares(stats, driver, seconds: float) -> dict:
     }
 
 
-def _agreement(config, parts, params, experience) -> dict:
+def _agreement(config, parts, mesh, params, experience) -> dict:
     """Trainer's and engine's log-probabilities of the same tokens, as the train step reports them."""
     optimizer = make_optimizer(config, 1 + config.optimizer.warmup_steps)
-    state = state_from_params(params, parts.model_cfg, optimizer, parts.mesh)
-    step = make_train_step(config, parts.model_cfg, optimizer, parts.mesh)
+    state = state_from_params(params, parts.model_cfg, optimizer, mesh)
+    step = make_train_step(config, parts.model_cfg, optimizer, mesh)
     batch = make_batch(experience, BatchShape.from_config(config))
-    _, metrics = step(state, host_local_to_global(batch, parts.mesh))
+    _, metrics = step(state, host_local_to_global(batch, mesh))
     names = ("logprob_gap_mean", "logprob_gap_max", "logprob_correlation", "trained_tokens")
     return {name: float(x) for name, x in jax.device_get({n: metrics[n] for n in names}).items()}

@@ -255,7 +255,7 @@ def test_panels_draw_from_the_training_split(index):
 
 def test_a_configuration_can_train_on_the_index(index):
     from evolving_rl_jax.config import ConfigError, default_config
-    from evolving_rl_jax.run.parts import check_games
+    from evolving_rl_jax.run.environments import check_games
 
     config = default_config()
     config.data.games = str(index)

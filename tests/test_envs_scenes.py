@@ -21,8 +21,8 @@ from evolving_rl_jax.envs.alfworld.households.plan import (
 from evolving_rl_jax.envs.alfworld.households.plan_check import PlanChecker, PlanError
 from evolving_rl_jax.envs.alfworld.households.problem import engine_logic
 from evolving_rl_jax.envs.alfworld.households.write import generate_even, generate_games
+from evolving_rl_jax.run.environments import prepare_games
 from evolving_rl_jax.run.folder import RunFolder
-from evolving_rl_jax.run.parts import prepare_games
 
 pytest.importorskip("alfworld")
 

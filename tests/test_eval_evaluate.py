@@ -210,18 +210,21 @@ def test_a_planted_copy_of_a_panel_game_is_never_retrieved_and_is_reported(tmp_p
 def test_training_leaves_copies_of_panel_games_out():
     from types import SimpleNamespace
 
-    from evolving_rl_jax.run.parts import Parts
+    from evolving_rl_jax.run.parts import panel_tasks, training_tasks
 
-    parts = Parts.__new__(Parts)
     data = SimpleNamespace(train_split="train", train_types=("type-0", "type-1"))
     splits = SimpleNamespace(splits=("valid_unseen", "heldout_types"))
-    parts.config = SimpleNamespace(data=data, eval=splits)
+    config = SimpleNamespace(data=data, eval=splits)
     train = [household_task(i, "train") for i in range(4)]
     copy = dataclasses.replace(PANEL[0], id="planted", split="train")
-    parts.tasks = [*train, copy, *PANEL]
-    assert [t.id for t in parts.train_tasks] == [t.id for t in train]
+    tasks = [*train, copy, *PANEL]
+
+    def pool():
+        return training_tasks(config, tasks, panel_tasks(config, tasks))
+
+    assert [t.id for t in pool()] == [t.id for t in train]
     splits.splits = ("train",)  # a panel on the training split itself leaves it as it is
-    assert len(parts.train_tasks) == 5
+    assert len(pool()) == 5
 
 
 def test_seeds_are_kept_apart_and_paired_by_seed(tmp_path):

@@ -21,8 +21,9 @@ from evolving_rl_jax.eval.stream import (
 )
 from evolving_rl_jax.files import write_json
 from evolving_rl_jax.run import skills as skill_parts
+from evolving_rl_jax.run.console import user_errors
 from evolving_rl_jax.run.engine import make_driver, make_engine
-from evolving_rl_jax.run.parts import Parts, user_errors
+from evolving_rl_jax.run.parts import Parts
 from evolving_rl_jax.run.policy import load_policy
 from evolving_rl_jax.skills.bank import new_bank, write_bank
 from evolving_rl_jax.types import Task

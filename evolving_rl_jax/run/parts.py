@@ -1,4 +1,4 @@
-"""From a configuration and a run folder to the parts of a run: games, workers, tokenizer, model, mesh.
+"""From a configuration and a run folder to the parts of a run: games, workers, tokenizer, prompts.
 
 Every stage keeps its result in the run folder and is skipped when it is already there.
 """
@@ -7,67 +7,52 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from evolving_rl_jax.config import ConfigError
 from evolving_rl_jax.data.tasks import TaskOrder, copies_of, select, source_split
 from evolving_rl_jax.envs.pool.pool import EnvPool
 from evolving_rl_jax.rollout.prompts import COMPACT_SPECIAL_TOKENS
 from evolving_rl_jax.run.console import progress, say, user_errors
-from evolving_rl_jax.run.environments import ENVIRONMENTS, check_games, make_pool, prepare_games
+from evolving_rl_jax.run.environments import ENVIRONMENTS, make_pool, prepare_games
 from evolving_rl_jax.run.folder import RunFolder
 from evolving_rl_jax.run.hosts import ALONE, Hosts, check_hosts
 from evolving_rl_jax.run.preemption import Preemption
 from evolving_rl_jax.types import Task
 
-__all__ = [
-    "Parts",
-    "check_games",
-    "model_config",
-    "open_parts",
-    "prepare_games",
-    "progress",
-    "say",
-    "user_errors",
-]
 
-
+@dataclasses.dataclass(frozen=True)
 class Parts:
-    """What training and evaluation are made of; built in the order in which it is needed.
+    """What training and evaluation are made of; `open_parts` fills it.
 
-    The environment workers come from a server process that never imports jax, so none of them can
-    claim an accelerator.
-
-    Args:
+    Attributes:
       config: of the run.
       folder: the run folder.
       hosts: the processes of the run; what is made once is made by the first.
       preemption: tells when the run should save itself.
-
-    Raises:
-      ConfigError: something is missing or cannot be combined.
+      tasks: all of them, in the order of their ids.
+      train_tasks: the pool of source and retrieved tasks, see `training_tasks`.
+      panel_tasks: the games of all panels that are not played on the training split itself.
+      order: in which training takes the sources.
+      pool: the environment workers.
+      tokenizer: of the policy.
+      prompts: what the policy reads.
+      model_cfg: of the policy.
     """
 
-    def __init__(
-        self, config, folder: RunFolder, hosts=ALONE, preemption: Preemption | None = None
-    ):
-        self.config, self.folder, self.hosts = config, folder, hosts
-        self.preemption = Preemption() if preemption is None else preemption
-        check_hosts(config, hosts)
-        self.environment = ENVIRONMENTS[config.env.name]
-        self.tasks = prepare_games(config, folder, hosts)
-        self.pool = self._start_pool()
-        self.order = TaskOrder(self.train_tasks, seed=config.seed)
-        try:
-            if config.env.name == "alfworld" and config.env.engine == "cached":
-                self.translate_games()
-            self.tokenizer = self._prepare_tokenizer()
-            with user_errors((ValueError,), "config"):
-                self.prompts = self.environment.make_prompts(config.rollout.style, self.tokenizer)
-            self._build_model()
-        except BaseException:
-            self.close()
-            raise
+    config: Any
+    folder: RunFolder
+    hosts: Hosts
+    preemption: Preemption
+    tasks: Sequence[Task]
+    train_tasks: Sequence[Task]
+    panel_tasks: Sequence[Task]
+    order: TaskOrder
+    pool: EnvPool
+    tokenizer: Any
+    prompts: Any
+    model_cfg: Any
 
     def say(self, text: str) -> None:
         """One message for a person, by the first process only."""
@@ -75,115 +60,122 @@ class Parts:
             say(text)
 
     def progress(self, title: str, total: int | None = None):
-        """The progress bar of the module, shown by the first process only."""
+        """A progress bar, shown by the first process only; see `console.progress`."""
         return progress(title, total, shown=self.hosts.first)
-
-    # -- tasks -----------------------------------------------------------------------------------
 
     def split(self, name: str) -> Sequence[Task]:
         """The tasks of a split, in the order of their ids."""
         return select(self.tasks, split=name)
 
-    @property
-    def train_tasks(self) -> Sequence[Task]:
-        """The pool of source and retrieved tasks: the train split, trained task types only."""
-        d = self.config.data
-        pool = select(self.tasks, split=d.train_split, types=d.train_types)
-        copies = {c["id"] for c in copies_of(self.panel_tasks, pool)}
-        return [t for t in pool if t.id not in copies] if copies else pool
-
-    @property
-    def panel_tasks(self) -> list[Task]:
-        """The games of all panels that are not played on the training split itself."""
-        splits = set(self.config.eval.splits) - {self.config.data.train_split}
-        return [t for t in self.tasks if t.split in splits]
-
-    @property
-    def warmstart_tasks(self) -> Sequence[Task]:
-        """Games of the demonstrations, all task types; never evaluated and never in the training pool."""
-        return self.split("warmstart")
-
-    # -- parts -----------------------------------------------------------------------------------
-
-    def _start_pool(self) -> EnvPool:
-        return make_pool(self.config, self.folder)
-
-    def translate_games(self) -> None:
-        """Translates every game that the run will play, once, on all workers (of all hosts)."""
-        wanted = [t for t in self.tasks if t.split in self._splits_in_use()]
-        if not self.config.env.cache_dir:  # in the run folder, which all hosts see
-            wanted = self.hosts.share(wanted)
-        with self.progress("translating games", len(wanted)) as bar:
-            failed = self.pool.prepare(wanted, progress=lambda done, _total: bar(done))
-        for task_id, reason in sorted(failed.items()):
-            say(f"game {task_id} cannot be played and is masked out: {reason}")
-        self.hosts.meet("translated")
-
-    def _splits_in_use(self) -> set[str]:
-        splits = {self.config.data.train_split, *self.config.eval.splits}
-        splits |= {"warmstart"} if self.config.warmstart.enabled else set()
-        return splits | {self.source_split(s) for s in self.config.eval.splits}
-
-    def source_split(self, panel_split: str) -> str:
-        """The split that a panel takes past experience from."""
-        return source_split(panel_split, {t.split for t in self.tasks})
-
     def source_tasks(self, panel_split: str) -> Sequence[Task]:
         """What a panel may take past experience from; of training games, the trained types only."""
-        name = self.source_split(panel_split)
+        name = source_split(panel_split, {t.split for t in self.tasks})
         return self.train_tasks if name == self.config.data.train_split else self.split(name)
 
-    def _prepare_tokenizer(self):
-        from evolving_rl_jax.models.tokenizer import (
-            NUMBERED_PIECES,
-            load_tokenizer,
-            train_tokenizer,
+
+@contextlib.contextmanager
+def open_parts(
+    config, folder: RunFolder, hosts: Hosts = ALONE, preemption: Preemption | None = None
+) -> Iterator[Parts]:
+    """The parts of a run, with its workers stopped at the end whatever happens.
+
+    The environment workers come from a server process that never imports jax, so none of them can
+    claim an accelerator.
+
+    Args:
+      config: of the run.
+      folder: the run folder.
+      hosts: the processes of the run; all must call this.
+      preemption: tells when the run should save itself; None = never.
+
+    Raises:
+      ConfigError: something is missing or cannot be combined.
+    """
+    check_hosts(config, hosts)
+    tasks = prepare_games(config, folder, hosts)
+    panel = panel_tasks(config, tasks)
+    train = training_tasks(config, tasks, panel)
+    with make_pool(config, folder) as pool:
+        if config.env.name == "alfworld" and config.env.engine == "cached":
+            translate_games(config, tasks, pool, hosts)
+        tokenizer = prepare_tokenizer(config, folder, hosts, pool, tasks, train)
+        with user_errors((ValueError,), "config"):
+            prompts = ENVIRONMENTS[config.env.name].make_prompts(config.rollout.style, tokenizer)
+        yield Parts(
+            config=config,
+            folder=folder,
+            hosts=hosts,
+            preemption=Preemption() if preemption is None else preemption,
+            tasks=tasks,
+            train_tasks=train,
+            panel_tasks=panel,
+            order=TaskOrder(train, seed=config.seed),
+            pool=pool,
+            tokenizer=tokenizer,
+            prompts=prompts,
+            model_cfg=model_config(config, tokenizer.vocab_size),
         )
 
-        if self.config.model.hf_path:
-            with user_errors((ValueError, FileNotFoundError), "config.model.hf_path"):
-                return load_tokenizer(self.config.model.hf_path)
-        path = self.folder.path / "tokenizer"
-        if self.hosts.first and not (path / "tokenizer.json").is_file():
-            texts = self.environment.collect_texts(
-                self.pool, self.warmstart_tasks or self.train_tasks
-            )
-            train_tokenizer(
-                texts,
-                vocab_size=self.config.model.vocab_size,
-                out_dir=path,
-                special_tokens=COMPACT_SPECIAL_TOKENS,
-                pieces=NUMBERED_PIECES,
-            )
-        self.hosts.meet("tokenizer")
-        with user_errors((ValueError, FileNotFoundError)):
-            return load_tokenizer(path)
 
-    def _build_model(self) -> None:
-        from evolving_rl_jax.models import lora
-        from evolving_rl_jax.models.attention import check_platform
-        from evolving_rl_jax.parallel import check_rows_of_hosts, make_mesh
+def panel_tasks(config, tasks: Sequence[Task]) -> list[Task]:
+    """The games of all panels that are not played on the training split itself."""
+    splits = set(config.eval.splits) - {config.data.train_split}
+    return [t for t in tasks if t.split in splits]
 
-        self.lora = lora.from_config(self.config.model.lora)
-        self.model_cfg = model_config(self.config, self.tokenizer.vocab_size)
-        mesh = self.config.mesh
-        with user_errors((ValueError,), "config.mesh"):
-            self.mesh = make_mesh(data=mesh.data, fsdp=mesh.fsdp, tensor=mesh.tensor)
-            check_rows_of_hosts(self.mesh)
-        with user_errors((ValueError,)):
-            check_platform(self.config.model.attention, self.mesh)
-        shards = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
-        for group, key in (("train", "micro_batch_rows"), ("warmstart", "batch_rows")):
-            rows = self.config[group][key]
-            if rows % shards:
-                raise ConfigError(
-                    f"config.{group}.{key} must be a multiple of mesh data x fsdp = {shards}, "
-                    f"got {rows}"
-                )
 
-    def close(self) -> None:
-        """Stops the workers."""
-        self.pool.shutdown()
+def training_tasks(config, tasks: Sequence[Task], panel: Sequence[Task]) -> Sequence[Task]:
+    """The train split, trained task types only, without copies of the games of ``panel``."""
+    pool = select(tasks, split=config.data.train_split, types=config.data.train_types)
+    copies = {c["id"] for c in copies_of(panel, pool)}
+    return [t for t in pool if t.id not in copies] if copies else pool
+
+
+def translate_games(config, tasks: Sequence[Task], pool: EnvPool, hosts: Hosts) -> None:
+    """Translates every game that the run will play, once, on all workers (of all hosts)."""
+    known = {t.split for t in tasks}
+    splits = {config.data.train_split, *config.eval.splits}
+    splits |= {"warmstart"} if config.warmstart.enabled else set()
+    splits |= {source_split(s, known) for s in config.eval.splits}
+    wanted = [t for t in tasks if t.split in splits]
+    if not config.env.cache_dir:  # in the run folder, which all hosts see
+        wanted = hosts.share(wanted)
+    with progress("translating games", len(wanted), shown=hosts.first) as bar:
+        failed = pool.prepare(wanted, progress=lambda done, _total: bar(done))
+    for task_id, reason in sorted(failed.items()):
+        say(f"game {task_id} cannot be played and is masked out: {reason}")
+    hosts.meet("translated")
+
+
+def prepare_tokenizer(
+    config,
+    folder: RunFolder,
+    hosts: Hosts,
+    pool: EnvPool,
+    tasks: Sequence[Task],
+    train: Sequence[Task],
+) -> Any:
+    """The tokenizer of the imported policy, or one trained on texts of the games, once.
+
+    Its texts are those of the demonstrations' games, or of the training games where there are none.
+    """
+    from evolving_rl_jax.models.tokenizer import NUMBERED_PIECES, load_tokenizer, train_tokenizer
+
+    if config.model.hf_path:
+        with user_errors((ValueError, FileNotFoundError), "config.model.hf_path"):
+            return load_tokenizer(config.model.hf_path)
+    path = folder.path / "tokenizer"
+    if hosts.first and not (path / "tokenizer.json").is_file():
+        shown = select(tasks, split="warmstart") or train
+        train_tokenizer(
+            ENVIRONMENTS[config.env.name].collect_texts(pool, shown),
+            vocab_size=config.model.vocab_size,
+            out_dir=path,
+            special_tokens=COMPACT_SPECIAL_TOKENS,
+            pieces=NUMBERED_PIECES,
+        )
+    hosts.meet("tokenizer")
+    with user_errors((ValueError, FileNotFoundError)):
+        return load_tokenizer(path)
 
 
 def model_config(config, vocab_size: int):
@@ -214,11 +206,25 @@ def model_config(config, vocab_size: int):
     )
 
 
-@contextlib.contextmanager
-def open_parts(config, folder: RunFolder, hosts: Hosts = ALONE, preemption=None):
-    """The parts of a run, with its workers stopped at the end whatever happens."""
-    parts = Parts(config, folder, hosts, preemption)
-    try:
-        yield parts
-    finally:
-        parts.close()
+def training_mesh(config):
+    """The devices of an update as ``config.mesh`` arranges them.
+
+    Raises:
+      ConfigError: they cannot be arranged so, or rows and kernels of the configuration do not fit.
+    """
+    from evolving_rl_jax.models.attention import check_platform
+    from evolving_rl_jax.parallel import check_rows_of_hosts, make_mesh
+
+    with user_errors((ValueError,), "config.mesh"):
+        mesh = make_mesh(**config.mesh)
+        check_rows_of_hosts(mesh)
+    with user_errors((ValueError,)):
+        check_platform(config.model.attention, mesh)
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    for group, key in (("train", "micro_batch_rows"), ("warmstart", "batch_rows")):
+        rows = config[group][key]
+        if rows % shards:
+            raise ConfigError(
+                f"config.{group}.{key} must be a multiple of mesh data x fsdp = {shards}, got {rows}"
+            )
+    return mesh

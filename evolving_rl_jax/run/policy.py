@@ -12,9 +12,10 @@ from evolving_rl_jax.config import ConfigError
 from evolving_rl_jax.models import lora as lora_lib
 from evolving_rl_jax.models.tokenizer import load_tokenizer
 from evolving_rl_jax.parallel import make_mesh
+from evolving_rl_jax.run.console import user_errors
 from evolving_rl_jax.run.folder import RunFolder
 from evolving_rl_jax.run.hosts import ALONE, Hosts
-from evolving_rl_jax.run.parts import model_config, user_errors
+from evolving_rl_jax.run.parts import model_config
 from evolving_rl_jax.train.checkpoint import Checkpoints
 from evolving_rl_jax.update.optimizer import make_optimizer
 from evolving_rl_jax.update.state import abstract_state, kept

@@ -10,12 +10,13 @@ import time
 import jax
 import numpy as np
 import optax
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from evolving_rl_jax import models, parallel
 from evolving_rl_jax.config import ConfigError
 from evolving_rl_jax.files import write_atomic
 from evolving_rl_jax.rollout.batch import pack_rows
+from evolving_rl_jax.run.environments import ENVIRONMENTS
 from evolving_rl_jax.types import Sample
 from evolving_rl_jax.update.state import init_state
 from evolving_rl_jax.update.step import make_cloning_step
@@ -23,41 +24,46 @@ from evolving_rl_jax.update.step import make_cloning_step
 DONE = "done"
 
 
-def initial_params(parts):
-    """The policy that training starts from: imported, cloned (cached in the run folder), or random."""
+def initial_params(parts, mesh: Mesh, *, dtype="float32"):
+    """The policy that training starts from: imported, cloned (cached in the run folder), or random.
+
+    Args:
+      parts: of the run.
+      mesh: that it is trained on; the parameters come in its shards.
+      dtype: in which an imported or cloned one is read.
+    """
     config = parts.config
     if config.model.hf_path:
-        return _load(parts, config.model.hf_path)
+        return _load(parts, mesh, dtype, config.model.hf_path)
     if not config.warmstart.enabled:
         return models.init(parts.model_cfg, jax.random.key(config.seed))
     folder = parts.folder.path / "warmstart"
     if not parts.hosts.from_first((folder / DONE).is_file()):
-        params = _whole(clone(parts), parts)
+        params = _whole(clone(parts, mesh), parts, mesh)
         if parts.hosts.first:
             models.save_hf(
                 params, parts.model_cfg, folder, tokenizer_dir=parts.folder.path / "tokenizer"
             )
             write_atomic(folder / DONE, "")
         parts.hosts.meet("warm start")
-    return _load(parts, folder)
+    return _load(parts, mesh, dtype, folder)
 
 
-def _load(parts, path):
+def _load(parts, mesh, dtype, path):
     """A model folder, read straight into the shards of the mesh and in the dtype it will be kept in."""
     shapes = jax.eval_shape(lambda: models.init(parts.model_cfg, jax.random.key(0)))
-    dtype = parts.model_cfg.dtype if parts.lora else "float32"
-    shardings = parallel.shardings(shapes, parts.mesh)
+    shardings = parallel.shardings(shapes, mesh)
     return models.load_hf(path, dtype=dtype, shardings=shardings)[0]
 
 
-def _whole(params, parts):
+def _whole(params, parts, mesh):
     """Parameters of which every process has everything, so that one can write them down."""
     if parts.hosts.count == 1:
         return params
-    return jax.device_get(jax.device_put(params, NamedSharding(parts.mesh, PartitionSpec())))
+    return jax.device_get(jax.device_put(params, NamedSharding(mesh, PartitionSpec())))
 
 
-def clone(parts):
+def clone(parts, mesh: Mesh):
     """Plays the demonstrations, then trains on them; returns the parameters.
 
     Every host plays all of them: they are the same everywhere, so nothing has to be exchanged.
@@ -71,13 +77,11 @@ def clone(parts):
         optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.98, weight_decay=0.01)
     )
     key = jax.random.key(parts.config.seed)
-    state = init_state(parts.model_cfg, optimizer, parts.mesh, key, reference=False)
+    state = init_state(parts.model_cfg, optimizer, mesh, key, reference=False)
     attention = parts.config.model.attention
-    step = make_cloning_step(
-        parts.config, parts.model_cfg, optimizer, parts.mesh, attention=attention
-    )
+    step = make_cloning_step(parts.config, parts.model_cfg, optimizer, mesh, attention=attention)
     batches = row_batches(samples, parts.config, seed=parts.config.seed)
-    rows = NamedSharding(parts.mesh, PartitionSpec(parallel.ROWS))
+    rows = NamedSharding(mesh, PartitionSpec(parallel.ROWS))
     losses = []
     with parts.progress("warm start: cloning", w.steps) as bar:
         for i in range(w.steps):
@@ -98,10 +102,10 @@ def clone(parts):
 def demonstrations(parts) -> list[Sample]:
     """The sequences to clone: every scripted episode, and the extraction after those without a skill."""
     config = parts.config
-    demonstrator = parts.environment.demonstrator(
+    demonstrator = ENVIRONMENTS[config.env.name].demonstrator(
         parts.pool, parts.prompts, config.warmstart, config.seed
     )
-    tasks = parts.warmstart_tasks
+    tasks = parts.split("warmstart")
     n = config.warmstart.episodes
     chosen = [tasks[i % len(tasks)] for i in range(n)]
     start = time.perf_counter()

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from evolving_rl_jax.eval.play import make_panel, play_panel, played_at
 from evolving_rl_jax.models.lora import Merger
+from evolving_rl_jax.models.lora import from_config as lora_from_config
 from evolving_rl_jax.record.episodes import episode_records
 from evolving_rl_jax.record.figures import bank_records, cost_figures, rollout_figures
 from evolving_rl_jax.record.metrics import MetricsLogger
@@ -17,7 +18,7 @@ from evolving_rl_jax.report.page import before_after_table, write_report
 from evolving_rl_jax.rollout.batch import BatchShape, make_batch, split_experience
 from evolving_rl_jax.rollout.evolve import Experience, StepScoring
 from evolving_rl_jax.run.engine import make_driver, make_engine, on_this_host
-from evolving_rl_jax.run.parts import Parts
+from evolving_rl_jax.run.parts import Parts, training_mesh
 from evolving_rl_jax.run.preemption import Preempted, raise_if_preempted
 from evolving_rl_jax.skills.bank import Bank
 from evolving_rl_jax.train.checkpoint import Checkpoints
@@ -72,10 +73,11 @@ class Trainer:
 
     def __init__(self, parts: Parts):
         self.parts, config = parts, parts.config
+        self.mesh, self.lora = training_mesh(config), lora_from_config(config.model.lora)
         num_updates = config.train.num_iterations * config.train.minibatches
         self.optimizer = make_optimizer(config, num_updates)
         self.skip_limit = SkipLimit(config.optimizer.max_skipped)
-        self.merger = Merger(parts.lora) if parts.lora else None
+        self.merger = Merger(self.lora) if self.lora else None
         self.checkpoints = Checkpoints(
             parts.folder.path / "checkpoints", config.checkpoint, parts.hosts
         )
@@ -86,8 +88,8 @@ class Trainer:
         self.rule = CollapseRule(config.collapse, extra.get("collapse"))
         self.done = self.start  # iterations that `state` was trained for
         self.train_step = make_train_step(
-            config, parts.model_cfg, self.optimizer, parts.mesh,
-            lora=parts.lora, attention=config.model.attention,
+            config, parts.model_cfg, self.optimizer, self.mesh,
+            lora=self.lora, attention=config.model.attention,
         )  # fmt: skip
         self.engine = make_engine(parts, self.policy_params())
         self.bank = Bank(parts.folder.bank_file)
@@ -120,7 +122,7 @@ class Trainer:
     def _restore(self, which: str):
         """(state, facts) of a checkpoint, or None when there is none at all."""
         restored = self.checkpoints.restore(self._abstract(), which)
-        if restored and self.parts.lora:  # the frozen base is in no checkpoint
+        if restored and self.lora:  # the frozen base is in no checkpoint
             state, extra = restored
             return state._replace(ref_params=self._new_state().ref_params), extra
         return restored
@@ -128,14 +130,15 @@ class Trainer:
     def _abstract(self):
         """What a checkpoint holds, as shapes and shardings."""
         parts = self.parts
-        abstract = abstract_state(parts.model_cfg, self.optimizer, parts.mesh, lora=parts.lora)
-        return kept(abstract, parts.lora)
+        abstract = abstract_state(parts.model_cfg, self.optimizer, self.mesh, lora=self.lora)
+        return kept(abstract, self.lora)
 
     def _new_state(self):
         parts, key = self.parts, jax.random.key(self.parts.config.seed)
+        dtype = parts.model_cfg.dtype if self.lora else "float32"  # in which it will be kept
         return state_from_params(
-            initial_params(parts), parts.model_cfg, self.optimizer, parts.mesh,
-            lora=parts.lora, key=key,
+            initial_params(parts, self.mesh, dtype=dtype), parts.model_cfg, self.optimizer, self.mesh,
+            lora=self.lora, key=key,
         )  # fmt: skip
 
     def reference_params(self):
@@ -205,7 +208,7 @@ class Trainer:
         parts_metrics = []
         for share in split_experience(experience, self.parts.config.train.minibatches):
             own = make_batch(share, self.shape)
-            batch = global_batch(own, self.shape, self.parts.hosts, self.parts.mesh)
+            batch = global_batch(own, self.shape, self.parts.hosts, self.mesh)
             self.state, metrics = self.train_step(self.state, batch)
             parts_metrics.append(metrics)
         fetched = jax.device_get(parts_metrics)
@@ -243,7 +246,7 @@ class Trainer:
         keep = ConfigDict({"keep_last": 1, "keep_best": 0})
         aside = Checkpoints(parts.folder.path / "collapsed", keep, parts.hosts)
         aside.prepare(self._abstract())
-        aside.save(self.done, kept(self.state, parts.lora), self._extra())
+        aside.save(self.done, kept(self.state, self.lora), self._extra())
         aside.close()
         self.state = None  # there may not be room for two
         restored = self._restore("best") if self.checkpoints.best() is not None else None
@@ -266,7 +269,7 @@ class Trainer:
     def _save(self, iteration: int, win_rate: float, collapse: Collapse | None) -> None:
         if self._saves(iteration) or collapse:
             score = win_rate if self.rule.trusted else None
-            state = kept(self.state, self.parts.lora)
+            state = kept(self.state, self.lora)
             self.checkpoints.save(self.done, state, self._extra(), score=score)
         if collapse:
             self.save_now()
@@ -275,7 +278,7 @@ class Trainer:
     def save_now(self) -> None:
         """Makes sure that the present state is on the disk, whatever the schedule says."""
         if self.done and self.done not in self.checkpoints.steps():
-            self.checkpoints.save(self.done, kept(self.state, self.parts.lora), self._extra())
+            self.checkpoints.save(self.done, kept(self.state, self.lora), self._extra())
         self.checkpoints.wait()
         self.parts.say(f"saved after iteration {self.done}")
 

@@ -40,9 +40,10 @@ from evolving_rl_jax.eval.transfer.play import (
 from evolving_rl_jax.rollout.prompts import COMPACT_MARKERS
 from evolving_rl_jax.run import skills as skill_parts
 from evolving_rl_jax.run.banks import open_bank
-from evolving_rl_jax.run.environments import make_pool
+from evolving_rl_jax.run.console import progress, user_errors
+from evolving_rl_jax.run.environments import make_pool, prepare_games
 from evolving_rl_jax.run.folder import RunFolder
-from evolving_rl_jax.run.parts import open_parts, prepare_games, progress, user_errors
+from evolving_rl_jax.run.parts import open_parts
 from evolving_rl_jax.skills import Bank, SkillRecord, fit_text, render_skill
 from evolving_rl_jax.types import Task
 

@@ -24,8 +24,9 @@ from evolving_rl_jax.config import ConfigError, validate
 from evolving_rl_jax.files import replacing
 from evolving_rl_jax.report.page import write_report
 from evolving_rl_jax.run.console import progress, say
+from evolving_rl_jax.run.environments import prepare_games
 from evolving_rl_jax.run.folder import RunFolder
-from evolving_rl_jax.run.parts import open_parts, prepare_games
+from evolving_rl_jax.run.parts import open_parts
 from evolving_rl_jax.run.preemption import Preemption
 from evolving_rl_jax.train.ablation.side_by_side import Piece, core_shares, run_side_by_side
 from evolving_rl_jax.train.ablation.summary import WARMSTART, cross_file, write_summary
