@@ -14,7 +14,7 @@ from evolving_rl_jax.report import charts, viewer
 from evolving_rl_jax.report import page as report
 from evolving_rl_jax.report import results as report_results
 from evolving_rl_jax.report import skills as report_skills
-from evolving_rl_jax.report.reading import groups, read_run
+from evolving_rl_jax.report.readers import groups, read_run
 from evolving_rl_jax.train.collapse import Breach, Collapse, CollapseLog
 
 

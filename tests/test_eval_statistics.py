@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from evolving_rl_jax.eval import statistics
+from evolving_rl_jax.eval.compare import before_after
 
 
 @pytest.mark.parametrize(("k", "n"), [(0, 12), (5, 12), (12, 12), (163, 480)])
@@ -95,7 +96,7 @@ def test_compare_pairs_games_by_id_and_leaves_failed_ones_out():
     before = _result([True, False, False, True], status="env_error")
     after = _result([True, True, False, True, True])
     after["games"].reverse()
-    (row,) = statistics.compare(before, after)
+    (row,) = before_after(before, after)
     assert (row["split"], row["condition"]) == ("s", "own")
     assert (row["before"]["n"], row["before"]["excluded"]) == (3, 1)
     assert row["before"]["success"] == pytest.approx(1 / 3)
@@ -104,26 +105,26 @@ def test_compare_pairs_games_by_id_and_leaves_failed_ones_out():
 
 
 def test_compare_with_one_side_only():
-    (row,) = statistics.compare(_result([True, False]), None)
+    (row,) = before_after(_result([True, False]), None)
     assert row["after"] is None and row["difference"] is None
-    assert statistics.compare(None, None) == []
+    assert before_after(None, None) == []
 
 
 def test_an_interval_of_plays_that_share_a_cause():
     rng = np.random.default_rng(2)
     won = np.repeat(rng.random(40) < 0.5, 10)
-    low, high, how = statistics.success_interval(won, np.repeat(np.arange(40), 10).tolist())
-    alone_low, alone_high, alone = statistics.success_interval(won, list(range(400)))
+    _, low, high, how = statistics.share(won, np.repeat(np.arange(40), 10).tolist())
+    _, alone_low, alone_high, alone = statistics.share(won, list(range(400)))
     assert (how, alone) == ("bootstrap", "wilson")
     assert (alone_low, alone_high) == statistics.wilson_interval(int(won.sum()), 400)
     assert (high - low) / (alone_high - alone_low) == pytest.approx(math.sqrt(10), rel=0.12)
-    same = statistics.success_interval([1] * 30, [i // 10 for i in range(30)])
-    assert same == (*statistics.wilson_interval(3, 3), "wilson over groups")
+    same = statistics.share([1] * 30, [i // 10 for i in range(30)])
+    assert same == (1.0, *statistics.wilson_interval(3, 3), "wilson over groups")
 
 
 def test_macro_is_the_mean_of_types_and_its_interval_covers():
     won, types = [1] * 9 + [0] * 1 + [0, 1], ["a"] * 10 + ["b"] * 2
-    value, low, high = statistics.macro_success(won, types, list(range(12)))
+    value, low, high, _ = statistics.share(won, list(range(12)), columns=types)
     assert value == pytest.approx((0.9 + 0.5) / 2) and low < value < high
     rng = np.random.default_rng(3)
     covered = 0
@@ -131,10 +132,10 @@ def test_macro_is_the_mean_of_types_and_its_interval_covers():
         a, b = rng.random(60) < 0.3, rng.random(30) < 0.8
         sample = np.concatenate([a, b])
         kinds = ["a"] * 60 + ["b"] * 30
-        _, low, high = statistics.macro_success(sample, kinds, list(range(90)), seed)
+        _, low, high, _ = statistics.share(sample, list(range(90)), columns=kinds, seed=seed)
         covered += low <= 0.55 <= high
     assert covered >= 20
-    value, low, high = statistics.macro_success([1, 1], ["a", "b"], [0, 1])
+    value, low, high, _ = statistics.share([1, 1], [0, 1], columns=["a", "b"])
     assert value == 1.0 and low < 0.6 and high == pytest.approx(1.0)
 
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from evolving_rl_jax.envs.mind2web.metrics import TaskScore, paired_web_difference, summarise_web
+from evolving_rl_jax.envs.mind2web.metrics import TaskScore
+from evolving_rl_jax.eval.web import paired_web_difference, summarise_web
 
 
 def step(element, f1, num_steps, *, correct=None, missing=False):

@@ -8,10 +8,11 @@ import pytest
 from doubles import make_task
 
 from evolving_rl_jax.config import ConfigError, default_config
+from evolving_rl_jax.envs.mind2web.metrics import SHOWN
 from evolving_rl_jax.eval import play
 from evolving_rl_jax.eval import web as web_results
 from evolving_rl_jax.eval.evaluation import stream_tasks
-from evolving_rl_jax.eval.gather import gather_panel
+from evolving_rl_jax.eval.games import gather_panel
 from evolving_rl_jax.eval.panel import Panel, PanelGame, write_result
 from evolving_rl_jax.eval.results import success_table
 from evolving_rl_jax.report.page import before_after_table, write_report
@@ -140,7 +141,7 @@ def test_before_and_after_in_console_and_report(tmp_path):
     write(tmp_path, "final", after)
     text = before_after_table(tmp_path)
     blocks = {b.splitlines()[0].split(" in %")[0]: b for b in text.split("\n\n")}
-    assert list(blocks) == ["success", *(h for _, _, h in web_results.SHOWN)]
+    assert list(blocks) == ["success", *(h for _, _, h in SHOWN)]
     accuracy = [line for line in blocks["action accuracy"].splitlines() if "no skill" in line]
     assert "25.0 [" in accuracy[0] and "100.0 [" in accuracy[0] and "+75.0 [" in accuracy[0]
     page = write_report(tmp_path).read_text(encoding="utf-8")

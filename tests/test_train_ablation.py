@@ -9,7 +9,7 @@ from report_runs import make_run, panel, write_json
 
 from evolving_rl_jax.cli.ablation import parse_arms, parse_seeds
 from evolving_rl_jax.config import ARMS, ConfigError
-from evolving_rl_jax.report.reading import read_run
+from evolving_rl_jax.report.readers import read_run
 from evolving_rl_jax.train.ablation.summary import cross_file, cross_tables, write_summary
 
 

@@ -8,8 +8,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from evolving_rl_jax.config import ConfigError
-from evolving_rl_jax.eval import statistics
-from evolving_rl_jax.eval.results import points, write_json
+from evolving_rl_jax.eval import statistics, tables
+from evolving_rl_jax.files import write_json
+
+_WANTED = {"name", "iteration", "temperature", "game_list_hash", "games"}  # of a result
 
 
 def print_comparison(names: Sequence[str], workdir: str = "", out: str = "") -> None:
@@ -48,6 +50,8 @@ def find_results(name: str, workdir: str = "") -> dict[float, dict[str, Any]]:
     path = pathlib.Path(name)
     if path.is_file():
         result = _read(path)
+        if "games" not in result:
+            raise ConfigError(f"{path} must be a result of eval with games, got {sorted(result)}")
         return {result["temperature"]: result}
     if workdir:
         chosen = _named(_all_results(pathlib.Path(workdir)), name)
@@ -68,18 +72,18 @@ def find_results(name: str, workdir: str = "") -> dict[float, dict[str, Any]]:
 def _all_results(folder: pathlib.Path) -> list[dict[str, Any]]:
     results = []
     for path in sorted((folder / "eval").glob("*.json")):
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        if "games" in raw:
-            results.append(_read(path))
+        result = _read(path)
+        if "games" in result:
+            results.append(result)
     return results
 
 
 def _read(path: pathlib.Path) -> dict[str, Any]:
+    """A file of ``eval/``.  One that a kill tore, or a result without its parts, is a ConfigError."""
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
         statistics.outcomes(result)
-        wanted = {"name", "iteration", "temperature", "game_list_hash", "games"}
-        missing = wanted - result.keys()
+        missing = _WANTED - result.keys() if "games" in result else set()
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{path} must be a result of eval, got {type(error).__name__}") from error
     if missing:
@@ -103,6 +107,42 @@ def _newest(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [r for r in evaluated if r["iteration"] == newest]
 
 
+def before_after(
+    before: Mapping[str, Any] | None, after: Mapping[str, Any] | None, seed: int = 0
+) -> list[dict[str, Any]]:
+    """Two policies: one row for each split and condition found in either result.
+
+    Args:
+      before: content of an evaluation file (``{"games": [...]}``), or None.
+      after: the same of the later policy, or None.
+      seed: of the bootstrap.
+
+    Returns:
+      dicts with ``split``, ``condition``, ``before`` and ``after`` (see `statistics.success`, or None)
+      and ``difference`` (see `statistics.paired`, or None).  Games whose own skill came from one source
+      are drawn together, and so are the seeds of a game.
+    """
+    first, second = statistics.outcomes(before), statistics.outcomes(after)
+    sources = statistics.sources_of(before, after)
+    splits = dict.fromkeys(split for split, _ in [*first, *second])
+    conditions = dict.fromkeys([*statistics.CONDITIONS, *(c for _, c in [*first, *second])])
+    rows = []
+    for split, condition in ((s, c) for s in splits for c in conditions):
+        a, b = (side.get((split, condition), {}) for side in (first, second))
+        if a or b:
+            groups = sources if condition == "own" else {}
+            rows.append(
+                {
+                    "split": split,
+                    "condition": condition,
+                    "before": statistics.success(a, groups, seed),
+                    "after": statistics.success(b, groups, seed),
+                    "difference": statistics.paired(a, b, groups, seed),
+                }
+            )
+    return rows
+
+
 def compare(
     before: Mapping[float, Mapping[str, Any]],
     after: Mapping[float, Mapping[str, Any]],
@@ -119,7 +159,7 @@ def compare(
 
     Returns:
       ``names`` and ``comparisons``, each with ``temperature``, ``policies``, ``rows`` (see
-      `statistics.compare`) and ``notes`` on what else differs.
+      `before_after`) and ``notes`` on what else differs.
 
     Raises:
       ConfigError: no common temperature, or the panels are not the same games.
@@ -145,7 +185,7 @@ def compare(
                 "policies": [a["name"], b["name"]],
                 "iterations": [a["iteration"], b["iteration"]],
                 "game_list_hash": a["game_list_hash"],
-                "rows": statistics.compare(a, b, a.get("seed", 0)),
+                "rows": before_after(a, b, a.get("seed", 0)),
                 "notes": _notes(a, b),
             }
         )
@@ -174,17 +214,11 @@ def compare_table(result: Mapping[str, Any]) -> str:
                 result["names"], comparison["policies"], comparison["iterations"], strict=True
             )
         )
-        lines.append(f"success in %, temperature {comparison['temperature']:g}")
+        lines.append(f"success in % [{tables.DRAWN}], temperature {comparison['temperature']:g}")
         lines += [f"A = {first}", f"B = {second}"]
         for row in comparison["rows"]:
-            sides = "  ".join(_share(row[side]) for side in ("before", "after"))
-            change = points(row["difference"]) if row["difference"] else "no common game"
+            sides = "  ".join(tables.share(row[side]) for side in ("before", "after"))
+            change = tables.points(row["difference"]) if row["difference"] else "no common game"
             lines.append(f"{row['split']:<16} {row['condition']:<12} {sides}  B - A {change}")
         lines += [f"note: {note}" for note in comparison["notes"]]
     return "\n".join(lines)
-
-
-def _share(row: Mapping[str, Any] | None) -> str:
-    if not row:
-        return "    -"
-    return f"{100 * row['success']:5.1f} [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"

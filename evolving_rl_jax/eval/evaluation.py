@@ -8,10 +8,11 @@ from typing import Any
 
 from evolving_rl_jax.config import ConfigError
 from evolving_rl_jax.data.tasks import source_split
+from evolving_rl_jax.eval.games import PanelGame
 from evolving_rl_jax.eval.journal import Journal
 from evolving_rl_jax.eval.panel import PANEL_ITERATION, success_table, write_result
 from evolving_rl_jax.eval.play import make_panel
-from evolving_rl_jax.eval.results import PanelGame, skill_records, versions
+from evolving_rl_jax.eval.results import skill_records, versions
 from evolving_rl_jax.eval.stream import (
     STREAM_ITERATION,
     StreamSettings,

@@ -18,9 +18,8 @@ import dataclasses
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 
-from evolving_rl_jax.eval.gather import gather_panel
+from evolving_rl_jax.eval.games import PanelGame, gather_panel
 from evolving_rl_jax.eval.results import (
-    PanelGame,
     leak_report,
     success_table,
     summarise,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.metadata
 import pathlib
 import platform
@@ -11,11 +10,11 @@ from typing import Any
 
 from evolving_rl_jax import __version__
 from evolving_rl_jax.data.tasks import copies_of
-from evolving_rl_jax.eval import statistics
-from evolving_rl_jax.eval import web as web_results
+from evolving_rl_jax.eval import statistics, tables, web
+from evolving_rl_jax.eval.games import PanelGame
 from evolving_rl_jax.files import write_json
 from evolving_rl_jax.skills.records import Outcome, SkillRecord
-from evolving_rl_jax.types import SCORED, Episode, Task
+from evolving_rl_jax.types import SCORED, Task
 
 # Distributions whose versions can change a number.
 PACKAGES = (
@@ -23,40 +22,6 @@ PACKAGES = (
     "textworld",
 )  # fmt: skip
 BASELINE = "none"
-
-
-@dataclasses.dataclass
-class PanelGame:
-    """One game of the panel, played with one seed, and what each condition gave.
-
-    Attributes:
-      task: the game.
-      source: the retrieved game that its own skill comes from, with its ``similarity``.
-      source_episode: that episode; a failed one makes the game's ``own`` outcome not count.
-      candidate: the skill extracted from it (``rollout.evolve.Candidate``), or None.
-      episodes: condition -> episode.
-      others: protocol -> the same, of web tasks played under another protocol too.
-    """
-
-    task: Task
-    source: Task | None = None
-    episodes: dict[str, Episode] = dataclasses.field(default_factory=dict)
-    seed: int | None = None
-    similarity: float | None = None
-    source_episode: Episode | None = None
-    candidate: Any = None
-    others: dict[str, dict[str, Episode]] = dataclasses.field(default_factory=dict)
-
-    def under(self, protocol: str) -> dict[str, Episode]:
-        """condition -> episode, under a protocol of web tasks."""
-        return self.others.get(protocol, self.episodes)
-
-    def status(self, condition: str) -> tuple[str, str]:
-        """(status, error) of a condition: for ``own`` that of its source when that failed."""
-        episode, source = self.episodes[condition], self.source_episode
-        if condition == "own" and source is not None and not source.scored:
-            return source.status, f"source {source.task.id}: {source.error}"
-        return episode.status, episode.error
 
 
 # -- figures ---------------------------------------------------------------------------------------
@@ -68,7 +33,7 @@ def summarise(games: list[PanelGame], conditions: tuple[str, ...], seed: int = 0
     Micro figures are ``n``, ``success``, ``low``, ``high``, ``interval`` (how it was made),
     ``excluded``; macro ones ``macro``, ``macro_low``, ``macro_high``; ``by_type`` has the micro
     figures of each task type.  Intervals are 95 %; plays that share a skill or a game are resampled
-    together, see `statistics.success_interval`.
+    together, see `statistics.share`.
     """
     summary: dict = {}
     for split in sorted({g.task.split for g in games}):
@@ -89,11 +54,11 @@ def _condition(games: list[PanelGame], condition: str, seed: int) -> dict[str, A
         },
     }
     if scored:
-        figures["macro"], figures["macro_low"], figures["macro_high"] = statistics.macro_success(
+        figures["macro"], figures["macro_low"], figures["macro_high"], _ = statistics.share(
             [g.episodes[condition].won for g in scored],
-            [g.task.task_type for g in scored],
             [_group(g, condition) for g in scored],
-            seed,
+            columns=[g.task.task_type for g in scored],
+            seed=seed,
         )
     return figures
 
@@ -265,7 +230,7 @@ def write_result(
         "games": [_game_record(g) for g in games],
     }
     if panel.protocols:
-        web_results.add_to(result, games, panel.protocols)
+        web.add_to(result, games, panel.protocols)
     result["paired"] = paired_rows(result, seed)
     result["failures"] = failures(games)
     result["leaks"] = panel.leaks(games)
@@ -308,34 +273,20 @@ def _game_record(game: PanelGame) -> dict:
 def success_table(result: Mapping[str, Any]) -> str:
     """The summary of a result as plain text: one line for each split and condition."""
     lines = [
-        f"success in % [95 % interval], {result['name']}, temperature {result['temperature']:g}"
+        f"success in % [{tables.DRAWN}], {result['name']}, temperature {result['temperature']:g}"
     ]
     differences = {(r["split"], r["condition"]): r for r in result.get("paired", ())}
     for split, conditions in result["summary"].items():
         for condition, r in conditions.items():
-            line = f"{split:<16} {condition:<12} {r['n']:>5} games  {_share(r)}"
+            macro = f"  macro {tables.percent(r['macro'])}" if r["n"] else ""
+            share = tables.share(r, "no game could be scored") + macro
+            line = f"{split:<16} {condition:<12} {r['n']:>5} games  {share}"
             row = differences.get((split, condition))
-            lines.append(line + (f"  against none {points(row)}" if row else ""))
+            lines.append(line + (f"  against none {tables.points(row)}" if row else ""))
     lines += _notes(result)
     if "web" in result:
-        lines.append(web_results.web_table(result))
+        lines.append(web.web_table(result))
     return "\n".join(lines)
-
-
-def _share(r: Mapping[str, Any]) -> str:
-    if not r["n"]:
-        return "no game could be scored"
-    low, high, macro = 100 * r["low"], 100 * r["high"], 100 * r["macro"]
-    return f"{100 * r['success']:5.1f} [{low:.1f}, {high:.1f}]  macro {macro:5.1f}"
-
-
-def points(row: Mapping[str, Any]) -> str:
-    """A paired difference in percentage points."""
-    value, low, high = (100 * row[key] for key in ("value", "low", "high"))
-    return (
-        f"{value:+.1f} [{low:+.1f}, {high:+.1f}] (+{row['gained']} -{row['lost']}, "
-        f"McNemar p {row['p']:.2g}, by group {row['p_grouped']:.2g})"
-    )
 
 
 def _notes(result: Mapping[str, Any]) -> list[str]:

@@ -1,7 +1,9 @@
-"""Intervals and paired comparisons of success rates.
+"""Intervals, tests and paired comparisons: every one that the project prints is made here.
 
-Success is a share of games, so a single policy gets a Wilson interval; two policies that played the
-same games are compared game by game, which is far sharper than comparing two shares.
+Plays that each stand alone get Wilson's interval for their share of wins.  Everything else is one
+bootstrap (`bootstrap`) that draws what plays share: a game, the skill that they were played with, the
+training run.  With fewer than ``MANY_RUNS`` runs no resampling of them can be trusted (three runs of one
+sign never give an interval with zero in it), so `over_runs` gives the t-interval over runs beside it.
 """
 
 from __future__ import annotations
@@ -18,6 +20,13 @@ from evolving_rl_jax.types import SCORED
 
 CONDITIONS = ("none", "own", "oracle", "misleading")
 CONFIDENCE = 0.95
+MANY_RUNS = 6  # training runs from which on drawing them anew says enough
+RESAMPLES = 9999
+_SAME = 1e-12
+
+Play = tuple[
+    Hashable, ...
+]  # id of a game, the seed it was played with, and whatever else tells plays apart
 
 
 def wilson_interval(k: int, n: int) -> tuple[float, float]:
@@ -31,68 +40,138 @@ def wilson_interval(k: int, n: int) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
-def success_interval(
-    won: Sequence[bool], groups: Sequence[Hashable], seed: int = 0
-) -> tuple[float, float, str]:
-    """95 % interval of a success rate, and how it was made.
-
-    Games on their own get Wilson's interval.  Games that share a cause (one skill, or one game
-    played with several seeds) are resampled together; when nothing varies between the groups the
-    interval is Wilson's for as many games as there are groups.
-
-    Args:
-      won: [n] outcomes.
-      groups: [n] labels.
-      seed: of the resampling.
-
-    Returns:
-      (low, high, ``"wilson"``, ``"bootstrap"`` or ``"wilson over groups"``).
-    """
-    sums, sizes = _grouped(np.asarray(won, float), groups)
-    if len(sums) == len(won):
-        return *wilson_interval(int(sums.sum()), len(won)), "wilson"
-    mean = sums.sum() / sizes.sum()
-    if np.ptp(sums - mean * sizes) < 1e-12:
-        return *wilson_interval(round(mean * len(sums)), len(sums)), "wilson over groups"
-    return *_ratio_interval(sums, sizes, seed), "bootstrap"
-
-
-def macro_success(
-    won: Sequence[bool], types: Sequence[str], groups: Sequence[Hashable], seed: int = 0
+def bootstrap(
+    values: Sequence[float],
+    groups: Sequence[Hashable],
+    *,
+    crossed: Sequence[Hashable] | None = None,
+    weights: Sequence[float] | None = None,
+    columns: Sequence[Hashable] | None = None,
+    seed: int = 0,
 ) -> tuple[float, float, float]:
-    """Mean over task types of their success rates, with its 95 % bootstrap interval over groups.
+    """A weighted mean with its 95 % interval, from 9,999 drawings of whole groups (`scipy.stats.bootstrap`).
+
+    Bias-corrected and accelerated (BCa) for a plain mean over groups, else by percentiles.
 
     Args:
-      won: [n] outcomes, n >= 1.
-      types: [n] task types.
-      groups: [n] labels of what is resampled together.
-      seed: of the resampling.
+      values: [n], n >= 1, weighted sums where there are weights.
+      groups: [n] labels: values of one group share a cause and are drawn together.
+      crossed: [n] labels of a second cause, drawn by itself, such as the training run of a game's
+        play: a value counts as often as its group times its run was drawn (Owen, "The pigeonhole
+        bootstrap", 2007: never too narrow where only noise varies).
+      weights: [n] what each value is a sum of; None = one.
+      columns: [n] labels; the mean is then the mean over columns of each one's mean.  A column that a
+        drawing left out does not count in it.
+      seed: of the drawings, so that a report gives the same digits again.
 
     Returns:
-      (macro, low, high).  A type that a resample left out does not count in it.
+      (value, low, high).  When nothing varies between what is drawn, the interval is the value.
     """
-    names = {name: i for i, name in enumerate(sorted(set(types)))}
-    numbers = _numbers(groups)
-    wins, games = np.zeros((2, max(numbers) + 1, len(names)))
-    np.add.at(wins, (numbers, [names[t] for t in types]), np.asarray(won, float))
-    np.add.at(games, (numbers, [names[t] for t in types]), 1.0)
+    size = np.ones(len(values)) if weights is None else np.asarray(weights, float)
+    factors = [f for f in (groups, crossed) if f is not None]
+    factors = [f for f in map(_numbers, factors) if f.max() > 0]
+    column = _numbers([0] * len(size) if columns is None else columns)
+    cells, cell = np.unique(
+        np.array(factors, int).reshape(-1, len(size)), axis=1, return_inverse=True
+    )
+    sums, sizes = np.zeros((2, cells.shape[1], column.max() + 1))
+    np.add.at(sums, (cell.ravel(), column), np.asarray(values, float))
+    np.add.at(sizes, (cell.ravel(), column), size)
+    levels = [int(f.max()) + 1 for f in factors]
 
-    def macro(rows, axis=-1):
-        rows = rows.astype(int)
-        n = games[rows].sum(axis=-2)
-        rates = np.divide(wins[rows].sum(axis=-2), n, out=np.full_like(n, np.nan), where=n > 0)
-        return np.nanmean(rates, axis=-1)
+    def mean(counts: np.ndarray) -> np.ndarray:
+        total, n = counts @ sums, counts @ sizes
+        rates = np.divide(total, n, out=np.zeros_like(n), where=n > 0)
+        return rates.sum(-1) / np.maximum((n > 0).sum(-1), 1)
 
-    rows = np.arange(len(wins))
-    value = float(macro(rows))
-    if len(rows) < 2 or value in (0.0, 1.0):
-        low, high = wilson_interval(round(value * len(rows)), len(rows))
-        return value, low, high
-    result = stats.bootstrap(
-        (rows,), macro, vectorized=True, n_resamples=9999, batch=500, method="percentile",
-        confidence_level=CONFIDENCE, rng=np.random.default_rng(seed),
-    )  # fmt: skip
-    return value, float(result.confidence_interval.low), float(result.confidence_interval.high)
+    value = float(mean(np.ones(len(sums))))
+    if not factors or np.ptp(sums - value * sizes) < _SAME:
+        return value, value, value
+
+    def of_drawn(*drawn, axis=-1):
+        counts = 1.0
+        for rows, number, n in zip(drawn, cells, levels, strict=True):
+            counts = counts * _counts(rows, n)[..., number]
+        # Drawings that hold no cell at all say nothing: they count as the value.
+        return np.where((counts @ sizes).sum(-1) > 0, mean(counts), value)
+
+    plain = len(factors) == 1 and sums.shape[1] == 1
+    for method in ("BCa", "percentile") if plain else ("percentile",):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", stats.DegenerateDataWarning)
+            found = stats.bootstrap(
+                [np.arange(n) for n in levels], of_drawn, vectorized=True, n_resamples=RESAMPLES,
+                batch=1000, confidence_level=CONFIDENCE, method=method,
+                rng=np.random.default_rng(seed),
+            ).confidence_interval  # fmt: skip
+        if np.isfinite(found).all():  # else too few groups for the correction
+            break
+    return value, float(found.low), float(found.high)
+
+
+def _numbers(labels: Sequence[Hashable]) -> np.ndarray:
+    """Labels as numbers from 0 in the order of their first appearance."""
+    numbers = {label: i for i, label in enumerate(dict.fromkeys(labels))}
+    return np.array([numbers[label] for label in labels])
+
+
+def _counts(rows: np.ndarray, n: int) -> np.ndarray:
+    """How often each of ``n`` numbers is in the last axis of ``rows``, [..., n]."""
+    flat = rows.reshape(-1, rows.shape[-1]).astype(int)
+    flat = flat + n * np.arange(len(flat))[:, None]
+    counts = np.bincount(flat.ravel(), minlength=n * len(flat)).astype(float)
+    return counts.reshape(*rows.shape[:-1], n)
+
+
+def share(
+    values: Sequence[float],
+    groups: Sequence[Hashable],
+    *,
+    crossed: Sequence[Hashable] | None = None,
+    seed: int = 0,
+    **more: Any,
+) -> tuple[float, float, float, str]:
+    """A mean of values in [0, 1] with its 95 % interval, and how that was made.
+
+    Args:
+      values, groups, crossed, seed, more: as for `bootstrap`.
+
+    Returns:
+      (value, low, high, how): ``"wilson"`` for outcomes that each stand alone; else ``"bootstrap"``; or
+      ``"wilson over groups"``, that of as many games as there are groups, where nothing varies
+      between these, which says little when there are few.
+    """
+    num = len(set(groups))
+    alone = num == len(values) and crossed is None and not more
+    if alone and set(values) <= {0, 1}:
+        return sum(values) / num, *wilson_interval(sum(values), num), "wilson"
+    value, low, high = bootstrap(values, groups, crossed=crossed, seed=seed, **more)
+    if low == high:
+        return value, *wilson_interval(round(value * num), num), "wilson over groups"
+    return value, low, high, "bootstrap"
+
+
+def t_interval(values: Sequence[float]) -> tuple[float, float]:
+    """95 % t-interval of the mean of ``values``, [n] with n >= 2."""
+    interval = stats.ttest_1samp(np.asarray(values, float), 0.0).confidence_interval(CONFIDENCE)
+    return float(interval.low), float(interval.high)
+
+
+def over_runs(values: Sequence[float]) -> dict[str, Any] | None:
+    """``{runs, low, high}``: the t-interval over training runs; None for one run, or many.
+
+    Args:
+      values: [runs] the figure of each run.
+    """
+    if not 1 < len(values) < MANY_RUNS:
+        return None
+    if np.ptp(values) < _SAME:  # nothing varied: as wide as the bootstrap
+        return None
+    low, high = t_interval(values)
+    return {"runs": len(values), "low": low, "high": high}
+
+
+# -- tests -----------------------------------------------------------------------------------------
 
 
 def sign_flip_p(
@@ -104,15 +183,29 @@ def sign_flip_p(
     the opposite sign; all sign patterns are tried, or 9,999 random ones when there are more.  With
     groups of one game this is McNemar's exact test.
     """
-    sums, _ = _grouped(np.asarray(b, float) - np.asarray(a, float), groups)
+    sums = np.bincount(_numbers(groups), np.asarray(b, float) - np.asarray(a, float))
     sums = sums[sums != 0]
     if len(sums) < 2:  # both signs of a single group are as far from zero
         return 1.0
     result = stats.permutation_test(
         (sums,), lambda x, axis=-1: x.sum(axis=axis), permutation_type="samples",
-        vectorized=True, n_resamples=9999, batch=1000, rng=np.random.default_rng(seed),
+        vectorized=True, n_resamples=RESAMPLES, batch=1000, rng=np.random.default_rng(seed),
     )  # fmt: skip
     return float(result.pvalue)
+
+
+def mcnemar_p(a: Sequence[float], b: Sequence[float]) -> float:
+    """Exact two-sided McNemar p-value: are games won by only one of the two split evenly?
+
+    1.0 when no game is won by only one of them.  Of scores it is the sign test.
+    """
+    before, after = np.asarray(a, float), np.asarray(b, float)
+    if before.shape != after.shape:
+        raise ValueError(f"a and b must have one shape, got {before.shape} and {after.shape}")
+    gained, lost = int((after > before).sum()), int((before > after).sum())
+    if gained + lost == 0:
+        return 1.0
+    return float(stats.binomtest(gained, gained + lost, 0.5).pvalue)
 
 
 def paired_difference(
@@ -121,19 +214,14 @@ def paired_difference(
     seed: int = 0,
     *,
     groups: Sequence[Hashable] | None = None,
+    crossed: Sequence[Hashable] | None = None,
 ) -> tuple[float, float, float]:
-    """Mean of ``b - a`` over games with its 95 % bootstrap interval (bias-corrected, accelerated).
+    """Mean of ``b - a`` over games with its 95 % interval from `bootstrap`.
 
     Args:
       a: outcomes before, [n], one a game.
       b: outcomes after, [n], of the same games in the same order.
-      seed: of the resampling, so that a report gives the same digits again.
-      groups: [n]; games of one group share a cause (one skill played them all) and are resampled
-        together.  None: every game stands for itself.
-
-    Returns:
-      (difference, low, high).  When nothing varies between what is resampled, the interval is the
-      difference itself.
+      seed, groups, crossed: as for `bootstrap`.  Without groups every game stands for itself.
 
     Raises:
       ValueError: the arguments are not equally long vectors with at least one game.
@@ -146,102 +234,10 @@ def paired_difference(
     labels = list(range(before.size)) if groups is None else list(groups)
     if len(labels) != before.size:
         raise ValueError(f"groups must be [{before.size}] like a and b, got {len(labels)} labels")
-    sums, sizes = _grouped(after - before, labels)
-    mean = float(sums.sum() / sizes.sum())
-    if np.ptp(sums - mean * sizes) < 1e-12:
-        return mean, mean, mean
-    return mean, *_ratio_interval(sums, sizes, seed)
+    return bootstrap(after - before, labels, crossed=crossed, seed=seed)
 
 
-def _numbers(groups: Sequence[Hashable]) -> list[int]:
-    numbers = {label: i for i, label in enumerate(dict.fromkeys(groups))}
-    return [numbers[label] for label in groups]
-
-
-def _grouped(values: np.ndarray, groups: Sequence[Hashable]) -> tuple[np.ndarray, np.ndarray]:
-    """(sum, size) of the values of each group, [groups]."""
-    numbers = _numbers(groups)
-    return np.bincount(numbers, values), np.bincount(numbers).astype(float)
-
-
-def _ratio_interval(sums: np.ndarray, sizes: np.ndarray, seed: int) -> tuple[float, float]:
-    low, high = _bootstrap(sums, sizes, seed, "BCa")
-    if not np.isfinite([low, high]).all():  # too few games for the correction
-        low, high = _bootstrap(sums, sizes, seed, "percentile")
-    return low, high
-
-
-def _bootstrap(sums: np.ndarray, sizes: np.ndarray, seed: int, method: str) -> tuple[float, float]:
-    def ratio(sums, sizes, axis=-1):
-        return sums.sum(axis=axis) / sizes.sum(axis=axis)
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
-        result = stats.bootstrap(
-            (sums, sizes),
-            ratio,
-            paired=True,
-            vectorized=True,
-            n_resamples=9999,
-            batch=1000,
-            confidence_level=CONFIDENCE,
-            method=method,
-            rng=np.random.default_rng(seed),
-        )
-    return float(result.confidence_interval.low), float(result.confidence_interval.high)
-
-
-def mcnemar_p(a: Sequence[bool], b: Sequence[bool]) -> float:
-    """Exact two-sided McNemar p-value: are games won by only one of the two split evenly?
-
-    1.0 when no game is won by only one of them.
-    """
-    before, after = np.asarray(a, bool), np.asarray(b, bool)
-    if before.shape != after.shape:
-        raise ValueError(f"a and b must have one shape, got {before.shape} and {after.shape}")
-    gained, lost = int((after & ~before).sum()), int((before & ~after).sum())
-    if gained + lost == 0:
-        return 1.0
-    return float(stats.binomtest(gained, gained + lost, 0.5).pvalue)
-
-
-def compare(
-    before: Mapping[str, Any] | None, after: Mapping[str, Any] | None, seed: int = 0
-) -> list[dict[str, Any]]:
-    """Rows of the before/after table: one for each split and condition found in either result.
-
-    Args:
-      before: content of an evaluation file (``{"games": [...]}``), or None.
-      after: the same of the later policy, or None.
-      seed: of the bootstrap.
-
-    Returns:
-      dicts with ``split``, ``condition``, ``before`` and ``after`` (see `success`, or None) and
-      ``difference`` (see `paired`, or None).  Games whose own skill came from one source are
-      resampled together, and so are the seeds of a game.
-    """
-    first, second = outcomes(before), outcomes(after)
-    sources = sources_of(before, after)
-    splits = dict.fromkeys(split for split, _ in [*first, *second])
-    conditions = dict.fromkeys([*CONDITIONS, *(c for _, c in [*first, *second])])
-    rows = []
-    for key in ((s, c) for s in splits for c in conditions):
-        if key in first or key in second:
-            games = (first.get(key), second.get(key))
-            groups = sources if key[1] == "own" else {}
-            rows.append(
-                {
-                    "split": key[0],
-                    "condition": key[1],
-                    "before": success(games[0], groups, seed),
-                    "after": success(games[1], groups, seed),
-                    "difference": paired(games[0] or {}, games[1] or {}, groups, seed),
-                }
-            )
-    return rows
-
-
-Play = tuple[str, int | None]  # id of a game and the seed that it was played with
+# -- plays by name ---------------------------------------------------------------------------------
 
 
 def outcomes(result: Mapping[str, Any] | None) -> dict[tuple[str, str], dict[Play, bool | None]]:
@@ -266,33 +262,66 @@ def sources_of(*results: Mapping[str, Any] | None) -> dict[str, Hashable]:
     return sources
 
 
-def paired(
-    before: Mapping[Play, bool | None],
-    after: Mapping[Play, bool | None],
-    groups: Mapping[str, Hashable],
+def success(
+    plays: Mapping[Play, float | None] | None,
+    groups: Mapping[Hashable, Hashable],
     seed: int = 0,
+    *,
+    crossed: Mapping[Play, Hashable] | None = None,
+) -> dict[str, Any] | None:
+    """{n, success, low, high, interval, excluded} of outcomes; None when none was scored.
+
+    Args:
+      plays: outcomes, None where the infrastructure failed.
+      groups: game id -> label of what is drawn together; a game without one stands for itself,
+        with all of its seeds.
+      seed: of the bootstrap.
+      crossed: play -> label of what is drawn besides, see `bootstrap`.
+    """
+    scored = _scored(plays)
+    if not scored:
+        return None
+    value, low, high, interval = share(
+        list(scored.values()), _labels(scored, groups), crossed=_crossed(scored, crossed), seed=seed
+    )
+    return {
+        "n": len(scored),
+        "success": float(value),
+        "low": low,
+        "high": high,
+        "interval": interval,
+        "excluded": len(plays) - len(scored),
+    }
+
+
+def paired(
+    before: Mapping[Play, float | None],
+    after: Mapping[Play, float | None],
+    groups: Mapping[Hashable, Hashable],
+    seed: int = 0,
+    *,
+    crossed: Mapping[Play, Hashable] | None = None,
 ) -> dict[str, Any] | None:
     """The paired comparison of what two sides both scored; None when that is nothing.
 
     Args:
-      before: outcomes of one side.
+      before: outcomes (or scores) of one side.
       after: of the other.
-      groups: game id -> label of what is resampled together; a game without one stands for itself,
-        with all of its seeds.
-      seed: of the bootstrap.
+      groups, seed, crossed: as for `success`.
 
     Returns:
       ``n`` pairs, ``value`` (mean of after - before) with ``low`` and ``high`` (bootstrap; where no
       group differs from another, `matched_interval` of as many pairs as groups), pairs ``gained``
-      and ``lost``, ``p`` (McNemar, exact, over pairs) and ``p_grouped`` (sign flips over groups).
+      and ``lost``, ``p`` (McNemar, exact, over pairs) and ``p_grouped`` (sign flips over groups; of
+      two crossed causes the larger one).
     """
     first, second = _scored(before), _scored(after)
     common = sorted(set(first) & set(second), key=str)
     if not common:
         return None
     a, b = [first[g] for g in common], [second[g] for g in common]
-    labels = [groups.get(game, game) for game, _ in common]
-    value, low, high = paired_difference(a, b, seed, groups=labels)
+    labels, other = _labels(common, groups), _crossed(common, crossed)
+    value, low, high = paired_difference(a, b, seed, groups=labels, crossed=other)
     if low == high:  # nothing varied, which says little when there is little
         size = len(set(labels))
         low, high = matched_interval(size, max(value, 0) * size, max(-value, 0) * size)
@@ -301,31 +330,20 @@ def paired(
         "value": value,
         "low": low,
         "high": high,
-        "gained": sum(y and not x for x, y in zip(a, b, strict=True)),
-        "lost": sum(x and not y for x, y in zip(a, b, strict=True)),
+        "gained": sum(y > x for x, y in zip(a, b, strict=True)),
+        "lost": sum(x > y for x, y in zip(a, b, strict=True)),
         "p": mcnemar_p(a, b),
-        "p_grouped": sign_flip_p(a, b, labels, seed),
+        "p_grouped": max(sign_flip_p(a, b, f, seed) for f in (labels, other) if f is not None),
     }
 
 
-def success(
-    plays: Mapping[Play, bool | None] | None, groups: Mapping[str, Hashable], seed: int = 0
-) -> dict[str, Any] | None:
-    """{n, success, low, high, interval, excluded} of outcomes; None when none was scored."""
-    scored = _scored(plays)
-    if not scored:
-        return None
-    labels = [groups.get(game, game) for game, _ in scored]
-    low, high, interval = success_interval(list(scored.values()), labels, seed)
-    return {
-        "n": len(scored),
-        "success": sum(scored.values()) / len(scored),
-        "low": low,
-        "high": high,
-        "interval": interval,
-        "excluded": len(plays) - len(scored),
-    }
-
-
-def _scored(plays: Mapping[Play, bool | None] | None) -> dict[Play, bool]:
+def _scored(plays: Mapping[Play, float | None] | None) -> dict[Play, float]:
     return {play: won for play, won in (plays or {}).items() if won is not None}
+
+
+def _labels(plays, groups: Mapping[Hashable, Hashable]) -> list[Hashable]:
+    return [groups.get(play[0], play[0]) for play in plays]
+
+
+def _crossed(plays, crossed: Mapping[Play, Hashable] | None) -> list[Hashable] | None:
+    return None if crossed is None else [crossed[play] for play in plays]

@@ -14,12 +14,12 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import numpy as np
 
-from evolving_rl_jax.eval import statistics
+from evolving_rl_jax.eval import statistics, tables
 from evolving_rl_jax.eval.journal import Journal
 from evolving_rl_jax.rollout.episode import Driver
 from evolving_rl_jax.rollout.evolve import Candidate, judge, make_candidate
@@ -280,7 +280,8 @@ def stream_result(plays: list[StreamPlay], seed: int = 0) -> dict[str, Any]:
     ``summary`` has success ``with`` and ``without`` the bank and their paired difference over all
     plays and over the later half of each stream; ``curve`` the same for tenths of the stream, by
     ``past``, the number of tasks before; ``by_related`` by the number of earlier tasks of the same
-    household (or site).  Intervals resample games, with all of their seeds.
+    household (or site).  Intervals draw together what one skill was in the prompt of; with several
+    streams, in each of which other skills grow, games and skills are drawn crosswise.
     """
     length = max((play.position for play in plays), default=-1) + 1
     edges = np.unique(np.linspace(0, length, min(_BINS, length) + 1).astype(int)).tolist()
@@ -288,13 +289,18 @@ def stream_result(plays: list[StreamPlay], seed: int = 0) -> dict[str, Any]:
     curve = []
     for low, high in zip(edges, edges[1:], strict=False):
         members = [p for p in plays if low <= p.position < high]
-        curve.append({"past_from": low, "past_to": high - 1, **_both(members, seed)})
+        curve.append({"past_from": low, "past_to": high - 1, **with_and_without(members, seed)})
     related = []
     for count in sorted({min(p.related, _RELATED) for p in plays}):
         members = [p for p in plays if min(p.related, _RELATED) == count]
-        related.append({"related": count, "or_more": count == _RELATED, **_both(members, seed)})
+        related.append(
+            {"related": count, "or_more": count == _RELATED, **with_and_without(members, seed)}
+        )
     return {
-        "summary": {"all": _both(plays, seed), "later_half": _both(later, seed)},
+        "summary": {
+            "all": with_and_without(plays, seed),
+            "later_half": with_and_without(later, seed),
+        },
         "curve": curve,
         "by_related": related,
         "failures": _failures(plays),
@@ -303,18 +309,30 @@ def stream_result(plays: list[StreamPlay], seed: int = 0) -> dict[str, Any]:
     }
 
 
-def _both(plays: list[StreamPlay], seed: int) -> dict[str, Any]:
+def with_and_without(plays: list[StreamPlay], seed: int = 0) -> dict[str, Any]:
+    """Success with the bank on, with it off, and the paired difference; see `stream_result`."""
+
     def outcomes(side):
         sides = {(p.task.id, p.seed): getattr(p, side) for p in plays}
         return {k: s.won if s.scored else None for k, s in sides.items()}
 
     with_bank, without = outcomes("with_bank"), outcomes("without")
+    skills = {(p.task.id, p.seed): _skill_of(p) for p in plays}
+    if len({p.seed for p in plays}) > 1:
+        groups, crossed = {}, skills
+    else:
+        groups, crossed = {game: skill for (game, _), skill in skills.items()}, None
     return {
-        "with": statistics.success(with_bank, {}, seed),
+        "with": statistics.success(with_bank, groups, seed, crossed=crossed),
         "without": statistics.success(without, {}, seed),
-        "difference": statistics.paired(without, with_bank, {}, seed),
+        "difference": statistics.paired(without, with_bank, groups, seed, crossed=crossed),
         "skill_in_prompt": sum(bool(p.skills) for p in plays) / max(len(plays), 1),
     }
+
+
+def _skill_of(play: StreamPlay) -> Hashable:
+    """What a play shares with others of its stream: the first skill in its prompt, or nothing."""
+    return (play.seed, "skill", play.skills[0][0].id) if play.skills else (play.seed, play.task.id)
 
 
 def _failures(plays: list[StreamPlay]) -> list[dict[str, Any]]:
@@ -362,28 +380,26 @@ def _play_record(play: StreamPlay) -> dict[str, Any]:
 
 def stream_table(result: dict[str, Any]) -> str:
     """The growth curve as plain text."""
-    lines = [f"success in % with the bank and without it, {result['name']}, "
-             f"temperature {result['temperature']:g}"]  # fmt: skip
-    for row in result["curve"]:
-        label = f"after {row['past_from']}-{row['past_to']} tasks"
-        lines.append(f"{label:<26} {_line(row)}")
-    for row in result["by_related"]:
-        label = f"{row['related']}{'+' if row['or_more'] else ''} of the same group seen"
-        lines.append(f"{label:<26} {_line(row)}")
-    for name, label in (("later_half", "later half"), ("all", "all")):
-        lines.append(f"{label:<26} {_line(result['summary'][name])}")
+    rows = [(f"after {r['past_from']}-{r['past_to']} tasks", r) for r in result["curve"]]
+    rows += [
+        (f"{r['related']}{'+' if r['or_more'] else ''} of the same group seen", r)
+        for r in result["by_related"]
+    ]
+    rows += [("later half", result["summary"]["later_half"]), ("all", result["summary"]["all"])]
+    heading = (
+        f"success in % with the bank and without it [{tables.DRAWN}, crosswise with several "
+        f"streams], {result['name']}, temperature {result['temperature']:g}"
+    )
+    cells = [
+        (
+            label,
+            tables.share(row["with"], "none"),
+            f"off {tables.share(row['without'], 'none')}",
+            f"difference {tables.difference(row['difference'], '')}",
+        )
+        for label, row in rows
+    ]
+    lines = [heading, tables.align(cells)]
     if result["failures"]:
         lines.append(f"excluded, {len(result['failures'])} plays that the infrastructure failed")
     return "\n".join(lines)
-
-
-def _line(row: dict[str, Any]) -> str:
-    shares = [
-        f"{100 * r['success']:5.1f} [{100 * r['low']:.1f}, {100 * r['high']:.1f}]"
-        if r
-        else "  none"
-        for r in (row["with"], row["without"])
-    ]
-    d = row["difference"]
-    change = f"{100 * d['value']:+.1f} [{100 * d['low']:+.1f}, {100 * d['high']:+.1f}]" if d else ""
-    return f"{shares[0]}  off {shares[1]}  difference {change}"

@@ -1,39 +1,31 @@
 """The metrics of web tasks in a panel's file, in the tables of the console and in the report.
 
-A panel of web tasks is played under both protocols, with the same skills; see ``eval.web_metrics`` for
-what is counted.
+A panel of web tasks is played under both protocols, with the same skills; see ``envs.mind2web.metrics``
+for what is counted.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from evolving_rl_jax.envs.mind2web.metrics import TaskScore, paired_web_difference, summarise_web
-from evolving_rl_jax.eval import statistics
+import numpy as np
+
+from evolving_rl_jax.envs.mind2web.metrics import (
+    FAILED_STEP,
+    OFFICIAL,
+    SHOWN,
+    STOPPING,
+    TaskScore,
+    step_metrics,
+)
+from evolving_rl_jax.eval import statistics, tables
+from evolving_rl_jax.eval.games import PanelGame
 from evolving_rl_jax.types import SCORED, Episode
-
-if TYPE_CHECKING:  # `results` imports this module
-    from evolving_rl_jax.eval.results import PanelGame
 
 __all__ = ["add_to", "web_comparison", "web_summary", "web_table"]
 
-# What the tables show: (protocol, metric, heading).
-SHOWN = (
-    ("stop_at_error", "action_accuracy", "action accuracy"),
-    ("teacher_forced", "element_accuracy", "element accuracy"),
-    ("teacher_forced", "operation_f1", "operation F1"),
-    ("teacher_forced", "step_success", "step success"),
-    ("teacher_forced", "task_success", "task success, gold history"),
-)
 _BASELINE = "none"
-# The key of a step's score that each metric averages.
-_KEYS = {
-    "action_accuracy": "correct",
-    "element_accuracy": "element",
-    "operation_f1": "f1",
-    "step_success": "success",
-}
 
 
 def add_to(result: dict[str, Any], games: Sequence[PanelGame], protocols: Sequence[str]) -> None:
@@ -55,8 +47,7 @@ def task_score(game: PanelGame, condition: str, episode: Episode) -> TaskScore:
     """The scores of one play; an answer that was cut off is a step that failed."""
     steps = [info for info in episode.infos if info is not None]
     if len(steps) < max(1, len(episode.turns)):
-        failed = {"correct": False, "element": False, "f1": 0.0, "success": False}
-        steps = [*steps, {**failed, "missing": False, "num_steps": game.task.step_limit}]
+        steps.append({**FAILED_STEP, "num_steps": game.task.step_limit})
     # Tasks of one site share its habits, and those played with one skill share that.
     group = game.source.id if condition == "own" and game.source else game.task.group
     return TaskScore(
@@ -74,10 +65,80 @@ def _scores(games: Sequence[PanelGame], condition: str, protocol: str) -> list[T
     return found
 
 
+def summarise_web(scores: Sequence[TaskScore], protocol: str, seed: int = 0) -> dict[str, dict]:
+    """Figures of every split.
+
+    Args:
+      scores: of all tasks that were not lost to the infrastructure.
+      protocol: ``"stop_at_error"`` or ``"teacher_forced"``: how they were played.
+      seed: of the drawings behind the intervals.
+
+    Returns:
+      split -> ``num_tasks``, ``num_steps`` (attempted), ``gold_missing`` (steps whose right element was
+      not shown), ``correct_steps`` (mean a task), and for each metric ``{"macro": m, "micro": m}`` (only
+      macro for ``task_success``) with m = ``{"value", "low", "high"}``: see `statistics.share`.
+
+    Raises:
+      ValueError: an unknown protocol.
+    """
+    metrics = step_metrics(protocol)
+    summary = {}
+    for split in sorted({s.split for s in scores}):
+        members = [s for s in scores if s.split == split]
+        sizes = [len(s.steps) for s in members]
+
+        def figure(values, weights=None, members=members):
+            groups = [s.group or s.task_id for s in members]
+            more = {} if weights is None else {"weights": weights}
+            found = statistics.share(values, groups, seed=seed, **more)
+            return dict(zip(("value", "low", "high"), map(float, found[:3]), strict=True))
+
+        summary[split] = {
+            "num_tasks": len(members),
+            "num_steps": sum(sizes),
+            "gold_missing": sum(bool(x["missing"]) for s in members for x in s.steps),
+            "correct_steps": float(np.mean([s.num_correct for s in members])),
+            "task_success": {"macro": figure([s.won(protocol) for s in members])},
+        }
+        for name, key in metrics.items():
+            summary[split][name] = {
+                "macro": figure([s.value(name, protocol) for s in members]),
+                "micro": figure([s.total(key) for s in members], sizes),
+            }
+    return summary
+
+
+def paired_web_difference(
+    before: Sequence[TaskScore],
+    after: Sequence[TaskScore],
+    metric: str,
+    protocol: str,
+    seed: int = 0,
+) -> dict[str, float]:
+    """How much a macro metric changed over the tasks that both have, paired by task.
+
+    Returns:
+      ``{"n", "value", "low", "high"}``, see `statistics.paired`.
+
+    Raises:
+      ValueError: no common task, or an unknown metric or protocol.
+    """
+    sides = [{(s.task_id,): s.value(metric, protocol) for s in x} for x in (before, after)]
+    found = _paired(*sides, {s.task_id: s.group or s.task_id for s in after}, seed)
+    if found is None:
+        raise ValueError("before and after must have common tasks, got none")
+    return found
+
+
+def _paired(before, after, groups, seed: int = 0) -> dict[str, Any] | None:
+    row = statistics.paired(before, after, groups, seed)
+    return row and {key: row[key] for key in ("n", "value", "low", "high")}
+
+
 def web_summary(
     games: Sequence[PanelGame], conditions: Sequence[str], protocols: Sequence[str], seed: int = 0
 ) -> dict[str, Any]:
-    """protocol -> split -> condition -> figures of `web_metrics.summarise_web`.
+    """protocol -> split -> condition -> figures of `summarise_web`.
 
     Conditions other than ``none`` also have ``against_none``: metric -> the paired difference to it,
     ``{"n", "value", "low", "high"}``.
@@ -112,28 +173,24 @@ def game_scores(game: PanelGame, condition: str, protocols: Sequence[str]) -> di
         episode = game.under(protocol)[condition]
         if episode.status in SCORED:
             score = task_score(game, condition, episode)
-            steps = score.steps
-            means = {m: sum(float(s[k]) for s in steps) / len(steps) for m, k in _KEYS.items()}
-            won = {"task_success": float(score.won(protocol)), "steps": len(steps)}
+            num = len(score.steps)
+            means = {m: score.total(key) / num for m, key in (STOPPING | OFFICIAL).items()}
+            won = {"task_success": float(score.won(protocol)), "steps": num}
             scores[protocol] = {**means, **won}
     return scores
 
 
 def web_table(result: Mapping[str, Any]) -> str:
     """The web metrics of a panel as plain text: macro [95 % interval], micro in brackets."""
-    lines = ["web metrics in %: macro [95 % interval] (micro)"]
+    lines = [f"web metrics in %: macro [{tables.DRAWN}, or a site] (micro)"]
     for protocol, metric, heading in SHOWN:
         for split, conditions in result["web"].get(protocol, {}).items():
             for condition, figures in conditions.items():
-                lines.append(f"{heading:<27} {split:<14} {condition:<11} {_value(figures[metric])}")
+                micro = figures[metric].get("micro")
+                value = tables.share(_share(figures[metric]["macro"]))
+                value += f" ({tables.percent(micro['value'])})" if micro else ""
+                lines.append(f"{heading:<27} {split:<14} {condition:<11} {value}")
     return "\n".join(lines)
-
-
-def _value(metric: Mapping[str, Mapping[str, float]]) -> str:
-    macro = metric["macro"]
-    value, low, high = (100 * macro[key] for key in ("value", "low", "high"))
-    micro = f" ({100 * metric['micro']['value']:.1f})" if "micro" in metric else ""
-    return f"{value:5.1f} [{low:.1f}, {high:.1f}]{micro}"
 
 
 def web_comparison(
@@ -171,27 +228,23 @@ def web_comparison(
 
 
 def _share(macro: Mapping[str, float]) -> dict[str, float]:
-    return {"success": macro["value"], "low": macro["low"], "high": macro["high"]}
+    return {"n": 1, "success": macro["value"], "low": macro["low"], "high": macro["high"]}
 
 
 def _difference(before, after, protocol, metric, split, condition) -> dict[str, Any] | None:
     if before is None or after is None:
         return None
-    sides = [_plays(r, protocol, metric, split, condition) for r in (before, after)]
-    common = [play for play in sides[1] if play in sides[0]]
-    if not common:
-        return None
-    groups = [sides[1][play][1] for play in common]
-    values = [[side[play][0] for play in common] for side in sides]
-    value, low, high = statistics.paired_difference(*values, groups=groups)
-    return {"value": value, "low": low, "high": high, "n": len(common)}
+    (first, _), (second, groups) = (
+        _plays(r, protocol, metric, split, condition) for r in (before, after)
+    )
+    return _paired(first, second, groups)
 
 
 def _plays(
     result: Mapping[str, Any], protocol: str, metric: str, split: str, condition: str
-) -> dict[tuple[str, Any], tuple[float, Hashable]]:
-    """(task id, seed) -> (score, what it is resampled with)."""
-    found = {}
+) -> tuple[dict[tuple[str, Any], float], dict[str, Hashable]]:
+    """(task id, seed) -> score; task id -> what it is drawn with."""
+    found, groups = {}, {}
     for game in result["games"]:
         if game["split"] != split:
             continue
@@ -200,6 +253,6 @@ def _plays(
         if score is None or outcome["status"] not in SCORED:
             continue
         source = (game.get("retrieved") or {}).get("id") if condition == "own" else None
-        group = source or game.get("group") or game["id"]
-        found[game["id"], game.get("seed")] = (score[metric], group)
-    return found
+        groups[game["id"]] = source or game.get("group") or game["id"]
+        found[game["id"], game.get("seed")] = score[metric]
+    return found, groups

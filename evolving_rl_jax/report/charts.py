@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from evolving_rl_jax.eval import statistics
+from evolving_rl_jax.eval.compare import before_after
 from evolving_rl_jax.record import metrics as run_metrics
-from evolving_rl_jax.report.reading import Group, Run
+from evolving_rl_jax.report.readers import Group, Run
 
 DASHES = ("solid", "dotted", "dashed", "dotdash")
 _SHARE = (("y", "success"), ("low", "low"), ("high", "high"))
@@ -120,7 +120,7 @@ def panels(run: Run, figures: list, *, ends: Sequence[str], names: Mapping[str, 
             continue
         found: dict[tuple, list[tuple]] = {}
         for result in panel:
-            for row in statistics.compare(result, None):
+            for row in before_after(result, None):
                 success = row["before"]
                 if success:
                     point = (result["iteration"], *(success[k] for k in ("success", "low", "high")))

@@ -13,11 +13,12 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+from evolving_rl_jax.eval import tables
 from evolving_rl_jax.files import write_atomic
 from evolving_rl_jax.report import charts, viewer
 from evolving_rl_jax.report import results as report_results
 from evolving_rl_jax.report import skills as report_skills
-from evolving_rl_jax.report.reading import Run, groups, read_run
+from evolving_rl_jax.report.readers import Run, groups, read_run
 from evolving_rl_jax.report.results import AFTER, BEFORE, CONDITIONS, SPLITS
 
 TEMPLATES = pathlib.Path(__file__).parent / "templates"
@@ -63,6 +64,8 @@ def write_report(
         scripts=[_script((TEMPLATES / name).read_text(encoding="utf-8")) for name in SCRIPTS],
         split_names=SPLITS,
         condition_names=CONDITIONS,
+        drawn=tables.DRAWN,
+        drawn_runs=tables.DRAWN_RUNS,
         **_content(runs),
     )
     path = pathlib.Path(out) if out else runs[0].folder / "report.html"
@@ -77,10 +80,7 @@ def _title(runs: Sequence[Run]) -> str:
 
 
 def before_after_table(workdir: str | os.PathLike) -> str:
-    """Success before and after training as plain text, one block for each temperature.
-
-    Shares are percentages with 95 % Wilson intervals, differences are points with a 95 % paired
-    bootstrap interval.
+    """Success before and after training as plain text, one block for each temperature and web metric.
 
     Raises:
       FileNotFoundError: there is no such folder.
@@ -89,39 +89,33 @@ def before_after_table(workdir: str | os.PathLike) -> str:
     notices: list[str] = []
     blocks = []
     for comparison in report_results.comparisons(run, notices):
-        rows = [("split", "condition", "games", "warm start", "trained", "paired difference")]
-        for row in comparison["rows"]:
-            rows.append(
-                (
-                    row["split"],
-                    CONDITIONS.get(row["condition"], row["condition"]),
-                    _games(row),
-                    _share(row["before"]),
-                    _share(row["after"]),
-                    _gain(row["difference"]),
-                )
-            )
-        heading = f"success in % [95 % interval] at temperature {comparison['temperature']:g}"
-        blocks.append(heading + "\n" + _align(rows))
-        blocks += _web_blocks(comparison["web"])
+        where = f"[{tables.DRAWN}] at temperature {comparison['temperature']:g}"
+        blocks.append(f"success in % {where}\n{_ends(comparison['rows'])}")
+        web = comparison["web"]
+        for metric in dict.fromkeys(row["metric"] for row in web):
+            rows = [row for row in web if row["metric"] == metric]
+            blocks.append(f"{metric} in %, macro {where}\n{_ends(rows)}")
     unread = [n for n in run.notices if n.startswith("eval/")]
     text = "\n\n".join(blocks + unread + notices)
     return text.translate({0x2212: "-", 0x2013: "-"})  # consoles need not know these signs
 
 
-def _web_blocks(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """One block for each metric of web tasks."""
-    blocks = []
-    for metric in dict.fromkeys(row["metric"] for row in rows):
-        lines = [("split", "condition", "tasks", "warm start", "trained", "paired difference")]
-        for row in rows:
-            if row["metric"] == metric:
-                gain = row["difference"]
-                name = CONDITIONS.get(row["condition"], row["condition"])
-                cells = (_share(row["before"]), _share(row["after"]), _gain(gain))
-                lines.append((row["split"], name, str(gain["n"]) if gain else "–", *cells))
-        blocks.append(f"{metric} in %, macro [95 % interval]\n" + _align(lines))
-    return blocks
+def _ends(rows: Sequence[dict[str, Any]]) -> str:
+    """The table of one figure before and after training."""
+    lines = [("split", "condition", "games", "warm start", "trained", "paired difference")]
+    for row in rows:
+        sides = (row["difference"], row["after"], row["before"])
+        lines.append(
+            (
+                row["split"],
+                CONDITIONS.get(row["condition"], row["condition"]),
+                next((str(side["n"]) for side in sides if side), "0"),
+                tables.share(row["before"]),
+                tables.share(row["after"]),
+                tables.difference(row["difference"]),
+            )
+        )
+    return tables.align(lines)
 
 
 def chart_library() -> list[str]:
@@ -229,28 +223,3 @@ def _p_value(value: Any) -> str:
     if number is None:
         return "–"
     return "< 0.001" if number < 0.001 else f"{number:.3f}"
-
-
-def _games(row: dict[str, Any]) -> str:
-    for part in (row["difference"], row["after"], row["before"]):
-        if part:
-            return str(part["n"])
-    return "0"
-
-
-def _share(part: dict[str, Any] | None) -> str:
-    if not part:
-        return "–"
-    return f"{_percent(part['success'])} [{_percent(part['low'])}, {_percent(part['high'])}]"
-
-
-def _gain(part: dict[str, Any] | None) -> str:
-    if not part:
-        return "–"
-    return f"{_points(part['value'])} [{_points(part['low'])}, {_points(part['high'])}]"
-
-
-def _align(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
-    return "\n".join(line.rstrip() for line in lines)

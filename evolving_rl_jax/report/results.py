@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from evolving_rl_jax.eval import statistics
+from evolving_rl_jax.eval.compare import before_after
 from evolving_rl_jax.eval.web import web_comparison
-from evolving_rl_jax.report.reading import Group, Run
+from evolving_rl_jax.report.readers import Group, Run
 from evolving_rl_jax.types import SCORED
 
 BEFORE, AFTER = "warmstart", "final"  # the two policies of the table
@@ -29,7 +30,6 @@ CONDITIONS = {
     "misleading": "misleading skill",
 }
 MAIN_CONDITIONS = ("none", "own")  # those that the arms are compared in
-_RESAMPLES = 4000
 
 
 def comparisons(run: Run, notices: list[str]) -> list[dict[str, Any]]:
@@ -48,7 +48,7 @@ def comparisons(run: Run, notices: list[str]) -> list[dict[str, Any]]:
                 f"At temperature {temperature:g} the two policies played different lists of games; "
                 "the difference is over the games that both played."
             )
-        rows = sorted(statistics.compare(before, after), key=lambda r: _split_order(r["split"]))
+        rows = sorted(before_after(before, after), key=lambda r: _split_order(r["split"]))
         results = [r for r in (before, after) if r]
         web = web_comparison(before, after)
         found.append({"temperature": temperature, "rows": rows, "results": results, "web": web})
@@ -80,7 +80,7 @@ def arms_tables(groups: Sequence[Group], notices: list[str]) -> list[dict[str, A
     Returns:
       dicts with ``temperature``, ``columns`` [(split, condition)], ``rows`` (``label``, ``seeds`` and a
       cell of `success` or None for each column) and ``differences``: rows against the group ``base``,
-      whose cells are {value, low, high, n}.
+      whose cells are those of `difference`.
     """
     tables = []
     for temperature in temperatures([run for g in groups for run in g.runs]):
@@ -121,72 +121,86 @@ def _columns(panels: Sequence[dict]) -> list[tuple[str, str]]:
     return sorted(keys, key=lambda k: (_split_order(k[0]), MAIN_CONDITIONS.index(k[1])))
 
 
-def _wins(panels: Sequence[dict], column: tuple[str, str]) -> dict[statistics.Play, list[bool]]:
-    """(game id, seed) -> won in each run, over the plays that every run scored."""
-    tables = [statistics.outcomes(panel).get(column, {}) for panel in panels]
-    plays = [p for p in (tables[0] if tables else {}) if all(t.get(p) is not None for t in tables)]
-    return {p: [bool(t[p]) for t in tables] for p in plays}
+def _plays(panels: Sequence[dict], column: tuple[str, str]) -> dict[statistics.Play, bool]:
+    """(game id, seed, run) -> won, over the plays that every run scored."""
+    found = [statistics.outcomes(panel).get(column, {}) for panel in panels]
+    scored = [p for p in (found[0] if found else {}) if all(t.get(p) is not None for t in found)]
+    return {(*p, run): t[p] for run, t in enumerate(found) for p in scored}
 
 
-def _clusters(panels: Sequence[dict], condition: str) -> dict[str, Hashable]:
-    """Game id -> what is resampled together: games that one source's skill served."""
-    return statistics.sources_of(*panels) if condition == "own" else {}
+def _by_run(plays: Mapping[statistics.Play, float]) -> list[float]:
+    """The mean of each run."""
+    runs: dict[Hashable, list[float]] = {}
+    for (*_, run), value in plays.items():
+        runs.setdefault(run, []).append(value)
+    return [float(np.mean(values)) for values in runs.values()]
+
+
+def _drawn(plays: Mapping[statistics.Play, float], panels, condition: str) -> tuple[dict, Any]:
+    """What is drawn together: games that one source's skill served; and across them the runs."""
+    groups = statistics.sources_of(*panels) if condition == "own" else {}
+    runs = {play: play[-1] for play in plays}
+    return groups, runs if len(set(runs.values())) > 1 else None
 
 
 def success(panels: Sequence[dict], column: tuple[str, str]) -> dict[str, Any] | None:
-    """Share of wins in a (split, condition) with its 95 % interval; None without plays.
+    """Share of wins in a (split, condition) over runs; None without plays.
 
-    One run: `statistics.success`.  Several: percentile bootstrap that draws runs and games anew, both
-    with replacement (games that share a skill together), so it holds for other seeds and games.
+    Returns:
+      As `statistics.success`, where ``n`` counts the plays of one run and several runs are drawn anew
+      too, and ``over_runs``, the t-interval over runs where there are few.
     """
-    wins = _wins(panels, column)
-    if not wins:
+    plays = _plays(panels, column)
+    groups, runs = _drawn(plays, panels, column[1])
+    found = statistics.success(plays, groups, crossed=runs)
+    if found is None:
         return None
-    groups = _clusters(panels, column[1])
-    if len(panels) == 1:
-        return statistics.success({play: won for play, (won,) in wins.items()}, groups)
-    labels = [groups.get(game, game) for game, _ in wins]
-    numbers = {label: i for i, label in enumerate(dict.fromkeys(labels))}
-    rows = [numbers[label] for label in labels]
-    sums = np.zeros((len(numbers), len(panels)))
-    np.add.at(sums, rows, np.array(list(wins.values()), float))
-    sizes = np.bincount(rows).astype(float)
-    rng = np.random.default_rng(0)
-
-    def draw(n):
-        return rng.multinomial(n, np.full(n, 1 / n), _RESAMPLES)
-
-    runs, games = draw(len(panels)) / len(panels), draw(len(numbers))
-    rates = np.einsum("br,gr,bg->b", runs, sums, games, optimize=True) / (games @ sizes)
-    low, high = map(float, np.quantile(rates, [0.025, 0.975]))
-    value = float(sums.sum() / (len(wins) * len(panels)))
-    return {"success": value, "n": len(wins), "low": low, "high": high}
+    by_run = _by_run(plays)
+    found["n"] //= len(by_run)
+    over = statistics.over_runs(by_run)
+    if over:
+        over["low"], over["high"] = max(over["low"], 0.0), min(over["high"], 1.0)
+    return {**found, "over_runs": over}
 
 
 def _differences(groups: Sequence[Group], temperature: float, columns) -> dict[str, Any]:
-    """Each group minus the base (the arm `joint`, else the first), paired by game."""
+    """Each group minus the base (the arm `joint`, else the first), paired by seed and game."""
     base = next((g for g in groups if g.runs[0].arm == "joint"), groups[0])
     rows = []
-    base_panels = _panels(base.runs, AFTER, temperature)
     for group in groups:
-        panels = _panels(group.runs, AFTER, temperature)
-        if group is base or not panels or not base_panels:
-            continue
-        cells = [_difference(base_panels, panels, column) for column in columns]
-        rows.append({"label": group.label, "cells": cells})
+        pairs = [] if group is base else _same_seeds(base, group, temperature)
+        if pairs:
+            cells = [difference(*zip(*pairs, strict=True), column) for column in columns]
+            rows.append({"label": group.label, "cells": cells})
     return {"base": base.label, "differences": rows}
 
 
-def _difference(base: Sequence[dict], other: Sequence[dict], column) -> dict[str, Any] | None:
-    ours, theirs = _wins(other, column), _wins(base, column)
-    common = [play for play in ours if play in theirs]
-    if not common:
+def _same_seeds(base: Group, group: Group, temperature: float) -> list[tuple[dict, dict]]:
+    """The panels of runs of one seed, which share their warm start; in order if no seed is common."""
+    first, second = (
+        {run.seed: p for run in g.runs if (p := run.panel(AFTER, temperature))}
+        for g in (base, group)
+    )
+    common = [(panel, second[seed]) for seed, panel in first.items() if seed in second]
+    return common or list(zip(first.values(), second.values(), strict=False))
+
+
+def difference(
+    base: Sequence[dict], other: Sequence[dict], column: tuple[str, str]
+) -> dict[str, Any] | None:
+    """Success of ``other`` minus that of ``base``, panel by panel (one a run) and game by game.
+
+    Returns:
+      As `statistics.paired`, with ``over_runs`` as in `success`; None without common plays.
+    """
+    before, after = _plays(base, column), _plays(other, column)
+    groups, runs = _drawn(before, [*base, *other], column[1])
+    found = statistics.paired(before, after, groups, crossed=runs)
+    if found is None:
         return None
-    means = [[float(np.mean(side[play])) for play in common] for side in (theirs, ours)]
-    groups = _clusters([*base, *other], column[1])
-    labels = [groups.get(game, game) for game, _ in common]
-    value, low, high = statistics.paired_difference(*means, groups=labels)
-    return {"value": value, "low": low, "high": high, "n": len(common)}
+    found["n"] //= len(base)
+    by_run = _by_run({p: float(after[p]) - before[p] for p in before if p in after})
+    return {**found, "over_runs": statistics.over_runs(by_run)}
 
 
 def types_tables(groups: Sequence[Group]) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from evolving_rl_jax.report.reading import Run
+from evolving_rl_jax.report.readers import Run
 from evolving_rl_jax.skills.records import SkillRecord
 
 MAX_CARDS = 300  # on a page; the bank itself keeps everything

@@ -16,8 +16,8 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from evolving_rl_jax.report import reading as report_reading
-from evolving_rl_jax.report.reading import Run
+from evolving_rl_jax.report import readers
+from evolving_rl_jax.report.readers import Run
 
 MAX_ITERATIONS = 24  # of a run
 MAX_BYTES = 6_000_000  # of all chunks together, as they stand in the page
@@ -49,21 +49,21 @@ def episodes(runs: Sequence[Run]) -> dict[str, Any]:
     chunks: list[str] = []
     iterations = []
     for number, run in enumerate(runs):
-        paths = report_reading.episode_files(run.folder)
+        paths = readers.episode_files(run.folder)
         if not paths:
             run.notices.append(
                 "episodes/ has no logged iteration, so there are no episodes to open."
             )
         shown, cut = [], 0
         for path in _chosen(paths, MAX_BYTES // len(runs)):
-            records = report_reading.read_episodes(path, run.notices)
+            records = readers.read_episodes(path, run.notices)
             kept, packed = _fit(records, MAX_BYTES // len(runs))
             cut += len(records) - len(kept)
             entries = [_entry(r, number, len(chunks), i) for i, r in enumerate(kept)]
             if entries:
                 index += entries
                 chunks.append(packed)
-                shown.append(report_reading.iteration_of(path))
+                shown.append(readers.iteration_of(path))
         facts = {"run": run.name, "logged": len(paths), "shown": shown, "cut": cut}
         iterations.append(facts)
     return {"index": index, "chunks": chunks, "iterations": iterations}

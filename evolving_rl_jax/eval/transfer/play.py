@@ -12,9 +12,9 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from evolving_rl_jax.eval import statistics
+from evolving_rl_jax.eval import statistics, tables
 from evolving_rl_jax.eval.journal import Journal
-from evolving_rl_jax.eval.results import points, versions
+from evolving_rl_jax.eval.results import versions
 from evolving_rl_jax.files import write_json
 from evolving_rl_jax.skills.bank import Bank, SkillRecord, write_bank
 from evolving_rl_jax.skills.records import Outcome
@@ -262,16 +262,13 @@ def write_transfer(out: pathlib.Path, result: Mapping[str, Any], skills: list[Sk
 
 def transfer_table(result: Mapping[str, Any]) -> str:
     """Success and paired differences as plain text."""
-    lines = [f"success in % [95 % interval] of {result['policy']}"]
+    lines = [f"success in % [{tables.DRAWN}] of {result['policy']}"]
     for row in result["summary"]:
-        share = "no game could be scored"
-        if row["n"]:
-            low, high = 100 * row["low"], 100 * row["high"]
-            share = f"{100 * row['success']:5.1f} [{low:.1f}, {high:.1f}]"
+        share = tables.share(row, "no game could be scored")
         lines.append(f"{row['split']:<16} {row['condition']:<6} {row['n']:>5} games  {share}")
     for row in result["paired"]:
         label = f"{row['condition']} against {row['baseline']}"
-        lines.append(f"{row['split']:<16} {label:<20} {points(row)}")
+        lines.append(f"{row['split']:<16} {label:<20} {tables.points(row)}")
     if result["failures"]:
         lines.append(f"excluded, {len(result['failures'])} plays without an outcome; the same "
                      "command plays them again")  # fmt: skip

@@ -12,10 +12,10 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from evolving_rl_jax.eval import statistics
+from evolving_rl_jax.eval import statistics, tables
 from evolving_rl_jax.files import write_atomic, write_json
 from evolving_rl_jax.report import results as report_results
-from evolving_rl_jax.report.reading import UNREADABLE, Run, groups, read_run
+from evolving_rl_jax.report.readers import UNREADABLE, Run, groups, read_run
 from evolving_rl_jax.report.results import AFTER, BEFORE, CONDITIONS, SPLITS
 from evolving_rl_jax.report.skills import best_skills
 from evolving_rl_jax.skills import Bank, render_skill
@@ -45,15 +45,15 @@ def write_summary(workdir: str | os.PathLike, folders: Sequence[str | os.PathLik
     workdir = pathlib.Path(workdir)
     runs = [read_run(folder) for folder in folders]
     notices = [f"{run.name}: {n}" for run in runs for n in run.notices]
-    tables = report_results.arms_tables(groups(runs), notices)
-    for row in (row for table in tables for row in table["rows"]):
+    arms = report_results.arms_tables(groups(runs), notices)
+    for row in (row for table in arms for row in table["rows"]):
         if row["label"].startswith("warm start"):
             row["label"] = "warm start"  # the arms of a seed share it
     summary = {
         "runs": [{"name": r.name, "arm": r.arm, "seed": r.seed} for r in runs],
         "games": sorted({str(p.get("game_list_hash")) for r in runs for p in r.panels}),
         "versions": next((p["versions"] for r in runs for p in r.panels if "versions" in p), {}),
-        "success": tables,
+        "success": arms,
         "by_seed": _by_seed(runs),
         "cross": cross_tables(workdir, runs),
         "skills": _skills(runs),
@@ -106,7 +106,7 @@ def cross_tables(workdir: pathlib.Path, runs: Sequence[Run]) -> list[dict[str, A
             where = run.seed, panel["temperature"]
             if name and where in crossed:
                 panels.setdefault((*where, name, name), panel)
-    tables = []
+    found = []
     arms = dict.fromkeys(run.arm for run in runs)
     policies = [WARMSTART, *arms]
     for temperature in sorted({t for _, t, _, _ in panels}, reverse=True):
@@ -117,8 +117,8 @@ def cross_tables(workdir: pathlib.Path, runs: Sequence[Run]) -> list[dict[str, A
                 for solver in policies
             ]
             about = {"temperature": temperature, "split": split}
-            tables.append({**about, "policies": policies, "cells": cells})
-    return tables
+            found.append({**about, "policies": policies, "cells": cells})
+    return found
 
 
 def _crossed(workdir: pathlib.Path) -> dict[tuple[int, float, str, str], dict[str, Any]]:
@@ -154,9 +154,15 @@ def _skill_row(label: str, name: str, runs: Sequence[Run]) -> dict[str, Any] | N
     if not panels:
         return None
     keys = ("skill_valid", "fact_seen", "fact_stated_when_seen")
-    means = {k: sum(p["sources"][k] for p in panels) / len(panels) for k in keys}
+    means = {k: _mean([p["sources"].get(k) for p in panels]) for k in keys}
     banks = [r.folder / "eval" / f"{name}-t{temperature:g}.skills.jsonl" for r in runs]
     return {"label": label, "temperature": temperature, **means, "best": _best(banks)}
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """The mean of those that there are: tasks without facts state none."""
+    known = [v for v in values if v is not None]
+    return sum(known) / len(known) if known else None
 
 
 def _best(banks: Sequence[pathlib.Path]) -> list[dict[str, Any]]:
@@ -187,18 +193,17 @@ def _markdown(summary: dict[str, Any]) -> str:
         f"Arms {', '.join(arms)}; seeds {', '.join(map(str, seeds))}; list of games "
         f"{', '.join(summary['games'])}; {versions}.",
         "",
-        "Success in % [95 % interval]. With several seeds, intervals draw seeds and games anew; games "
-        "that share a skill are drawn together.",
+        f"Success in %. One run: {tables.DRAWN}. Several runs: {tables.DRAWN_RUNS}.",
     ]
     for table in summary["success"]:
         columns = [_column(*c) for c in table["columns"]]
         lines += ["", f"## After training, temperature {table['temperature']:g}", ""]
-        rows = [[r["label"], *map(_share, r["cells"])] for r in table["rows"]]
-        lines += _table(["", *columns], rows)
+        rows = [[r["label"], *map(tables.share, r["cells"])] for r in table["rows"]]
+        lines += tables.markdown(["", *columns], rows)
         if table["differences"]:
-            lines += ["", f"Minus {table['base']}, in points, paired by game:", ""]
-            rows = [[r["label"], *map(_points, r["cells"])] for r in table["differences"]]
-            lines += _table(["", *columns], rows)
+            lines += ["", f"Minus {table['base']}, in points, paired by seed and game:", ""]
+            rows = [[r["label"], *map(tables.difference, r["cells"])] for r in table["differences"]]
+            lines += tables.markdown(["", *columns], rows)
     lines += _seeds_text(summary["by_seed"])
     for table in summary["cross"]:
         title = (
@@ -206,10 +211,10 @@ def _markdown(summary: dict[str, Any]) -> str:
         )
         lines += ["", f"## Solver (row) with the skills of (column): {title}", ""]
         rows = [
-            [p, *map(_share, cells)]
+            [p, *map(tables.share, cells)]
             for p, cells in zip(table["policies"], table["cells"], strict=True)
         ]
-        lines += _table(["", *table["policies"]], rows)
+        lines += tables.markdown(["", *table["policies"]], rows)
     lines += _skills_text(summary["skills"])
     if summary["notices"]:
         lines += ["", "## Notes", "", *(f"- {n}" for n in summary["notices"])]
@@ -230,10 +235,10 @@ def _seeds_text(rows: Sequence[dict[str, Any]]) -> list[str]:
             title = f"Every seed: {_column(*key.split('/'))}, temperature {temperature:g}"
             lines += ["", f"## {title}", ""]
             body = [
-                [str(seed), *(_percent(cells.get((seed, column))) for column in columns)]
+                [str(seed), *(tables.percent(cells.get((seed, column))) for column in columns)]
                 for seed in sorted({seed for seed, _ in cells})
             ]
-            lines += _table(["seed", *columns], body)
+            lines += tables.markdown(["seed", *columns], body)
     return lines
 
 
@@ -242,13 +247,13 @@ def _skills_text(rows: Sequence[dict[str, Any]]) -> list[str]:
         return []
     lines = ["", "## What the skills say", ""]
     keys = ("skill_valid", "fact_seen", "fact_stated_when_seen")
-    body = [[r["label"], *(_percent(r[k]) for k in keys)] for r in rows]
+    body = [[r["label"], *(tables.percent(r[k]) for k in keys)] for r in rows]
     heading = ["", "valid", "source saw the decisive fact", "skill states it when seen"]
-    lines += _table(heading, body)
+    lines += tables.markdown(heading, body)
     for row in rows:
         lines += ["", f"Best skills of {row['label']} by measured utility:", ""]
         lines += [
-            f"- {_percent(s['utility'])} points over {s['pairs']} games: {_inline(s['text'])}"
+            f"- {tables.percent(s['utility'])} points over {s['pairs']} games: {_inline(s['text'])}"
             for s in row["best"]
         ] or ["- none was measured"]
     return lines
@@ -259,28 +264,5 @@ def _inline(text: str) -> str:
     return "`" + " ".join(text.replace("`", "'").split()) + "`"
 
 
-def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = [f"| {' | '.join(heading)} |", f"|{' --- |' * len(heading)}"]
-    return lines + [f"| {' | '.join(row)} |" for row in rows]
-
-
 def _column(split: str, condition: str) -> str:
     return f"{SPLITS.get(split, split)}, {CONDITIONS.get(condition, condition)}"
-
-
-def _share(cell: dict[str, Any] | None) -> str:
-    if not cell:
-        return "–"
-    low, high = 100 * cell["low"], 100 * cell["high"]
-    return f"{100 * cell['success']:.1f} [{low:.1f}, {high:.1f}]"
-
-
-def _points(cell: dict[str, Any] | None) -> str:
-    if not cell:
-        return "–"
-    value, low, high = (100 * cell[k] for k in ("value", "low", "high"))
-    return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f}"

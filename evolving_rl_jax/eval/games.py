@@ -1,12 +1,46 @@
-"""A panel that several hosts play: each its share of the games, and all get the whole result."""
+"""One game of a panel with what each condition gave, and the shares of several hosts put together."""
 
 from __future__ import annotations
 
 import dataclasses
 from typing import Any
 
-from evolving_rl_jax.eval.results import PanelGame
 from evolving_rl_jax.run.hosts import Hosts
+from evolving_rl_jax.types import Episode, Task
+
+
+@dataclasses.dataclass
+class PanelGame:
+    """One game of the panel, played with one seed, and what each condition gave.
+
+    Attributes:
+      task: the game.
+      source: the retrieved game that its own skill comes from, with its ``similarity``.
+      source_episode: that episode; a failed one makes the game's ``own`` outcome not count.
+      candidate: the skill extracted from it (``rollout.evolve.Candidate``), or None.
+      episodes: condition -> episode.
+      others: protocol -> the same, of web tasks played under another protocol too.
+    """
+
+    task: Task
+    source: Task | None = None
+    episodes: dict[str, Episode] = dataclasses.field(default_factory=dict)
+    seed: int | None = None
+    similarity: float | None = None
+    source_episode: Episode | None = None
+    candidate: Any = None
+    others: dict[str, dict[str, Episode]] = dataclasses.field(default_factory=dict)
+
+    def under(self, protocol: str) -> dict[str, Episode]:
+        """condition -> episode, under a protocol of web tasks."""
+        return self.others.get(protocol, self.episodes)
+
+    def status(self, condition: str) -> tuple[str, str]:
+        """(status, error) of a condition: for ``own`` that of its source when that failed."""
+        episode, source = self.episodes[condition], self.source_episode
+        if condition == "own" and source is not None and not source.scored:
+            return source.status, f"source {source.task.id}: {source.error}"
+        return episode.status, episode.error
 
 
 def gather_panel(hosts: Hosts, games: list[PanelGame], counts: Any) -> Any:
