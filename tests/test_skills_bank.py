@@ -156,35 +156,19 @@ def test_revision_keeps_history_and_is_undone_by_truncation(tmp_path):
     changed = dataclasses.replace(
         first, iteration=5, uses=4, wins=3, baseline_uses=4, baseline_wins=1
     )
-    assert bank.revise(changed).version == 1
+    assert bank.revise_all([changed])[0].version == 1
     again = Bank(path)
     assert len(again) == 6 and again["it00000-n0"].utility == pytest.approx(0.5)
     assert again.records[0].id == "it00000-n0"  # order of first appearance
     assert len(path.read_text().splitlines()) == 7
     assert again.truncate_to(5) == 1 and again["it00000-n0"] == first
     with pytest.raises(KeyError):
-        bank.revise(_record(99))
+        bank.revise_all([_record(99)])
 
 
-def test_top(tmp_path):
-    bank = Bank(tmp_path / "bank.jsonl")
-    bank.append(
-        [
-            _record(1, 0, reward=0.5),
-            _record(1, 1, reward=0.75),
-            _record(1, 2, reward=0.75),
-            _record(1, 3, reward=None),
-            _record(1, 4, reward=1.0, skill=None, reason="no JSON object found"),
-            _record(1, 5, reward=1.0, audit=audit("\u200b")._asdict()),
-            _record(1, 6, reward=0.25, skill=_record(1, 0).skill),
-        ]
-    )
-    assert [r.id[-2:] for r in bank.top(9)] == ["n1", "n2", "n0"]
-    assert [r.id[-2:] for r in bank.top(9, distinct=False)] == ["n1", "n2", "n0", "n6"]
-    assert [r.id[-2:] for r in bank.top(1, key=lambda r: -r.iteration)] == ["n0"]
-    assert bank.top(0) == []
+def test_a_record_without_a_skill_says_why():
     with pytest.raises(ValueError, match="no JSON object found"):
-        bank["it00001-n4"].as_skill()
+        _record(1, skill=None, reason="no JSON object found").as_skill()
 
 
 def test_numpy_numbers_are_stored_as_numbers(tmp_path):
@@ -290,28 +274,6 @@ def test_a_writer_killed_at_any_moment_loses_nothing_that_it_reported(tmp_path):
         assert len(Bank(path)) == len(found) + 1
 
 
-# -- snapshots -----------------------------------------------------------------------------------
-
-
-def test_a_snapshot_brings_the_bank_back(tmp_path):
-    path = tmp_path / "bank.jsonl"
-    bank = _filled(path, iterations=2)
-    whole, snapshot = path.read_bytes(), json.loads(json.dumps(bank.snapshot()))
-    bank.append([_record(5)])
-    bank.revise(dataclasses.replace(bank["it00000-n0"], uses=3))
-    again = Bank(path)
-    assert again.restore(snapshot) == 2 and path.read_bytes() == whole
-    assert again.restore(snapshot) == 0 and Bank(path).records == again.records
-    again.truncate_to(1)
-    before = path.read_bytes()
-    with pytest.raises(ValueError, match="must begin with the 6 lines of the snapshot, got 3"):
-        again.restore(snapshot)
-    again.append([_record(8, n) for n in range(3)])  # as many lines, but others
-    with pytest.raises(ValueError, match="or others"):
-        again.restore(snapshot)
-    assert path.read_bytes().startswith(before)
-
-
 # -- utility -------------------------------------------------------------------------------------
 
 
@@ -385,7 +347,7 @@ def test_duplicates_are_retired_and_the_best_is_kept(tmp_path):
     (retired,) = retire_duplicates(bank, TfidfEmbedder(), 0.999)
     assert retired.retired.startswith("duplicate of it00001-n1 (cosine 1.000")
     assert retire_duplicates(bank, TfidfEmbedder(), 0.999) == []
-    assert [r.id[-2:] for r in bank.top(9)] == ["n2", "n1", "n3"]
+    assert [r.id[-2:] for r in bank.records if r.usable] == ["n1", "n2", "n3"]
     with pytest.raises(ValueError, match="threshold must be in"):
         duplicates(bank.records, TfidfEmbedder(), 0)
 
@@ -394,7 +356,7 @@ def test_merge_keeps_both_sides_of_a_clash(tmp_path):
     a, b = Bank(tmp_path / "a.jsonl"), Bank(tmp_path / "b.jsonl")
     a.append([_record(0), _record(1)])
     b.append([_record(0), _record(1, skill={"name": "other", "description": "d"}), _record(2)])
-    b.revise(_measured(b["it00000-n0"], 3, 0, 1))
+    b.revise_all([_measured(b["it00000-n0"], 3, 0, 1)])
     merged = merge_banks(tmp_path / "m" / "bank.jsonl", [("a", a), ("b", b)])
     assert [r.id for r in merged.records] == [
         "it00000-n0",

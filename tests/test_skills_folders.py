@@ -80,6 +80,14 @@ def test_only_usable_and_distinct_skills_are_written(tmp_path):
     assert [f.name for f in export_folders(records, tmp_path / "b", top=1)] == ["skill"]
 
 
+def test_a_duplicate_takes_nobodys_place(tmp_path):
+    best, copy, middle = record(9), record(1, skill=record(9).skill), record(5)
+    folders = export_folders([copy, middle, best], tmp_path / "all")
+    kept = [json.loads((f / "record.json").read_text())["id"] for f in folders]
+    assert kept == [best.id, middle.id]
+    assert [f.name for f in export_folders([copy, middle, best], tmp_path / "one", top=1)] == ["s-9"]
+
+
 def test_a_hand_edited_skill_is_a_skill_of_its_own(tmp_path):
     original = record(0, FULL).measured([Outcome(True, False, 3, 9)])
     (folder,) = export_folders([original], tmp_path)

@@ -11,13 +11,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
-import hashlib
-import json
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 from evolving_rl_jax import files
 from evolving_rl_jax.skills.records import SCHEMA_VERSION, SkillRecord, decode, encode
@@ -112,16 +109,16 @@ class Bank:
         self._write(list(new.values()))
         return len(new)
 
-    def revise(self, record: SkillRecord) -> SkillRecord:
-        """Writes a changed record (say, with new utility counts) as the next version of its id.
+    def revise_all(self, records: Iterable[SkillRecord]) -> list[SkillRecord]:
+        """Writes changed records (say, with new utility counts) as the next versions of their ids.
+
+        Args:
+          records: of different ids; one durable write.
 
         Raises:
-          KeyError: the id is not in the bank.
+          KeyError: an id is not in the bank.
+          ValueError: an id comes twice.
         """
-        return self.revise_all([record])[0]
-
-    def revise_all(self, records: Iterable[SkillRecord]) -> list[SkillRecord]:
-        """``revise`` for records of different ids, in one durable write."""
         records = list(records)
         ids = [record.id for record in records]
         if len(set(ids)) < len(ids):
@@ -145,58 +142,6 @@ class Bank:
         if dropped:
             self._replace(kept)
         return dropped
-
-    def snapshot(self) -> dict[str, Any]:
-        """What a checkpoint keeps of the bank: its length and the hash of its lines, JSON values."""
-        data = b"".join(map(encode, self._lines))
-        return {"lines": len(self._lines), "sha256": hashlib.sha256(data).hexdigest()}
-
-    def restore(self, snapshot: Mapping[str, Any]) -> int:
-        """Drops every line after those of a ``snapshot``; the file changes at once.
-
-        Returns:
-          How many lines were dropped.
-
-        Raises:
-          ValueError: the first lines are not those of the snapshot; the file is left as it is.
-        """
-        kept = self._lines[: snapshot["lines"]]
-        found = hashlib.sha256(b"".join(map(encode, kept))).hexdigest()
-        if len(kept) < snapshot["lines"] or found != snapshot["sha256"]:
-            raise ValueError(
-                f"{self.path} must begin with the {snapshot['lines']} lines of the snapshot, got "
-                f"{len(self._lines)} lines, or others"
-            )
-        dropped = len(self._lines) - len(kept)
-        if dropped:
-            self._replace(kept)
-        return dropped
-
-    def top(
-        self,
-        k: int,
-        *,
-        key: Callable[[SkillRecord], float | None] = lambda record: record.reward,
-        distinct: bool = True,
-    ) -> list[SkillRecord]:
-        """The ``k`` best usable records by ``key`` (their reward), best first, ties by id.
-
-        Args:
-          k: at most how many.
-          key: score of a record; None leaves it out.
-          distinct: of records with the same skill, only the best one.
-        """
-        scored = [(key(record), record) for record in self.records if record.usable]
-        scored = [(score, record) for score, record in scored if score is not None]
-        scored.sort(key=lambda pair: (-pair[0], pair[1].id))
-        best: list[SkillRecord] = []
-        seen: set[str] = set()
-        for _, record in scored:
-            content = json.dumps(record.skill, sort_keys=True)
-            if len(best) < k and not (distinct and content in seen):
-                best.append(record)
-                seen.add(content)
-        return best
 
     def _index(self) -> None:
         self._latest = {record.id: record for record in self._lines}

@@ -23,6 +23,12 @@ def worth(record: SkillRecord) -> tuple[float, float, int]:
     return (record.utility or 0.0, reward, record.iteration)
 
 
+def best_first(records: Iterable[SkillRecord]) -> list[SkillRecord]:
+    """The usable records in the order of ``worth``, the best first, ties by id."""
+    ranked = sorted((record for record in records if record.usable), key=lambda record: record.id)
+    return sorted(ranked, key=worth, reverse=True)
+
+
 def duplicates(
     records: Iterable[SkillRecord], embedder: Embedder, threshold: float
 ) -> dict[str, tuple[str, float]]:
@@ -36,8 +42,7 @@ def duplicates(
     """
     if not 0 < threshold <= 1:
         raise ValueError(f"threshold must be in (0, 1], got {threshold}")
-    ranked = sorted((r for r in records if r.usable), key=lambda r: r.id)
-    ranked.sort(key=worth, reverse=True)
+    ranked = best_first(records)
     if not ranked:
         return {}
     texts = [render_skill(record.as_skill()) for record in ranked]

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from evolving_rl_jax.files import write_atomic
 from evolving_rl_jax.skills.audit import AuditRules
-from evolving_rl_jax.skills.curate import worth
+from evolving_rl_jax.skills.curate import best_first
 from evolving_rl_jax.skills.records import SkillRecord, decode, encode
 from evolving_rl_jax.skills.schema import Skill, render_skill
 from evolving_rl_jax.types import Task
@@ -49,11 +49,11 @@ def export_folders(
     Returns:
       The folders.
     """
-    ranked = sorted((r for r in records if r.usable), key=lambda r: r.id)
-    ranked.sort(key=worth, reverse=True)
-    distinct = list({encode_skill(r): r for r in reversed(ranked)}.values())[::-1]
+    distinct: dict[bytes, SkillRecord] = {}
+    for record in best_first(records):
+        distinct.setdefault(encode_skill(record), record)
     folders, taken = [], set()
-    for record in distinct[:top]:
+    for record in list(distinct.values())[:top]:
         name = _free_name(_slug(record.as_skill().name), taken)
         taken.add(name)
         folder = Path(out) / name

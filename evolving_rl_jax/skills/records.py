@@ -63,7 +63,7 @@ class SkillRecord:
       both_won: pairs won both ways.
       steps_saved: sum over those of the steps without minus the steps with it.
       retired: why it is no longer used; empty while it is.
-      version: 0 for the first line of an id, then counted up by ``Bank.revise``.
+      version: 0 for the first line of an id, then counted up by ``Bank.revise_all``.
       meta: further facts for reports, JSON values.
     """
 
