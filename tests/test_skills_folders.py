@@ -85,7 +85,9 @@ def test_a_duplicate_takes_nobodys_place(tmp_path):
     folders = export_folders([copy, middle, best], tmp_path / "all")
     kept = [json.loads((f / "record.json").read_text())["id"] for f in folders]
     assert kept == [best.id, middle.id]
-    assert [f.name for f in export_folders([copy, middle, best], tmp_path / "one", top=1)] == ["s-9"]
+    assert [f.name for f in export_folders([copy, middle, best], tmp_path / "one", top=1)] == [
+        "s-9"
+    ]
 
 
 def test_a_hand_edited_skill_is_a_skill_of_its_own(tmp_path):

@@ -7,8 +7,10 @@ test_models_embedding.py.
 
 import pathlib
 import random
+import subprocess
 import sys
 import types
+import warnings
 from collections import Counter
 
 import numpy as np
@@ -277,6 +279,67 @@ def test_the_cache_on_disk_is_kept_between_processes(tmp_path):
     other = Recording()
     other.fingerprint = "another model"
     assert CachedEmbedder(other, tmp_path).path != cached.path
+
+
+def test_two_caches_on_one_file_lose_nothing(tmp_path):
+    one, other = CachedEmbedder(Recording(), tmp_path), CachedEmbedder(Recording(), tmp_path)
+    texts = [f"text {'abcdefghijk'[i % 11]} {'x' * i}" for i in range(110)]
+    for i in range(0, 110, 10):
+        (one if i % 20 else other).embed(texts[i : i + 10])
+    late = Recording()
+    rows = CachedEmbedder(late, tmp_path).embed(texts)
+    assert late.texts == []
+    np.testing.assert_array_equal(rows, Recording().embed(texts))
+
+
+EMBED = """
+import sys
+import numpy as np
+from evolving_rl_jax.skills import CachedEmbedder
+
+class Lengths:
+    fingerprint = "lengths"
+    def embed(self, texts):
+        return np.array([[len(text), int(text.split()[1])] for text in texts], float)
+
+cache = CachedEmbedder(Lengths(), sys.argv[1])
+print("ready", flush=True)
+sys.stdin.readline()
+for i in range(0, 200, 5):
+    texts = [f"text {j}" for j in range(i + int(sys.argv[2]), i + 10)]
+    assert cache.embed(texts)[:, 1].tolist() == [int(text.split()[1]) for text in texts]
+"""
+
+
+def test_two_processes_embed_into_one_file(tmp_path):
+    command = [sys.executable, "-c", EMBED, str(tmp_path)]
+    pipes = {"text": True, "stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    running = [subprocess.Popen([*command, str(i)], **pipes) for i in range(2)]
+    assert [process.stdout.readline() for process in running] == ["ready\n"] * 2
+    for process in running:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    assert [process.wait(timeout=60) for process in running] == [0, 0]
+    for process in running:
+        process.communicate()
+    late = Recording()
+    late.fingerprint = "lengths"
+    rows = CachedEmbedder(late, tmp_path).embed([f"text {j}" for j in range(205)])
+    assert late.texts == [] and rows[:, 1].tolist() == list(range(205))
+
+
+@pytest.mark.parametrize("damage", [lambda b: b"no data base" * 99, lambda b: b[: len(b) // 2], lambda b: b[:5000] + bytes(5000) + b[10000:], lambda b: b""])  # fmt: skip
+def test_a_damaged_cache_is_made_anew(tmp_path, damage):
+    texts = [f"{i} {'mug egg pan'[: i % 11]}" for i in range(300)]
+    expected = CachedEmbedder(Recording(), tmp_path).embed(texts)
+    path = CachedEmbedder(Recording(), tmp_path).path
+    path.write_bytes(damage(path.read_bytes()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        np.testing.assert_array_equal(CachedEmbedder(Recording(), tmp_path).embed(texts), expected)
+    third = Recording()
+    np.testing.assert_array_equal(CachedEmbedder(third, tmp_path).embed(texts), expected)
+    assert third.texts == []
 
 
 def test_tfidf_is_fit_again_when_its_policy_says_so():

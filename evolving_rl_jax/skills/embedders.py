@@ -6,15 +6,19 @@ because nothing here imports jax.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import pathlib
-from collections.abc import Sequence
+import sqlite3
+import warnings
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
-from evolving_rl_jax.files import replacing
+_LOCK_TIMEOUT_S = 60.0  # how long a write may wait for those of other processes
 
 
 class Embedder(Protocol):
@@ -129,6 +133,8 @@ class SentenceTransformerEmbedder:
 class CachedEmbedder:
     """Keeps the vectors of a pretrained embedder in a file, so that no text is embedded twice.
 
+    Any number of instances and processes may share the file; a damaged one is made anew.
+
     Args:
       embedder: with a ``fingerprint`` that names the model; not one that learns from its pool.
       folder: of the cache; made where needed.
@@ -138,11 +144,7 @@ class CachedEmbedder:
         self._embedder = embedder
         self.fingerprint = embedder.fingerprint
         name = hashlib.sha256(self.fingerprint.encode()).hexdigest()[:16]
-        self.path = pathlib.Path(folder) / f"embeddings-{name}.npz"
-        self._vectors: dict[str, np.ndarray] = {}
-        if self.path.is_file():
-            with np.load(self.path) as file:
-                self._vectors = dict(zip(file["keys"].tolist(), file["vectors"], strict=True))
+        self.path = pathlib.Path(folder) / f"embeddings-{name}.sqlite"
 
     def fit(self, texts: Sequence[str]) -> CachedEmbedder:
         """Does nothing: the model is pretrained."""
@@ -159,17 +161,55 @@ class CachedEmbedder:
 
     def _cached(self, kind: str, texts: Sequence[str], compute) -> np.ndarray:
         keys = [hashlib.sha256(f"{kind}\0{text}".encode()).hexdigest() for text in texts]
-        new = {k: t for k, t in zip(keys, texts, strict=True) if k not in self._vectors}
+        found = self._with_file(lambda connection: _read(connection, set(keys)))
+        new = {k: t for k, t in zip(keys, texts, strict=True) if k not in found}
         if new:
             vectors = np.asarray(compute(list(new.values())), np.float32)
-            self._vectors.update(zip(new, vectors, strict=True))
-            self._save()
-        return np.stack([self._vectors[key] for key in keys])
+            added = dict(zip(new, vectors, strict=True))
+            self._with_file(lambda connection: _write(connection, added))
+            found |= added
+        return np.stack([found[key] for key in keys])
 
-    def _save(self) -> None:
+    def _with_file(self, use: Callable[[sqlite3.Connection], Any]) -> Any:
+        """Calls ``use`` with the open file; where that finds it damaged, with a new one."""
+        try:
+            return self._open_and(use)
+        except sqlite3.OperationalError:  # locked, disk full, not writable: the file is sound
+            raise
+        except sqlite3.DatabaseError as error:
+            warnings.warn(f"{self.path}: made anew, it was damaged ({error})", stacklevel=2)
+            self.path.unlink(missing_ok=True)
+            return self._open_and(use)
+
+    def _open_and(self, use: Callable[[sqlite3.Connection], Any]) -> Any:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(self.path) as partial, open(partial, "wb") as file:
-            np.savez(file, keys=list(self._vectors), vectors=np.stack([*self._vectors.values()]))
+        with contextlib.closing(sqlite3.connect(self.path, timeout=_LOCK_TIMEOUT_S)) as connection:
+            with connection:  # one transaction
+                connection.execute(
+                    "CREATE TABLE IF NOT EXISTS vectors"
+                    " (key TEXT PRIMARY KEY, vector BLOB NOT NULL, checksum INTEGER NOT NULL)"
+                )
+                return use(connection)
+
+
+def _read(connection: sqlite3.Connection, keys: Iterable[str]) -> dict[str, np.ndarray]:
+    found = {}
+    for key in keys:
+        row = connection.execute("SELECT vector, checksum FROM vectors WHERE key = ?", (key,))
+        for vector, checksum in row:
+            if zlib.crc32(vector) != checksum:
+                raise sqlite3.DatabaseError("a vector does not have its checksum")
+            found[key] = np.frombuffer(vector, "<f4")
+    return found
+
+
+def _write(connection: sqlite3.Connection, vectors: Mapping[str, np.ndarray]) -> None:
+    """Adds vectors; those that another process has added meanwhile stay."""
+    blobs = ((key, vector.astype("<f4").tobytes()) for key, vector in vectors.items())
+    connection.executemany(
+        "INSERT OR IGNORE INTO vectors VALUES (?, ?, ?)",
+        ((key, blob, zlib.crc32(blob)) for key, blob in blobs),
+    )
 
 
 def fitted(embedder: Embedder, texts: Sequence[str]) -> Any:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
+import cachetools
 import numpy as np
 
 from evolving_rl_jax.skills.embedders import Embedder, TfidfEmbedder, cosine, stack
@@ -29,10 +29,10 @@ class Index:
         self._embed_queries = getattr(self._embedder, "embed_queries", self._embedder.embed)
         self._refit = getattr(self._embedder, "refit", lambda texts, new: False)
         self._texts: list[str] = []
-        self._unique: OrderedDict[str, int] = OrderedDict()  # text -> row of the matrix
+        self._unique: dict[str, int] = {}  # text -> row of the matrix
         self._rows: list[int] = []  # of every text
         self._matrix: Any = None
-        self._cache: OrderedDict[str, np.ndarray] = OrderedDict()
+        self._cache = cachetools.LRUCache(_CACHED_QUERIES)  # query -> scores
 
     def __len__(self) -> int:
         return len(self._texts)
@@ -67,12 +67,7 @@ class Index:
         """Cosine of every text with ``text``, float64 [n]."""
         if not self._texts:
             return np.zeros(0)
-        if text in self._cache:
-            self._cache.move_to_end(text)
-            return self._cache[text]
-        found = cosine(self._matrix, self._embed_queries([text]))[:, 0]
-        found = np.round(found, _TIE_DECIMALS)[self._rows]
-        self._cache[text] = found
-        if len(self._cache) > _CACHED_QUERIES:
-            self._cache.popitem(last=False)
-        return found
+        if text not in self._cache:
+            found = cosine(self._matrix, self._embed_queries([text]))[:, 0]
+            self._cache[text] = np.round(found, _TIE_DECIMALS)[self._rows]
+        return self._cache[text]
