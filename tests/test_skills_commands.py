@@ -60,6 +60,18 @@ def test_export_and_import(run, tmp_path, capsys):
     assert [p.name for p in (tmp_path / "b").iterdir()] == ["skill-1"]
 
 
+def test_a_skill_that_fails_its_audit_is_refused_on_import(tmp_path, capsys):
+    for name, text in (("good", "look into every drawer"), ("bad", "go go go go go go go go")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "SKILL.md").write_text(f"---\nname: {name}\ndescription: {text}\n---\n")
+    bank = tmp_path / "bank.jsonl"
+    assert call("skills", "import", f"--folders={tmp_path}", f"--bank={bank}") == 0
+    added, refused = capsys.readouterr().out.splitlines()
+    assert added.startswith("1 skills added to") and added.endswith(", 0 were there")
+    assert refused.startswith("refused: bad") and "'go' 8 times in a row" in refused
+    assert [r.as_skill().name for r in Bank(bank).records] == ["good"]
+
+
 def test_tidy_and_merge(run, tmp_path, capsys):
     bank = run / "skills" / "bank.jsonl"
     assert call("skills", "tidy", f"--bank={bank}", "--duplicates=0.7") == 0

@@ -328,12 +328,20 @@ def test_two_processes_embed_into_one_file(tmp_path):
     assert late.texts == [] and rows[:, 1].tolist() == list(range(205))
 
 
-@pytest.mark.parametrize("damage", [lambda b: b"no data base" * 99, lambda b: b[: len(b) // 2], lambda b: b[:5000] + bytes(5000) + b[10000:], lambda b: b""])  # fmt: skip
+DAMAGES = {
+    "no data base": lambda data: b"no data base" * 99,
+    "cut": lambda data: data[: len(data) // 2],
+    "a hole": lambda data: data[:5000] + bytes(5000) + data[10000:],
+    "emptied": lambda data: b"",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_cache_is_made_anew(tmp_path, damage):
     texts = [f"{i} {'mug egg pan'[: i % 11]}" for i in range(300)]
     expected = CachedEmbedder(Recording(), tmp_path).embed(texts)
     path = CachedEmbedder(Recording(), tmp_path).path
-    path.write_bytes(damage(path.read_bytes()))
+    path.write_bytes(DAMAGES[damage](path.read_bytes()))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         np.testing.assert_array_equal(CachedEmbedder(Recording(), tmp_path).embed(texts), expected)

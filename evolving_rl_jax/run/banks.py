@@ -57,10 +57,11 @@ def import_skills(folders: str, bank: str) -> None:
     with user_errors((ValueError, OSError), "--folders"):
         records, refused = import_folders(folders)
     with user_errors((ValueError, OSError), "--bank"):
-        added = Bank(bank).append(records)
-    print(f"{added} skills added to {bank}, {len(records) - added} were there")
-    for file, reason in refused.items():
-        print(f"refused: {file}: {reason}")
+        added = Bank(bank).append(usable := [record for record in records if record.usable])
+    print(f"{added} skills added to {bank}, {len(usable) - added} were there")
+    refused |= {r.id: r.retired or r.reason for r in records if not r.usable}
+    for name, reason in refused.items():
+        print(f"refused: {name}: {reason}")
 
 
 def merge(paths: Sequence[str], out: str) -> None:
