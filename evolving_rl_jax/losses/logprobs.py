@@ -38,14 +38,17 @@ def token_logprobs(
     Args:
       hidden: [B, T, D], final hidden states; the state at t predicts ``targets[:, t]``.
       unembedding: [V, D].
-      targets: [B, T] integers in [0, V).  Elsewhere (padding) the result is finite and meaningless.
+      targets: [B, T] integers of any dtype in [0, V).  Elsewhere (padding) the result is finite and
+        meaningless.
       temperature: divides the logits, > 0; a constant for gradients.
       chunk_size: most tokens of a row in a chunk; T need not be a multiple of it.
       mask: [B, T]; a chunk in which it is 0 everywhere is skipped, at run time, and its results are
         0.  So sort wanted tokens to the front.  None computes all.
 
     Returns:
-      ``(logprobs, entropy)``, both float32 [B, T], nats.
+      ``(logprobs, entropy)``, both float32 [B, T], nats.  Where neither is used further on (their
+      cotangents are 0) the hidden state reaches no gradient, whatever it holds.  The gradient of
+      an ``unembedding`` that is not differentiated is not computed.
 
     Raises:
       ValueError: a wrong shape or dtype, a chunk size below 1, a temperature that is not positive.
@@ -76,13 +79,11 @@ def token_logprobs(
         check_shape("mask", mask, (rows, length), "[B, T]")
         used = jnp.any(_split(jnp.asarray(mask), chunks) != 0, axis=1)
     scale = 1.0 / jnp.asarray(temperature, jnp.float32)
-    logprobs, entropy = _chunked(
-        _split(jnp.asarray(hidden), chunks),
-        jnp.asarray(unembedding),
-        _split(jnp.asarray(targets), chunks),
-        scale,
-        used,
-    )
+    # Narrow integers cannot count to V.
+    targets = jnp.asarray(targets).astype(jnp.int32)
+    hidden, targets = _split(jnp.asarray(hidden), chunks), _split(targets, chunks)
+    inputs = _equally_varying(hidden, jnp.asarray(unembedding), targets, scale, used)
+    logprobs, entropy = _chunked(*inputs)
     return _join(logprobs, rows, length), _join(entropy, rows, length)
 
 
@@ -94,6 +95,11 @@ def _chunked(hidden, unembedding, targets, scale, used):
 
 
 def _forward(hidden, unembedding, targets, scale, used):
+    """Of plain arrays, or (to be differentiated) of pairs: a value, and whether it is varied."""
+    inputs = (hidden, unembedding, targets, scale, used)
+    trained = getattr(unembedding, "perturbed", True)
+    hidden, unembedding, targets, scale, used = (getattr(x, "value", x) for x in inputs)
+
     def compute(states, target):
         logits = _logits(states, unembedding, scale)
         peak = jnp.max(logits, -1, keepdims=True)
@@ -107,29 +113,42 @@ def _forward(hidden, unembedding, targets, scale, used):
         return chosen - log_total, entropy, log_total + peak[:, 0]
 
     def skip(states, target):
-        return (jnp.zeros(target.shape, jnp.float32),) * 3
+        return (jnp.zeros_like(target, jnp.float32),) * 3
 
     def chunk(_, inputs):
         wanted, *inputs = inputs
         return None, _where(wanted, compute, skip, *inputs)
 
     _, (logprobs, entropy, log_norm) = jax.lax.scan(chunk, None, (used, hidden, targets))
-    return (logprobs, entropy), (hidden, unembedding, targets, scale, used, entropy, log_norm)
+    # Where the matrix's gradient is summed, in float32 whatever its dtype; () = nobody asks for it.
+    start = jnp.zeros_like(unembedding, jnp.float32) if trained else ()
+    saved = (hidden, unembedding, targets, scale, used, entropy, log_norm, start)
+    return (logprobs, entropy), saved
 
 
 def _backward(saved, cotangents):
-    hidden, unembedding, targets, scale, used, entropy, log_norm = saved
+    hidden, unembedding, targets, scale, used, entropy, log_norm, start = saved
+    trained = not isinstance(start, tuple)
+    cotangents = [
+        jnp.zeros_like(entropy) if isinstance(c, jax.custom_derivatives.SymbolicZero) else c
+        for c in cotangents
+    ]
 
     def compute(grad_unembedding, states, target, h, norm, grad_logprob, grad_entropy):
+        # A state whose results nobody uses may hold anything: 0 * nan would reach every weight.
+        live = ((grad_logprob != 0) | (grad_entropy != 0))[:, None]
+        states = jnp.where(live, states, 0)
         logp = _logits(states, unembedding, scale) - norm[:, None]
         # d logprob / dz = onehot - p;  d entropy / dz = -p * (log p + entropy)
         slope = grad_logprob[:, None] + grad_entropy[:, None] * (logp + h[:, None])
         grad = jnp.where(_is_target(target, logp), grad_logprob[:, None], 0.0)
-        grad = scale * (grad - jnp.exp(logp) * slope)
+        grad = jnp.where(live, scale * (grad - jnp.exp(logp) * slope), 0.0)
         dtype = jnp.promote_types(states.dtype, unembedding.dtype)
         grad = grad.astype(dtype)
         grad_states = _dot(grad, unembedding.astype(dtype), (1, 0)).astype(states.dtype)
-        return grad_unembedding + _dot(grad, states.astype(dtype), (0, 0)), grad_states
+        if trained:
+            grad_unembedding = grad_unembedding + _dot(grad, states.astype(dtype), (0, 0))
+        return grad_unembedding, grad_states
 
     def skip(grad_unembedding, states, *_):
         return grad_unembedding, jnp.zeros_like(states)
@@ -138,11 +157,9 @@ def _backward(saved, cotangents):
         wanted, *inputs = inputs
         return _where(wanted, compute, skip, grad_unembedding, *inputs)
 
-    # Accumulated over chunks in float32 whatever the dtype of the weights.
-    start = jnp.zeros(unembedding.shape, jnp.float32)
     inputs = (used, hidden, targets, entropy, log_norm, *cotangents)
     grad_unembedding, grad_hidden = jax.lax.scan(chunk, start, inputs)
-    grad_unembedding = grad_unembedding.astype(unembedding.dtype)
+    grad_unembedding = grad_unembedding.astype(unembedding.dtype) if trained else None
     return grad_hidden, grad_unembedding, None, jnp.zeros_like(scale), None
 
 
@@ -153,7 +170,18 @@ def _where(wanted, compute, skip, *inputs):
     return jax.lax.cond(wanted, compute, skip, *inputs)
 
 
-_chunked.defvjp(_forward, _backward)
+_chunked.defvjp(_forward, _backward, symbolic_zeros=True)
+
+
+def _equally_varying(*arrays):
+    """The arrays (or None), all varying over the same axes of a `jax.shard_map` around them.
+
+    What is the same on all devices (the matrix) and what is not (the states) meet in the carry of a
+    scan, whose type must not change.  A selection that compiles to nothing changes it beforehand.
+    """
+    given = [x for x in arrays if x is not None]
+    zero = sum(jnp.zeros_like(x, jnp.float32, shape=()) for x in given)
+    return [None if x is None else jnp.where(zero > 0, x, x) for x in arrays]
 
 
 def _logits(states, unembedding, scale):
@@ -188,5 +216,6 @@ def _split(x, chunks):
 
 def _join(x, rows, length):
     """The inverse of ``_split`` for [C, P], without the padding."""
-    chunks = x.shape[0]
-    return jnp.moveaxis(x.reshape(chunks, rows, -1), 0, 1).reshape(rows, -1)[:, :length]
+    chunks, size = x.shape[0], -(-length // x.shape[0])
+    x = jnp.moveaxis(x.reshape(chunks, rows, size), 0, 1)
+    return x.reshape(rows, chunks * size)[:, :length]

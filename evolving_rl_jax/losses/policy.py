@@ -11,6 +11,8 @@ Where this differs from the released implementation of the paper (arXiv 2605.106
 
 from __future__ import annotations
 
+import numbers
+
 import jax
 import jax.numpy as jnp
 
@@ -101,10 +103,11 @@ def kl_estimate(
         # overflow: inf times the clamp's zero gradient would be nan.
         d = _log_ratio(logprobs, ref_logprobs)
         return jnp.clip(jnp.expm1(-d) + d, -_MAX_LOW_VAR_KL, _MAX_LOW_VAR_KL)
+    if kind == "k3":
+        d = _log_ratio(logprobs, ref_logprobs)
+        return jnp.expm1(-d) + d
     d = _difference(logprobs, ref_logprobs)
-    if kind == "k1":
-        return d
-    return 0.5 * d**2 if kind == "k2" else jnp.expm1(-d) + d
+    return d if kind == "k1" else 0.5 * d**2
 
 
 def truncated_importance(
@@ -137,7 +140,7 @@ def truncated_importance(
     Source: IMPALA, arXiv 1802.01561, equation 1, here for single tokens.
     """
     check_shape("rollout_logprobs", rollout_logprobs, jnp.shape(logprobs), "shaped like logprobs")
-    if not cap > 0:
+    if isinstance(cap, numbers.Real) and not cap > 0:
         raise ValueError(f"cap must be positive, got {cap}")
     weights = jnp.minimum(jnp.exp(_log_ratio(logprobs, rollout_logprobs)), cap)
     return jax.lax.stop_gradient(weights)
@@ -251,7 +254,8 @@ def evolving_rl_loss(
         for x in (logprobs, old_logprobs, ref_logprobs, entropy)
     )
     advantage, entropy_coef, kl_coef = (
-        jnp.asarray(x, jnp.float32)[ids] for x in (advantages, entropy_coef, kl_coef)
+        jnp.where(weights > 0, jnp.asarray(x, jnp.float32)[ids], 0.0)
+        for x in (advantages, entropy_coef, kl_coef)
     )
     policy, clipped = clipped_policy_loss(
         new, old, advantage, clip_low=clip_low, clip_high=clip_high
