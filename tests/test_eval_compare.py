@@ -79,3 +79,14 @@ def test_what_else_differs_is_noted():
     b = result("b", [1], seeds=[1, 2], versions={"jax": "2"})
     notes = compare({1.0: result("a", [1])}, {1.0: b}, ("A", "B"))["comparisons"][0]["notes"]
     assert notes == ["seeds [1] and [1, 2]: only common ones are paired", "jax 1 and 2"]
+
+
+def test_a_torn_result_is_one_sentence(run):
+    """As a full disk or a kill leaves it; found among others, and by its own name."""
+    torn = run / "eval" / "iteration_00002-t1.json"
+    torn.write_text((run / "eval" / "warmstart-t1.json").read_text()[:60])
+    for name, workdir in ((str(run), ""), ("warmstart", str(run)), (str(torn), "")):
+        with pytest.raises(ConfigError, match="iteration_00002-t1.json must be a result of eval"):
+            find_results(name, workdir)
+    with pytest.raises(ConfigError, match="must be a result of eval with games, got .'mode'"):
+        find_results(str(run / "eval" / "stream-x-t1.json"))

@@ -318,6 +318,21 @@ def test_other_game_lists_are_told(tmp_path):
     assert re.search(r"valid_unseen +own skill +20 ", table)
 
 
+def test_the_p_value_of_the_page_knows_that_games_share_a_skill(tmp_path):
+    """Sixteen games won more, all with one skill: McNemar alone would say 3e-5."""
+    for late, name in enumerate(("warmstart", "final")):
+        result = panel(name, 1.0, late, games=16, conditions=("own",))
+        for game in result["games"]:
+            game["conditions"]["own"]["won"] = bool(late)
+            game["retrieved"] = {"id": "the one source", "hash": "h"}
+        write_json(tmp_path, f"eval/{name}-t1.json", result)
+    (comparison,) = report_results.comparisons(read_run(tmp_path), [])
+    assert {row["difference"]["p"] for row in comparison["rows"]} == {2 / 2**16}
+    page = report.write_report(tmp_path).read_text(encoding="utf-8")
+    assert re.findall(r'<td class="soft p">(.*?)</td>', page) == ["1.000", "1.000"]
+    assert "exact McNemar test, which takes games as independent" not in page
+
+
 def test_missing_folder_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="workdir must be a run folder, got .*nowhere"):
         report.write_report(tmp_path / "nowhere")

@@ -48,7 +48,7 @@ def play(
     tmp_path, seeds=(1,), tasks=TASKS, fail=None, broken=(), pool_seed=0, progress=None, **changes
 ):
     banks = {s: new_bank(tmp_path / f"{pool_seed}-{len(tasks)}-{s}.jsonl") for s in seeds}
-    engine = House(broken)
+    engine = changes.pop("engine", None) or House(broken)
     driver = Driver(engine, FakePool(fail, pool_seed), PROMPTS, SETTINGS, iteration=1)
     settings = StreamSettings(PROMPTS, 500, SkillRetriever, name="x", policy_step=3, **changes)
     journal = Journal(tmp_path / f"{pool_seed}-{len(tasks)}.plays.jsonl", {})
@@ -111,7 +111,7 @@ def test_neither_file_order_nor_scheduling_changes_a_stream(tmp_path, seed):
 
 
 def test_failures_are_listed_and_the_stream_goes_on(tmp_path):
-    plays, banks = play(tmp_path, fail={3: 0, OFF + 5: 0}, broken={0})
+    plays, banks = play(tmp_path, fail={KEYS + 3: 0, KEYS + OFF + 5: 0}, broken={0})
     result = stream_result(plays)
     assert [(f["condition"], f["status"]) for f in result["failures"]] == [
         ("with", ENV_ERROR),
@@ -132,7 +132,7 @@ def test_a_stream_can_be_cut_and_use_several_skills(tmp_path):
 @pytest.mark.parametrize("stop_at", [1, 9, 17, 40, 55, 79])
 def test_a_stopped_stream_goes_on_as_if_it_had_not_been(tmp_path, stop_at):
     """Failures and rubbish included; what was played is not played again."""
-    faults = {"fail": {3: 0, OFF + 5: 0}, "broken": {0, 4}, "seeds": (1, 2)}
+    faults = {"fail": {KEYS + 3: 0, KEYS + OFF + 5: 0}, "broken": {0, 4}, "seeds": (1, 2)}
     expected, banks = play(tmp_path / "whole", **faults)
 
     def stop(done):
@@ -152,3 +152,24 @@ def test_a_stopped_stream_goes_on_as_if_it_had_not_been(tmp_path, stop_at):
     assert stream_result(plays) == stream_result(expected)
     for seed in (1, 2):
         assert list(map(encode, again[seed].records)) == list(map(encode, banks[seed].records))
+
+
+def test_what_a_stream_samples_does_not_depend_on_the_seeds_beside_it(tmp_path):
+    """Its draws are named by its own seed, not by its place in the list."""
+    drawn = {}
+    for seeds in ((2,), (1, 2), (2, 5)):
+        engine = House()
+        play(tmp_path / str(seeds), seeds=seeds, engine=engine)
+        opened = {entry for entry in engine.log if entry[0] == "open"}
+        drawn[seeds] = {e for e in opened if e[2] // KEYS == 2}
+        assert len(opened) == len(seeds) * 60  # 20 with the bank, 20 without, 20 extractions
+    assert drawn[2,] == drawn[1, 2] == drawn[2, 5] and len(drawn[2,]) == 60
+
+
+def test_of_equal_skills_the_newest_is_in_the_prompt(tmp_path):
+    """All four tasks of a house have one sentence: the last one's skill knows the most."""
+    plays, _ = play(tmp_path)
+    for p in plays:
+        if p.related:
+            newest = [q for q in plays[: p.position] if q.task.group == p.task.group][-1]
+            assert p.skills[0][0].source_task_id == newest.task.id

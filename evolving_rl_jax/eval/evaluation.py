@@ -214,7 +214,7 @@ def stream(
     if journal.plays:
         parts.say(f"{len(journal.plays)} plays are in {journal.path}: going on from there")
     engine = make_engine(parts, params)
-    driver = make_driver(parts, engine, STREAM_ITERATION + seeds[0], temperature)
+    driver = make_driver(parts, engine, STREAM_ITERATION, temperature)
     total = 2 * len(seeds) * min(settings.num_tasks, len(tasks))
     with parts.progress(f"stream {name}, temperature {temperature:g}", total) as bar:
         plays = play_streams(driver, tasks, banks, settings, journal, bar)

@@ -118,7 +118,7 @@ def play_streams(
     """Plays one stream for each seed, bank on and bank off.
 
     Args:
-      driver: whose iteration is ``STREAM_ITERATION`` plus the first seed.
+      driver: whose iteration is ``STREAM_ITERATION``, whatever the seeds.
       tasks: their order here does not matter.
       banks: seed -> an empty bank, which is filled.
       settings: how.
@@ -133,12 +133,12 @@ def play_streams(
             driver,
             arrival_order(tasks, seed)[: settings.num_tasks],
             seed,
-            i * _STREAM_KEYS,
+            seed * _STREAM_KEYS,
             bank,
             settings,
             journal,
         )  # fmt: skip
-        for i, (seed, bank) in enumerate(sorted(banks.items()))
+        for seed, bank in sorted(banks.items())
     ]
     before = len(journal.plays)
     for stream in streams:

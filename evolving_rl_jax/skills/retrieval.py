@@ -181,7 +181,7 @@ class SkillRetriever:
     def retrieve(
         self, task: Task, k: int = 1, *, exclude_hashes: Collection[str] = ()
     ) -> list[tuple[SkillRecord, float]]:
-        """At most ``k`` (record, cosine), best first; ties by worth, then by id.
+        """At most ``k`` (record, cosine), best first; ties by worth, then the newest (added last).
 
         Skills from the task itself, by id or by content hash, are left out.
         """
@@ -198,9 +198,8 @@ class SkillRetriever:
             and record.source_task_hash not in hashes
             and not (self._exclude_text and text == task.text)
         ]
-        found.sort(key=lambda pair: pair[0].id)
-        found.sort(key=lambda pair: (pair[1], *worth(pair[0])), reverse=True)
-        return found[:k]
+        newest = reversed(found)  # sorting keeps the order of equals
+        return sorted(newest, key=lambda pair: (-pair[1], *(-w for w in worth(pair[0]))))[:k]
 
 
 def searched_text(record: SkillRecord) -> str:
