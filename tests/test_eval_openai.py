@@ -15,6 +15,7 @@ from evolving_rl_jax.eval.transfer.client import (
     ChatClient,
     EndpointError,
     EndpointSettings,
+    TooLong,
 )
 from evolving_rl_jax.types import ENV_ERROR, OK, TIMEOUT, TRUNCATED
 
@@ -98,6 +99,30 @@ def test_a_failure_that_stays_is_named():
 def test_a_refusal_is_not_tried_again(status):
     with serve(echo, lambda n: (status, {}, {"error": "no such model"})) as (server, url):
         with pytest.raises(EndpointError, match=f"'a-model', got HTTP {status}.*no such model"):
+            ask(url)
+        assert len(server.requests) == 1
+
+
+# What servers really say, each in its own words.
+TOO_LONG = [
+    (400, {"error": {"message": "This model's maximum context length is 4097 tokens. However, you requested "
+                     "4927 tokens. Please reduce the length of the messages.",
+                     "type": "invalid_request_error", "code": "context_length_exceeded"}}),
+    (400, {"object": "error", "message": "This model's maximum context length is 2048 tokens. However, "
+           "you requested 2600 tokens in the messages", "type": "BadRequestError", "code": 400}),
+    (400, {"error": {"code": 400, "message": "the request exceeds the available context size, try increasing it",
+                     "type": "exceed_context_size_error"}}),
+    (400, {"message": "The input (3000 tokens) is longer than the model's context length (2048 tokens)."}),
+    (413, {"error": {"message": "prompt is too long: 205000 tokens > 200000 maximum"}}),
+    (422, {"error": "Input validation error: `inputs` must have less than 1024 tokens. Given: 4000",
+           "error_type": "validation"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("status", "body"), TOO_LONG)
+def test_a_conversation_that_is_too_long_is_told_from_other_refusals(status, body):
+    with serve(echo, lambda n: (status, {}, body)) as (server, url):
+        with pytest.raises(TooLong, match=f"HTTP {status}"):
             ask(url)
         assert len(server.requests) == 1
 
@@ -217,6 +242,31 @@ def test_one_lost_episode_does_not_touch_the_others():
     assert error is None and episodes[1].status == TIMEOUT
     assert "no answer after 4 attempts: HTTP 500" in episodes[1].error
     assert all(episodes[i].won for i in (0, 2, 3))
+
+
+def test_an_episode_that_outgrows_the_context_is_truncated_and_the_rest_goes_on():
+    """As on our own engine: it counts, and it was not won."""
+    status, body = TOO_LONG[0]
+    with serve(winner) as (server, url):
+        server.faults = lambda n: (
+            (status, {}, body)
+            if len(m := server.requests[n]["messages"]) > 2 and "find t1\n" in m[1]["content"]
+            else None
+        )
+        episodes, error, pool = play(url, [(make_task(f"t{i}"), "") for i in range(4)])
+    assert error is None and not pool.running
+    assert episodes[1].status == TRUNCATED and not episodes[1].won and episodes[1].scored
+    assert len(episodes[1].turns) == 1 and "maximum context length" in episodes[1].error
+    assert all(episodes[i].won for i in (0, 2, 3))
+
+
+def test_a_context_that_holds_no_first_prompt_ends_the_run():
+    """Else everything would count as lost without one answer."""
+    status, body = TOO_LONG[1]
+    with serve(winner, lambda n: (status, {}, body)) as (_, url):
+        episodes, error, _ = play(url, [(make_task(f"t{i}"), "") for i in range(20)])
+    assert isinstance(error, EndpointError) and "5 episodes in a row without" in str(error)
+    assert {e.status for e in episodes.values()} == {TRUNCATED}
 
 
 def test_an_environment_that_fails_is_not_the_models_loss():

@@ -3,6 +3,9 @@
 import json
 import pathlib
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from chat_server import GOOD, serve
 from doubles import FakeEngine, FakePool, compact_prompts, make_task
@@ -288,6 +291,51 @@ def test_the_command_keeps_to_its_cap_and_goes_on(run, tmp_path, capsys):
         assert last["missing"] == 0 and len(server.requests) > before
         kept = {(p["id"], p["condition"]) for p in first["plays"]}
         assert kept and len(last["plays"]) == 10
+
+
+def test_plays_of_other_settings_never_mix(run, tmp_path, capsys):
+    folder, tasks = run
+    out = tmp_path / "out"
+    with serve(knows_with_a_skill(tasks)) as (server, url):
+        assert command(folder, url, f"--out={out}") == 0
+        asked = len(server.requests)
+        for key, value in (("rollout.max_steps", 3), ("rollout.top_p", 0.5)):
+            assert command(folder, url, f"--out={out}", f"--config.{key}={value}") == 2
+            error = capsys.readouterr().err
+            assert f"must hold plays of the same config.{key}, got" in error
+        assert len(server.requests) == asked
+        # where and how fast may differ
+        assert command(folder, url, f"--out={out}", "--config.env.num_workers=2") == 0
+        assert len(server.requests) == asked
+
+
+def test_weights_have_a_name_of_their_own():
+    """Two policies in folders of one name share nothing; the same weights share everything."""
+    from evolving_rl_jax.eval.fingerprint import fingerprint
+
+    rng = np.random.default_rng(0)
+    params = {
+        "a": {"w": rng.normal(size=(3, 4, 5)).astype(np.float32)},
+        "b": np.zeros(7, np.float32),
+    }
+    name = fingerprint(params)
+    assert len(name) == 16 and fingerprint(jax.tree.map(jnp.asarray, params)) == name
+    found = {name}
+    for change in (
+        lambda p: p["a"]["w"].__setitem__(
+            (2, 3, 4), np.nextafter(p["a"]["w"][2, 3, 4], np.float32(9))
+        ),
+        lambda p: p["a"]["w"].__setitem__(
+            (0, slice(2)), p["a"]["w"][0, [1, 0]].copy()
+        ),  # two rows swapped
+        lambda p: p["b"].__setitem__(3, -0.0),
+        lambda p: p.update(b=np.zeros(8, np.float32)),
+        lambda p: p.update(c=p.pop("b")),
+    ):
+        other = jax.tree.map(np.copy, params)
+        change(other)
+        found.add(fingerprint(other))
+    assert len(found) == 6
 
 
 @pytest.mark.parametrize(

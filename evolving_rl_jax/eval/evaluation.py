@@ -9,7 +9,7 @@ from typing import Any
 from evolving_rl_jax.config import ConfigError
 from evolving_rl_jax.data.tasks import source_split
 from evolving_rl_jax.eval.games import PanelGame
-from evolving_rl_jax.eval.journal import Journal
+from evolving_rl_jax.eval.journal import Journal, play_settings
 from evolving_rl_jax.eval.panel import PANEL_ITERATION, success_table, write_result
 from evolving_rl_jax.eval.play import make_panel
 from evolving_rl_jax.eval.results import skill_records, versions
@@ -203,11 +203,7 @@ def stream(
         "embedder": config.skills.embedder,
         "game_list_hash": list_hash(tasks),
     }
-    same = facts | {
-        "num_tasks": settings.num_tasks,
-        "skills": config.skills.to_dict(),
-        "rollout": config.rollout.to_dict(),
-    }
+    same = facts | {"num_tasks": settings.num_tasks} | play_settings(config)
     with user_errors((ValueError, OSError), "--mode=stream"):
         journal = Journal(path.with_suffix(".plays.jsonl"), same)
     banks = {s: new_bank(path.with_name(f"{path.stem}-s{s}.skills.jsonl")) for s in seeds}

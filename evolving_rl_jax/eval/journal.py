@@ -9,7 +9,19 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
+from evolving_rl_jax.config import RESUMABLE, flat
 from evolving_rl_jax.types import SCORED, Task
+
+
+def play_settings(config) -> dict[str, Any]:
+    """What of a configuration decides how a task is played, for `Journal`; not where and how fast.
+
+    Returns:
+      ``config.KEY`` -> value.
+    """
+    groups, free = ("env", "rollout", "skills"), (*RESUMABLE, "env.cache_dir")
+    chosen = {k: v for k, v in flat(config).items() if k.split(".")[0] in groups and k not in free}
+    return {f"config.{key}": value for key, value in sorted(chosen.items())}
 
 
 class Journal:

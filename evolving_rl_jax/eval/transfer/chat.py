@@ -2,7 +2,8 @@
 
 `ChatDriver` has the ``play`` and ``run`` of `rollout.episode.Driver`, with messages instead of
 token ids.  An episode that gets no answer, after all attempts, ends with a status that leaves it
-out; what the model says, however odd, is played.
+out; one that has become too long for the endpoint is TRUNCATED, as on our own engine; what the model
+says, however odd, is played.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from evolving_rl_jax.eval.transfer.client import ChatClient, EndpointError
+from evolving_rl_jax.eval.transfer.client import ChatClient, EndpointError, TooLong
 from evolving_rl_jax.rollout import prompts
 from evolving_rl_jax.rollout.actions import parse_tagged
 from evolving_rl_jax.types import OK, TIMEOUT, TRUNCATED, Episode, Task, Turn
 
-_DOWN_AFTER = 5  # episodes in a row without an answer that end the run
+_DOWN_AFTER = 5  # episodes in a row without any answer that end the run
 _POLL_S = 0.02
 
 
@@ -56,7 +57,8 @@ class ChatDriver:
 
         Raises:
           BudgetSpent: the cap is reached; what had ended by then has been reported.
-          EndpointError: the endpoint refuses, or ``_DOWN_AFTER`` episodes in a row got no answer.
+          EndpointError: the endpoint refuses, or ``_DOWN_AFTER`` episodes in a row got no answer (not
+            even to their first prompt, where that was too long).
         """
         slots = self.client.settings.concurrency
         asked: dict[concurrent.futures.Future, int] = {}
@@ -113,9 +115,10 @@ class ChatDriver:
         play = self._plays[key]
         try:
             text = future.result()
-        except TimeoutError as error:
-            self._failed_in_a_row += 1
-            self._finish(key, False, TIMEOUT, str(error))
+        except (TimeoutError, TooLong) as error:
+            too_long = isinstance(error, TooLong)
+            self._failed_in_a_row += not (too_long and play.turns)
+            self._finish(key, False, TRUNCATED if too_long else TIMEOUT, str(error))
             if self._failed_in_a_row >= _DOWN_AFTER:
                 raise EndpointError(
                     f"{self.client.settings.base_url} must answer, got {_DOWN_AFTER} episodes in a "

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import email.utils
 import json
+import re
 import threading
 import time
 
@@ -18,10 +19,21 @@ import tenacity
 _MAX_WAIT_S = 60.0  # between attempts, also where the server asks for more
 _MAX_ANSWER_BYTES = 4_000_000
 _TRY_AGAIN = (408, 409, 425, 429)
+_REFUSED = (400, 413, 422)
+# How servers say that a conversation is too long: OpenAI, Azure, vLLM, SGLang, llama.cpp, TGI, Anthropic.
+_TOO_LONG = re.compile(
+    r"context[_ ](length|window|size)|exceed_context|reduce the length|prompt is too long|"
+    r"longer than the (model|maximum)|must have less than \d+ tokens|inputs? tokens \+",
+    re.IGNORECASE,
+)
 
 
 class EndpointError(RuntimeError):
     """The endpoint cannot be used at all: wrong address, key or model, or it is down."""
+
+
+class TooLong(RuntimeError):
+    """The endpoint refuses this request because it does not fit its context."""
 
 
 class BudgetSpent(RuntimeError):
@@ -111,7 +123,8 @@ class ChatClient:
 
         Raises:
           BudgetSpent: it could cost more than is left of the cap.
-          EndpointError: the endpoint refuses such requests (4xx).
+          TooLong: it refuses this one, as too long for its context.
+          EndpointError: it refuses such requests (4xx).
           TimeoutError: every attempt failed; names the last reason.
         """
         size = sum(
@@ -159,9 +172,12 @@ class ChatClient:
         if status in _TRY_AGAIN or status >= 500:
             raise _Retry(f"HTTP {status}", _retry_after(headers))
         if status != 200:
+            said = " ".join(raw.decode(errors="replace").split())
+            if status in _REFUSED and _TOO_LONG.search(said):
+                raise TooLong(f"HTTP {status}: {said[:200]}")
             raise EndpointError(
                 f"{s.base_url} must accept chat completions of model {s.model!r}, got HTTP {status}: "
-                f"{' '.join(raw.decode(errors='replace').split())[:200]}"
+                f"{said[:200]}"
             )
         answer = _read(raw)
         if answer is None:

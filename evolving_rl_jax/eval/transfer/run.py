@@ -18,7 +18,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from evolving_rl_jax.config import ConfigError, default_config, set_key, validate
-from evolving_rl_jax.eval.journal import Journal
+from evolving_rl_jax.eval.journal import Journal, play_settings
 from evolving_rl_jax.eval.transfer.chat import ChatDriver
 from evolving_rl_jax.eval.transfer.client import (
     BudgetSpent,
@@ -151,6 +151,7 @@ def policy_config(config, policy: str, overrides: dict[str, str]):
 def _with_engine(options, folder, config, banks) -> dict[str, Any]:
     with open_parts(config, folder) as parts:
         from evolving_rl_jax import models
+        from evolving_rl_jax.eval.fingerprint import fingerprint
         from evolving_rl_jax.eval.panel import PANEL_ITERATION
         from evolving_rl_jax.run.engine import make_driver, make_engine
 
@@ -165,7 +166,11 @@ def _with_engine(options, folder, config, banks) -> dict[str, Any]:
         def render(records: list[SkillRecord]) -> str:
             return fit("\n\n".join(parts.prompts.render_skill(r.as_skill()) for r in records))
 
-        facts = {"policy": _name_of(options.policy), "style": config.rollout.style}
+        facts = {
+            "policy": _name_of(options.policy),
+            "weights": fingerprint(params),
+            "style": config.rollout.style,
+        }
         return _play(options, folder, config, banks, parts.tasks, driver, render, facts)
 
 
@@ -216,7 +221,7 @@ def _play(
     out = pathlib.Path(options.out) if options.out else _default_out(folder, facts)
     settings = _settings(options, config, panel, banks, facts)
     with user_errors((ValueError, OSError), "--out"):
-        journal = Journal(out / "plays.jsonl", settings)
+        journal = Journal(out / "plays.jsonl", settings | play_settings(config))
     stopped = ""
     total = len(panel) * len(seeds) * (1 + len(ready))
     with contextlib.ExitStack() as stack:
@@ -229,6 +234,7 @@ def _play(
         except (BudgetSpent, EndpointError) as error:
             stopped = str(error)
     about = {**facts, **settings, **more(), "stopped": stopped, "dataset": {"games": len(panel)}}
+    about["played"] = play_settings(config)
     result = transfer_result(journal, panel, ready, seeds=seeds, facts=about)
     write_transfer(out, result, measured_skills(journal, ready[OURS]))
     print(transfer_table(result))
@@ -259,19 +265,17 @@ def _settings(options, config, panel, banks, facts) -> dict[str, Any]:
         },
         "temperature": options.temperature,
         "top": options.top,
-        "skills": config.skills.to_dict(),
-        "max_steps": config.rollout.max_steps,
         "first_seed": config.eval.seed,
     }
 
 
 def _name_of(policy: str) -> str:
-    """A folder's own name with that above it, which tells ``run/warmstart`` from another run's."""
+    """A folder's own name with that above it, for people; its weights tell it from others."""
     path = pathlib.Path(policy)
     return "/".join(path.absolute().parts[-2:]) if path.exists() else policy
 
 
 def _default_out(folder: RunFolder, facts) -> pathlib.Path:
-    text = f"{facts['policy']}-{facts.get('model', '')}"
+    text = f"{facts['policy']}-{facts.get('model') or facts['weights'][:8]}"
     name = re.sub(r"[^A-Za-z0-9.]+", "-", text.removeprefix("http://").removeprefix("https://"))
     return folder.path / "transfer" / name.strip("-")
