@@ -92,6 +92,24 @@ def test_a_run_folder_of_another_config(fails, tmp_path):
     assert "seed is 5 and not 0; use another folder" in line
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["model.hf_path=/nowhere", "warmstart.enabled=false"], "config.model.hf_path: /nowhere/"),
+        (["skills.embedder=/nowhere"], "config.skills.embedder must be tfidf, sentence-transf"),
+        (["skills.embedder=sentence-transformers:x"], "config.skills.embedder 'sentence-transf"),
+        (["mesh.fsdp=3"], "config.mesh: mesh axis sizes must multiply to the number of devices"),
+        (["model.attention=splash"], "config.model.attention must be auto, plain, blockwise or"),
+    ],
+)
+def test_what_this_machine_does_not_have_leaves_no_folder(fails, tmp_path, options, message):
+    assert message in fails(*train(tmp_path / "run", *(f"--config.{o}" for o in options)))
+
+
+def test_an_empty_workdir_is_not_the_present_folder(fails):
+    assert "--workdir must be a folder, got ''" in fails(*train(""))
+
+
 @pytest.mark.parametrize("text", ["{", "[]", '{"seed": 0}'])
 def test_a_run_folder_with_an_unreadable_config(fails, tmp_path, text):
     (tmp_path / "config.json").write_text(text, encoding="utf-8")
@@ -169,7 +187,7 @@ def test_export_before_there_is_anything(fails, tmp_path):
     assert f"--out must be a new or empty folder, got {str(tmp_path)!r}" in line
 
 
-@pytest.mark.parametrize("temperature", ["-1", "nan", "inf"])
+@pytest.mark.parametrize("temperature", ["-1", "nan", "inf", ""])
 def test_a_wrong_temperature(fails, tmp_path, temperature):
     line = fails("eval", f"--workdir={tmp_path}", f"--temperature={temperature}")
     assert "--temperature must be >= 0, got" in line

@@ -59,6 +59,7 @@ def test_a_tpu_host_asks_jax_unless_told_to_use_something_else(monkeypatch):
     [
         ({"JAX_PROCESS_ID": "1"}, "got none for --coordinator, --num-processes"),
         (THREE | {"JAX_NUM_PROCESSES": "x"}, "JAX_NUM_PROCESSES must be a number, got 'x'"),
+        ({"SLURM_NTASKS": "x"}, "SLURM_NTASKS must be a number, got 'x'"),
         (THREE | {"JAX_PROCESS_ID": "4"}, "--process-id must be in 0 .. num-processes - 1, got 4"),
         (THREE | {"JAX_COORDINATOR_ADDRESS": "host"}, "must be HOST:PORT of process 0, got 'host'"),
     ],

@@ -99,6 +99,7 @@ def test_tidy_and_merge(run, tmp_path, capsys):
         (("skills", "merge", "--bank={run}/b", "--banks", "/x", "/y"), "--banks must be a bank.jsonl"),
         (("skills", "tidy", "--bank=/no"), "--bank must be a bank.jsonl, got '/no'"),
         (("skills", "tidy", "--bank={run}/config.json"), "--bank: "),
+        (("skills", "tidy", "--bank={run}/note"), "--bank must be a bank.jsonl, got '{run}/note' without"),
         (("skills", "tidy", "--bank={bank}", "--duplicates=2"), "--duplicates must be in [0, 1], got 2.0"),
         (("skills", "tidy", "--bank={bank}", "--min-pairs=0"), "--min-pairs must be >= 1, got 0"),
         (("skills", "tidy", "--bank={bank}", "--embedder=/no"), "config.skills.embedder must be tfidf"),
@@ -107,10 +108,11 @@ def test_tidy_and_merge(run, tmp_path, capsys):
 def test_wrong_options_are_one_line(run, capsys, arguments, message):
     bank = run / "skills" / "bank.jsonl"
     before = bank.read_bytes()
+    (run / "note").write_text("years of work")
     assert call(*(a.format(run=run, bank=bank) for a in arguments)) == 2
     out, err = capsys.readouterr()
     (line,) = err.splitlines()
-    assert message in line and not out and bank.read_bytes() == before
+    assert message.format(run=run) in line and not out and bank.read_bytes() == before
     assert not (run / "b").exists() and not (run / "x").exists()
 
 

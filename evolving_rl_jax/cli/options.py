@@ -40,7 +40,7 @@ def temperatures(text: str) -> list[float]:
         except ValueError:
             value = math.nan
         if not 0 <= value < math.inf:
-            raise ConfigError(f"--temperature must be >= 0, got {part}")
+            raise ConfigError(f"--temperature must be >= 0, got {part or 'nothing'}")
         found.append(value)
     return list(dict.fromkeys(found))
 

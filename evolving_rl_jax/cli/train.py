@@ -26,7 +26,7 @@ def run(args, overrides: dict[str, str]) -> None:
     """Trains, from the last checkpoint if there is one."""
     from evolving_rl_jax.record.tracking import check_wandb
     from evolving_rl_jax.run.folder import RunFolder
-    from evolving_rl_jax.run.parts import open_parts
+    from evolving_rl_jax.run.parts import open_parts, training_mesh
     from evolving_rl_jax.run.preemption import Preemption
 
     config = load_config(args.config, overrides)
@@ -34,6 +34,7 @@ def run(args, overrides: dict[str, str]) -> None:
     with Preemption() as preemption, joined_hosts(args, config) as hosts:
         folder = RunFolder(args.workdir, config, writes=hosts.first)
         check_alike(hosts, config, folder)
+        training_mesh(config)  # refused before anything is written
         with open_parts(config, folder, hosts, preemption) as parts:
             from evolving_rl_jax.train.loop import train
 

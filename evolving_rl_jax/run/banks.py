@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import pathlib
+import warnings
 from collections.abc import Sequence
 
 from evolving_rl_jax.config import ConfigError
-from evolving_rl_jax.run.console import user_errors
+from evolving_rl_jax.run.console import say, user_errors
 from evolving_rl_jax.run.skills import make_embedder
 from evolving_rl_jax.skills import Bank
 from evolving_rl_jax.skills.curate import merge_banks, retire_duplicates, retire_harmful
@@ -26,8 +27,13 @@ def open_bank(path: str | os.PathLike[str], flag: str) -> Bank:
     """
     if not pathlib.Path(path).is_file():
         raise ConfigError(f"{flag} must be a bank.jsonl, got {str(path)!r} (no such file)")
-    with user_errors((ValueError, OSError), flag):
-        return Bank(path)
+    with user_errors((ValueError, OSError), flag), warnings.catch_warnings(record=True) as torn:
+        bank = Bank(path)
+    if not len(bank) and os.path.getsize(path):
+        raise ConfigError(f"{flag} must be a bank.jsonl, got {str(path)!r} without a whole record")
+    for warning in torn:
+        say(str(warning.message))
+    return bank
 
 
 def export_skills(bank: pathlib.Path, out: pathlib.Path, top: int) -> None:

@@ -34,6 +34,8 @@ class RunFolder:
     """
 
     def __init__(self, workdir: str, config=None, *, writes: bool = True):
+        if not workdir:
+            raise config_lib.ConfigError("--workdir must be a folder, got ''")
         self.writes = writes
         self.path = pathlib.Path(workdir).absolute()
         self.config_file = self.path / "config.json"

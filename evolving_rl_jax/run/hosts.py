@@ -76,7 +76,8 @@ def find(
     missing = [name for name, value in given.items() if value in (None, "")]
     if len(missing) < len(given):
         return _explicit(given, missing)
-    if int(environ.get("SLURM_STEP_NUM_TASKS", environ.get("SLURM_NTASKS", "1"))) > 1:
+    tasks = _number(None, environ, "SLURM_STEP_NUM_TASKS") or _number(None, environ, "SLURM_NTASKS")
+    if (tasks or 1) > 1:
         if "SLURM_PROCID" in environ and "SLURM_STEP_NODELIST" in environ:
             return Address(local_devices=_slurm_devices(environ))
     platforms = environ.get("JAX_PLATFORMS", "")

@@ -19,6 +19,7 @@ from evolving_rl_jax.run.environments import ENVIRONMENTS, make_pool, prepare_ga
 from evolving_rl_jax.run.folder import RunFolder
 from evolving_rl_jax.run.hosts import ALONE, Hosts, check_hosts
 from evolving_rl_jax.run.preemption import Preemption
+from evolving_rl_jax.run.skills import check_embedder
 from evolving_rl_jax.types import Task
 
 
@@ -92,6 +93,7 @@ def open_parts(
       ConfigError: something is missing or cannot be combined.
     """
     check_hosts(config, hosts)
+    check_models(config)
     tasks = prepare_games(config, folder, hosts)
     panel = panel_tasks(config, tasks)
     train = training_tasks(config, tasks, panel)
@@ -206,6 +208,17 @@ def model_config(config, vocab_size: int):
     )
 
 
+def check_models(config) -> None:
+    """Raises ConfigError where a model that ``config`` names is not there, before anything is written."""
+    if config.model.hf_path:
+        from evolving_rl_jax.models.tokenizer import load_tokenizer
+
+        with user_errors((ValueError, FileNotFoundError), "config.model.hf_path"):
+            load_tokenizer(config.model.hf_path)
+        model_config(config, 0)
+    check_embedder(config.skills.embedder)
+
+
 def training_mesh(config):
     """The devices of an update as ``config.mesh`` arranges them.
 
@@ -221,7 +234,9 @@ def training_mesh(config):
     with user_errors((ValueError,)):
         check_platform(config.model.attention, mesh)
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    for group, key in (("train", "micro_batch_rows"), ("warmstart", "batch_rows")):
+    groups = {"train": "micro_batch_rows"}
+    groups |= {"warmstart": "batch_rows"} if config.warmstart.enabled else {}
+    for group, key in groups.items():
         rows = config[group][key]
         if rows % shards:
             raise ConfigError(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from evolving_rl_jax.config import ConfigError
 from evolving_rl_jax.skills import (
@@ -34,13 +36,32 @@ def make_embedder(name: str, cache: pathlib.Path) -> Embedder:
     """
     if name == "tfidf":
         return TfidfEmbedder()
-    try:
+    with _embedder_errors(name):
         if name.startswith(_SENTENCE_TRANSFORMERS):
             model = SentenceTransformerEmbedder(name.removeprefix(_SENTENCE_TRANSFORMERS))
         else:
             from evolving_rl_jax.models.embedding import DecoderEmbedder
 
             model = DecoderEmbedder(name)
+    return CachedEmbedder(model, cache)
+
+
+def check_embedder(name: str) -> None:
+    """Raises ConfigError where `make_embedder` would for want of a model or a library; loads neither."""
+    with _embedder_errors(name):
+        if name.startswith(_SENTENCE_TRANSFORMERS):
+            if importlib.util.find_spec("sentence_transformers") is None:
+                raise ImportError("no module named sentence_transformers")
+        elif name != "tfidf":
+            from evolving_rl_jax.models import config_from_hf
+
+            config_from_hf(name)
+
+
+@contextlib.contextmanager
+def _embedder_errors(name: str) -> Iterator[None]:
+    try:
+        yield
     except ImportError as error:
         raise ConfigError(
             f"config.skills.embedder {name!r} must have its library installed (pip install "
@@ -51,7 +72,6 @@ def make_embedder(name: str, cache: pathlib.Path) -> Embedder:
             "config.skills.embedder must be tfidf, sentence-transformers:NAME or an embedding model "
             f"(folder or hub id), got {name!r}: {error}"
         ) from error
-    return CachedEmbedder(model, cache)
 
 
 def make_retriever(parts, tasks: Sequence[Task]) -> Retriever:
