@@ -16,13 +16,19 @@ GRAMMAR = (
 )
 
 
+DOMAIN = (
+    "(define (domain alfred) (:requirements :typing) (:types thing) (:predicates (n ?x - thing) (g)) "
+    "(:action win :parameters () :precondition (and) :effect (and (g))))"
+)
+
+
 @contextlib.contextmanager
 def no_bar(*_args):
     yield lambda done: None
 
 
-def write_game(folder, task_type, number, *, wording="move {o} to {r}", **changes):
-    """A game folder with the keys that the official ones have."""
+def write_game(folder, task_type, number, *, wording="move {o} to {r}", won=False, **changes):
+    """A game folder with the keys that the official ones have; ``won``: before the first action."""
     folder.mkdir(parents=True)
     light = task_type == "look_at_obj_in_light"
     traj = {
@@ -37,9 +43,12 @@ def write_game(folder, task_type, number, *, wording="move {o} to {r}", **change
         "scene": {"floor_plan": "FloorPlan7", "scene_num": 7},
         "plan": {"high_pddl": []},
     }
-    problem = f"(define (problem p) (:domain alfred) (:objects) (:init (n n{number})) (:goal (g)))"
+    problem = (
+        f"(define (problem p) (:domain alfred) (:objects n{number} - thing) "
+        f"(:init (n n{number}){' (g)' if won else ''}) (:goal (g)))"
+    )
     game = {
-        "pddl_domain": "(define (domain alfred))",
+        "pddl_domain": DOMAIN,
         "grammar": GRAMMAR.replace("SENTENCE", f"use mug {number}").replace("WORDING", wording),
         "pddl_problem": problem,
         "solvable": True,

@@ -1,9 +1,11 @@
 """The official ALFWorld folders: checked and indexed, and read by training."""
 
-import dataclasses
+import collections
+import contextlib
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -11,11 +13,18 @@ import pytest
 from official_games import TRAINED, TYPES, official, prepare, write_game
 
 from evolving_rl_jax.cli import main as cli
-from evolving_rl_jax.data.task_source import TaskSource
-from evolving_rl_jax.data.tasks import TaskError, TaskOrder, load_tasks, select, source_split
+from evolving_rl_jax.data.tasks import (
+    TaskError,
+    TaskOrder,
+    alfworld_task,
+    copies_of,
+    load_tasks,
+    select,
+    source_split,
+)
 from evolving_rl_jax.envs.alfworld.index import OFFICIAL_COUNTS, OFFICIAL_TYPES, index_games
 
-pytest.importorskip("tensorflow_datasets")
+pytest.importorskip("alfworld")
 
 
 @pytest.fixture
@@ -115,9 +124,8 @@ def test_the_published_loader_finds_the_same_games(source, capsys):
         "dataset": {"data_path": str(train), "num_train_games": -1},
     }
     theirs = {os.path.dirname(path) for path in AlfredTWEnv(config).game_files}
-    splits, _, _ = index_games(source / "json_2.1.1")
-    ours = [t for tasks in splits.values() for t in tasks if t.path.startswith("train/")]
-    assert {str(source / "json_2.1.1" / t.path) for t in ours} == theirs
+    tasks, _ = index_games(source / "json_2.1.1")
+    assert {t.path for t in tasks if t.path.startswith(f"{train}/")} == theirs
 
 
 def test_the_same_game_under_two_names_is_reported(source, tmp_path):
@@ -193,25 +201,84 @@ def test_the_environment_variable_is_the_default_source(source, tmp_path, monkey
 # -- what training reads ---------------------------------------------------------------------------
 
 
-def test_tasks_are_those_of_the_folder_and_read_when_asked_for(source, index):
+class Opened:
+    """Names of the files that this process opens while ``count`` is on."""
+
+    def __init__(self):
+        self.names, self.on = [], False
+        sys.addaudithook(self._hook)  # of the interpreter itself; cannot be removed again
+
+    def _hook(self, event, args):
+        if self.on and event == "open":
+            self.names.append(str(args[0]))
+
+    @contextlib.contextmanager
+    def count(self):
+        self.names, self.on = [], True
+        try:
+            yield self.names
+        finally:
+            self.on = False
+
+
+OPENED = Opened()
+
+
+def game_files(names):
+    return collections.Counter(n for n in names if n.endswith(("traj_data.json", "game.tw-pddl")))
+
+
+def test_an_index_and_the_folder_that_it_is_of_are_the_same_tasks(source, index):
+    """One split name, one meaning: also of the folder with ``json_2.1.1`` in it, and of that one."""
+    train = source / "json_2.1.1" / "train"
+    for number, solvable in enumerate((False, None)):
+        write_game(train / f"no-{number}" / "t", TYPES[0], 950 + number, solvable=solvable)
+    write_game(source / "json_2.1.1" / "valid_train" / "copied" / "t", TYPES[0], 960)
     tasks = load_tasks(index)
-    assert isinstance(tasks, TaskSource) and tasks._records.cache_info().currsize == 0
-    plain = {t.id: t for t in load_tasks(source)}
-    assert [t.id for t in tasks] == sorted(plain)
-    heldout = {"train": "heldout_types_train", "valid_seen": "heldout_types_seen"}
+    assert tasks == load_tasks(source) == load_tasks(source / "json_2.1.1")
+    assert [t.id for t in tasks] == sorted(t.id for t in tasks) and len(tasks) == 24
+    for split in ("train", "valid_seen", "valid_unseen"):
+        assert {t.task_type for t in load_tasks(source, split)} == set(TRAINED)
+    assert {t.group for t in tasks} == {"FloorPlan7"}
     for task in tasks:
-        other = plain[task.id]
-        split = (
-            other.split if task.task_type in TRAINED else heldout.get(other.split, "heldout_types")
-        )
-        assert task == dataclasses.replace(other, split=split)
+        assert alfworld_task(task.path) == task
 
 
-def test_selecting_reads_no_record(index):
+def test_no_game_folder_is_read_more_than_needed(source, index):
+    """Not at all where there is an index, each file once where there is none."""
+
+    def training_reads(folder):
+        with OPENED.count() as names:
+            tasks = load_tasks(folder)
+            pool = select(tasks, split="train", types=TRAINED)
+            copies_of(select(tasks, split="valid_unseen"), pool)
+            order = TaskOrder(pool, seed=0)
+            taken = [t for i in range(4) for t in order.take(i, 2)]
+        assert sorted(t.id for t in taken) == [t.id for t in pool]
+        return game_files(names)
+
+    assert not training_reads(index)
+    for folder in (source, source / "json_2.1.1"):
+        reads = training_reads(folder)
+        assert len(reads) == 2 * 24 and set(reads.values()) == {1}
+
+
+def test_an_index_of_the_old_command_is_read(source, index, tmp_path):
+    """It named the games, and kept what they say in a data set that is not needed."""
+    old = json.loads((index / "games.json").read_text())
+    keys = ("id", "split", "task_type", "path", "content_hash", "size")
+    old["games"] = [{key: row[key] for key in keys} for row in old["games"]]
+    old |= {"format": 1, "dataset": "tfds/alfworld_games/1.0.0"}
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "games.json").write_text(json.dumps(old))
+    assert load_tasks(tmp_path / "old") == load_tasks(index)
+
+
+def test_selecting(index):
     tasks = load_tasks(index)
     pool = select(tasks, split="train", types=TRAINED[:2])
     order = TaskOrder(pool, seed=3)
-    assert len(pool) == 4 and tasks._records.cache_info().currsize == 0
+    assert len(pool) == 4
     taken = [t for i in range(2) for t in order.take(i, 2)]
     assert sorted(t.id for t in taken) == [t.id for t in pool]
     assert taken == [t for i in range(2) for t in TaskOrder(list(pool), seed=3).take(i, 2)]
@@ -220,15 +287,33 @@ def test_selecting_reads_no_record(index):
         load_tasks(index, "test")
 
 
-def test_a_missing_or_changed_game_is_named(index):
+def test_missing_and_changed_games_are_named_together(index):
     tasks = load_tasks(index)
-    path = pathlib.Path(tasks[0].path, "game.tw-pddl")
-    path.write_text(path.read_text() + " ")
+    files = [pathlib.Path(t.path, "game.tw-pddl") for t in tasks[:2]]
+    files[0].write_text(files[0].read_text() + " ")
     with pytest.raises(TaskError, match=r"game.tw-pddl: must have \d+ bytes as when indexed, got"):
-        tasks[0]
-    path.unlink()
-    with pytest.raises(TaskError, match="game.tw-pddl: must exist, it is in .*games.json"):
-        tasks[0]
+        load_tasks(index)
+    files[1].unlink()
+    with pytest.raises(TaskError) as error:
+        load_tasks(index)
+    assert "game.tw-pddl: must exist, it is in " in str(error.value)
+    assert all(str(file) in str(error.value) for file in files) and "\n" not in str(error.value)
+
+
+def test_a_damaged_index_ends_in_one_line_before_a_worker_starts(
+    index, tmp_path, capsys, monkeypatch
+):
+    from evolving_rl_jax.envs.pool import pool
+
+    pathlib.Path(load_tasks(index)[5].path, "game.tw-pddl").unlink()
+    monkeypatch.setattr(pool.EnvPool, "__init__", lambda *a, **k: pytest.fail("a pool was made"))
+    run = tmp_path / "run"
+    config = pathlib.Path(__file__).parents[1] / "configs" / "alfworld_quickstart.py"
+    arguments = [f"--config={config}", f"--workdir={run}", f"--config.data.games={index}"]
+    assert cli.main(["train", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert "config.data.games: " in error and "game.tw-pddl: must exist, it is in" in error
+    assert error.count("\n") == 1 and not run.exists()
 
 
 def test_a_moved_or_damaged_index_is_named(source, index):
@@ -236,14 +321,15 @@ def test_a_moved_or_damaged_index_is_named(source, index):
     with pytest.raises(TaskError, match="games.json: the games must be in .*source.*found no such"):
         load_tasks(index)
     source.with_name("elsewhere").rename(source)
-    for record in index.rglob("*array_record*"):
-        record.unlink()
-    with pytest.raises(TaskError, match="must be a whole TFDS data set, found"):
-        load_tasks(index)[0]
+    content = json.loads((index / "games.json").read_text())
+    content["games"][3] = {"id": "x"}
+    (index / "games.json").write_text(json.dumps(content))
+    with pytest.raises(TaskError, match="every game must have id, split, path and content_hash"):
+        load_tasks(index)
 
 
 def test_panels_draw_from_the_training_split(index):
-    known = load_tasks(index).splits
+    known = {t.split for t in load_tasks(index)}
     assert {source_split(s, known) for s in ("valid_seen", "valid_unseen", "heldout_types")} == {
         "train"
     }
@@ -266,13 +352,40 @@ def test_a_configuration_can_train_on_the_index(index):
         check_games(config, load_tasks(index))
 
 
-def test_the_data_set_is_read_without_tensorflow_and_without_this_package(index):
-    code = (
-        "import sys, tensorflow_datasets as tfds\n"
-        f"builder = tfds.builder_from_directory({str(next(index.glob('tfds/*/*')))!r})\n"
-        "records = builder.as_data_source(split='train')\n"
-        "print(len(records), sorted(r['id'].decode() for r in records)[0])\n"
+# -- games that are won already --------------------------------------------------------------------
+
+
+def test_games_that_are_won_before_the_first_action_are_left_out_named_and_counted(
+    source, tmp_path
+):
+    train = source / "json_2.1.1" / "train"
+    for name in ("b", "a"):
+        write_game(train / f"won-{name}" / "t", TYPES[0], f"9{'ab'.index(name)}", won=True)
+    report = prepare(source, tmp_path / "out")
+    assert report.won == ["won-a/t", "won-b/t"]
+    assert "left out, won before the first action: 2 (won-a/t, won-b/t)" in report.lines()
+    assert report.counts["train"] == 14 and report.num_games == 24  # the release counts them
+    assert len(load_tasks(tmp_path / "out")) == len(load_tasks(source)) == 24
+
+
+def test_games_whose_pddl_cannot_be_read_are_refused_by_name(source, tmp_path):
+    folder = write_game(source / "json_2.1.1" / "train" / "cut" / "t", TYPES[0], 9)
+    game = json.loads((folder / "game.tw-pddl").read_text())
+    game["pddl_problem"] = game["pddl_problem"][:-9]
+    (folder / "game.tw-pddl").write_text(json.dumps(game))
+    with pytest.raises(TaskError, match="cut/t/game.tw-pddl: must hold PDDL that can be read"):
+        prepare(source, tmp_path / "out")
+
+
+def test_the_recipe_of_the_docs_makes_a_tfds_data_set_without_tensorflow(index, tmp_path):
+    docs = pathlib.Path(__file__).parents[1] / "docs" / "data.md"
+    (recipe,) = (b for b in re.findall(r"```py\n(.*?)```", docs.read_text(), re.S) if "tfds" in b)
+    recipe = recipe.replace('"alfworld/games.json"', repr(str(index / "games.json")))
+    recipe = recipe.replace('"tfds"', repr(str(tmp_path / "tfds")))
+    code = recipe + (
+        "import sys\n"
         "assert not {'tensorflow', 'jax', 'evolving_rl_jax'} & set(sys.modules)\n"
+        "print(len(train), sorted(r['id'].decode() for r in train)[0])\n"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout.split()[0] == "8"
+    assert run.stdout.splitlines()[-1].split()[0] == "8"

@@ -1,7 +1,10 @@
 """Zip files and the download of the official ALFWorld games."""
 
+import base64
 import dataclasses
+import hashlib
 import http.server
+import json
 import random
 import stat
 import threading
@@ -15,7 +18,7 @@ from evolving_rl_jax.data.tasks import load_tasks
 from evolving_rl_jax.envs.alfworld import official as alfworld
 from evolving_rl_jax.envs.alfworld.archives import ArchiveError, DownloadError, download, extract
 
-pytest.importorskip("tensorflow_datasets")
+pytest.importorskip("alfworld")
 
 
 @pytest.fixture
@@ -131,7 +134,10 @@ def test_an_interrupted_extraction_goes_on(source, tmp_path):
 
 @pytest.fixture
 def server(tmp_path):
-    """Serves tmp_path/served with ranges, and cuts the first answer of every file short."""
+    """Serves tmp_path/served with ranges, and cuts the first answer of every file short.
+
+    A file NAME.headers beside a file has further headers of its answers.
+    """
     folder = tmp_path / "served"
     folder.mkdir()
     asked = []
@@ -142,6 +148,10 @@ def server(tmp_path):
             first = not any(path == self.path for path, _ in asked)
             wanted = self.headers.get("Range")
             asked.append((self.path, wanted))
+            extra = folder / f"{self.path.strip('/')}.headers"
+            headers = json.loads(extra.read_text()) if extra.is_file() else {}
+            if self.headers.get("If-Range", headers.get("ETag")) != headers.get("ETag"):
+                wanted = None
             start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted else 0
             if start >= len(data):
                 self.send_response(416)
@@ -150,6 +160,8 @@ def server(tmp_path):
                 return
             self.send_response(206 if wanted else 200)
             self.send_header("Content-Length", str(len(data) - start))
+            for name, value in headers.items():
+                self.send_header(name, value)
             self.end_headers()
             self.wfile.write(data[start : len(data) // 2] if first else data[start:])
 
@@ -180,6 +192,63 @@ def test_a_cut_download_goes_on_where_it_was(server, tmp_path):
     assert download(f"{address}/a.zip", tmp_path) == path and len(asked) == 2
     path.rename(tmp_path / "a.zip.partial")  # killed before the last rename
     assert download(f"{address}/a.zip", tmp_path).read_bytes() == data
+
+
+def test_a_file_that_was_replaced_meanwhile_is_fetched_anew(server, tmp_path):
+    """Not the first half of one file with the second half of another."""
+    folder, address, asked = server
+    rng = random.Random(0)
+    for tag in ('"one"', '"two"'):
+        data = rng.randbytes(100_000)
+        (folder / "a.zip").write_bytes(data)
+        (folder / "a.zip.headers").write_text(json.dumps({"ETag": tag}))
+        if tag == '"one"':
+            with pytest.raises(DownloadError):
+                download(f"{address}/a.zip", tmp_path / "out")
+    assert download(f"{address}/a.zip", tmp_path / "out").read_bytes() == data
+    assert asked == [("/a.zip", None), ("/a.zip", "bytes=50000-")]
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["a.zip"]
+
+
+def test_a_part_of_a_longer_file_is_dropped(server, tmp_path):
+    folder, address, asked = server
+    asked.append(("/a.zip", None))  # cuts nothing short
+    (folder / "a.zip").write_bytes(b"short")
+    (tmp_path / "a.zip.partial").write_bytes(bytes(100))
+    assert download(f"{address}/a.zip", tmp_path).read_bytes() == b"short"
+
+
+@pytest.mark.parametrize("name", ["Repr-Digest", "x-goog-hash", "Content-MD5"])
+def test_a_file_that_differs_from_its_checksum_is_fetched_anew(server, tmp_path, name):
+    folder, address, asked = server
+    asked.append(("/a.zip", None))  # cuts nothing short
+    data = random.Random(0).randbytes(10_000)
+    algorithm = "sha256" if name == "Repr-Digest" else "md5"
+    digest = base64.b64encode(hashlib.new(algorithm, data).digest()).decode()
+    forms = {"Repr-Digest": f"sha-256=:{digest}:", "x-goog-hash": f"crc32c=AAAAAA==, md5={digest}"}
+    (folder / "a.zip.headers").write_text(json.dumps({name: forms.get(name, digest)}))
+    (folder / "a.zip").write_bytes(bytes([data[0] ^ 1]) + data[1:])
+    with pytest.raises(DownloadError, match=f"{algorithm} .* the same command starts anew"):
+        download(f"{address}/a.zip", tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
+    (folder / "a.zip").write_bytes(data)
+    assert download(f"{address}/a.zip", tmp_path / "out").read_bytes() == data
+
+
+def test_a_damaged_zip_that_was_fetched_is_fetched_again(server, source, tmp_path, monkeypatch):
+    folder, address, asked = server
+    asked.append(("/games.zip", None))  # cuts nothing short
+    whole = zipped(source, folder / "games.zip").read_bytes()
+    with zipfile.ZipFile(folder / "games.zip") as file:
+        member = file.infolist()[0]
+    spoilt = bytearray(whole)
+    spoilt[member.header_offset + 60 + len(member.filename)] ^= 255  # of its content
+    (folder / "games.zip").write_bytes(spoilt)
+    monkeypatch.setattr(alfworld, "release_urls", lambda: [f"{address}/games.zip"])
+    with pytest.raises(ArchiveError, match="the same command fetches it again"):
+        prepare("download", tmp_path / "out")
+    (folder / "games.zip").write_bytes(whole)
+    assert prepare("download", tmp_path / "out").num_games == 24
 
 
 def test_the_download_command_fetches_unpacks_and_indexes(

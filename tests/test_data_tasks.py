@@ -6,12 +6,16 @@ import subprocess
 import sys
 
 import pytest
+from official_games import DOMAIN
 
 from evolving_rl_jax.data.tasks import TaskError, TaskOrder, alfworld_task, content_hash, load_tasks
 from evolving_rl_jax.types import Task
 
-PROBLEM = "(define (problem p1) (:domain alfred) (:objects a - agent) (:init (x a)) (:goal (x a)))"
-GRAMMAR = 'grammar :: """ {"task": [{"rhs": "Your task is to: UNKNOWN GOAL."}]} """;'
+PROBLEM = "(define (problem p1) (:domain alfred) (:objects a - thing) (:init (n a)) (:goal (g)))"
+GRAMMAR = (
+    'grammar :: """ {"task": [{"rhs": "Your task is to: UNKNOWN GOAL."}]} """;\n'
+    'action PutObject {\n    template :: "move {o} to {r}";\n}'
+)
 
 
 def downloaded_game(root, name, *, task_type="pick_heat_then_place_in_recep", **changes):
@@ -31,7 +35,7 @@ def downloaded_game(root, name, *, task_type="pick_heat_then_place_in_recep", **
         "turk_annotations": {"anns": [{"task_desc": "Warm the cup."}]},
     }
     game = {
-        "pddl_domain": "(define (domain alfred))",
+        "pddl_domain": DOMAIN,
         "grammar": GRAMMAR.replace("UNKNOWN GOAL", "heat some mug and put it in coffeemachine"),
         "pddl_problem": PROBLEM,
         "solvable": True,
@@ -72,7 +76,7 @@ def test_the_hash_ignores_name_and_layout_and_nothing_else():
     renamed = PROBLEM.replace("(problem p1)", "(problem plan_trial)").replace(" (:", "\n  (:")
     assert content_hash(renamed, "a") == content_hash(PROBLEM, "a")
     assert content_hash(PROBLEM, "b") != content_hash(PROBLEM, "a")
-    assert content_hash(PROBLEM.replace("(x a)", "(y a)"), "a") != content_hash(PROBLEM, "a")
+    assert content_hash(PROBLEM.replace("(n a)", "(m a)"), "a") != content_hash(PROBLEM, "a")
 
 
 def test_downloaded_folders_are_searched_as_the_published_loader_does(tmp_path):

@@ -15,7 +15,7 @@ def add(commands) -> None:
         "data",
         help="index a downloaded data set for training",
         description="Checks the official ALFWorld games and writes an index that config.data.games takes: "
-        "the splits of the paper, content hashes and a TFDS data set.  Exit code 1, and no index, when the "
+        "the splits of the paper, content hashes and all that a task says.  Exit code 1, and no index, when the "
         "numbers of games are not those of the release.  Mind2Web: compacts the official JSON files, the "
         "protected test archive too, into a TFDS data set of page elements, and reports counts, duplicates "
         "and how often the right element is shown.",
@@ -56,7 +56,7 @@ def run(args, _overrides) -> int:
 def _alfworld(args) -> int:
     from evolving_rl_jax.envs.alfworld import official as alfworld
     from evolving_rl_jax.envs.alfworld.archives import ArchiveError, DownloadError
-    from evolving_rl_jax.envs.alfworld.folder import TaskError
+    from evolving_rl_jax.envs.base import TaskError
     from evolving_rl_jax.run.console import progress
 
     options = {"progress": progress, "allow_counts": args.allow_counts}
@@ -77,7 +77,7 @@ def _alfworld(args) -> int:
     except OSError as e:
         raise ConfigError(f"--out must be a folder that can be written, got {e}") from e
     print("\n".join(report.lines()))
-    print(f"{sum(report.counts.values())} games indexed in {args.out}")
+    print(f"{report.num_games} games indexed in {args.out}")
     return 0
 
 

@@ -1,27 +1,15 @@
-"""Tasks on disk: folders of games, their splits, and the order of training.
-
-A folder of games is generated (``evolving-rl games``), indexed (``evolving-rl data``) or just a
-folder of game folders as ALFWorld's download has it.
-"""
+"""Tasks: their splits, and the order of training."""
 
 from __future__ import annotations
 
 import functools
-import os
-import pathlib
 from collections.abc import Collection, Sequence
 
 import numpy as np
 
-from evolving_rl_jax.data.task_source import TaskSource
-from evolving_rl_jax.envs.alfworld.folder import (
-    TaskError,
-    alfworld_task,
-    content_hash,
-    field,
-    is_left_out,
-    read_object,
-)
+from evolving_rl_jax.envs.alfworld.folder import alfworld_task, content_hash
+from evolving_rl_jax.envs.alfworld.tasks import load_tasks
+from evolving_rl_jax.envs.base import TaskError
 from evolving_rl_jax.types import Task
 
 __all__ = [
@@ -36,83 +24,10 @@ __all__ = [
 ]
 
 
-def load_tasks(folder: str | os.PathLike[str], split: str | None = None) -> Sequence[Task]:
-    """All tasks of a folder of games, sorted by id.
-
-    Args:
-      folder: generated (with ``games.json``), indexed by ``evolving-rl data`` (the tasks are then
-        read from its data set when they are asked for, see ``TaskSource``), or downloaded (searched
-        for game folders; those that the published loader leaves out, sliced, movable or unsolvable,
-        are left out here too).
-      split: only this split; None = all.
-
-    Raises:
-      TaskError: no games, an unknown split, a malformed game, or one that differs from the index.
-    """
-    root = pathlib.Path(folder)
-    if not root.is_dir():
-        raise TaskError(f"{root}: must be a folder of games, found no such folder")
-    index = root / "games.json"
-    if not index.is_file():
-        return sorted(_found(root, split), key=lambda task: task.id)
-    content = read_object(index)
-    if "dataset" in content:
-        source = TaskSource.open(root, content)
-        _check_split(index, split, set(source.splits))
-        return source if split is None else source.select(split=split)
-    return sorted(_indexed(root, index, content, split), key=lambda task: task.id)
-
-
-def _indexed(root: pathlib.Path, index: pathlib.Path, content: dict, split: str | None):
-    entries = field(content, "games", list, index)
-    try:
-        rows = [(e["id"], e["split"], e["path"], e["content_hash"]) for e in entries]
-    except (KeyError, TypeError) as error:
-        raise TaskError(
-            f"{index}: every game must have id, split, path and content_hash, found one without"
-        ) from error
-    _check_split(index, split, {row[1] for row in rows})
-    tasks = []
-    for task_id, task_split, path, digest in rows:
-        if split not in (None, task_split):
-            continue
-        task = alfworld_task(root / path)
-        if (task.id, task.split, task.content_hash) != (task_id, task_split, digest):
-            raise TaskError(f"{root / path}: must be the game {task_id} of {index}, found another")
-        tasks.append(task)
-    return tasks
-
-
-def _found(root: pathlib.Path, split: str | None) -> list[Task]:
-    tasks = []
-    for path in sorted(root.rglob("traj_data.json")):
-        folder = path.parent
-        if is_left_out(folder.relative_to(root)):
-            continue
-        if not (folder / "game.tw-pddl").is_file():
-            continue
-        if read_object(folder / "game.tw-pddl").get("solvable") is not False:
-            tasks.append(alfworld_task(folder))
-    if not tasks:
-        raise TaskError(
-            f"{root}: must hold games.json or folders with traj_data.json and game.tw-pddl, "
-            "found neither"
-        )
-    _check_split(root, split, {task.split for task in tasks})
-    return [task for task in tasks if split in (None, task.split)]
-
-
-def _check_split(where: pathlib.Path, split: str | None, known: set[str]) -> None:
-    if split is not None and split not in known:
-        raise TaskError(f"{where}: split must be one of {', '.join(sorted(known))}, got {split!r}")
-
-
 def select(
     tasks: Sequence[Task], *, split: str | None = None, types: Collection[str] | None = None
-) -> Sequence[Task]:
+) -> list[Task]:
     """The tasks of a split and of some task types (None = all), in their order."""
-    if isinstance(tasks, TaskSource):
-        return tasks.select(split=split, types=types)
     return [
         task
         for task in tasks
@@ -154,8 +69,7 @@ class TaskOrder:
     """The endless order in which training takes tasks: one permutation of all of them an epoch.
 
     A pure function of the ids, the seed and the position, so a resumed run needs nothing but its
-    iteration number.  Several hosts take disjoint shares of the same order.  A task is read only
-    when it is taken.
+    iteration number.  Several hosts take disjoint shares of the same order.
 
     Args:
       tasks: at least one; their order does not matter.
@@ -171,8 +85,7 @@ class TaskOrder:
     def __init__(self, tasks: Sequence[Task], seed: int):
         if not tasks:
             raise ValueError("tasks must hold at least one task, got none")
-        by_id = isinstance(tasks, TaskSource)  # sorted already, and read one by one
-        self._tasks = tasks if by_id else sorted(tasks, key=lambda task: task.id)
+        self._tasks = sorted(tasks, key=lambda task: task.id)
         self._permutation = functools.lru_cache(maxsize=2)(self._shuffled)
         self._seed = seed
 

@@ -6,11 +6,15 @@ import abc
 
 from evolving_rl_jax import types
 
-__all__ = ["EngineMismatch", "EnvError", "Environment", "one_line"]
+__all__ = ["EngineMismatch", "EnvError", "Environment", "TaskError", "one_line"]
 
 
 class EnvError(RuntimeError):
     """An environment cannot load or play a task; the agent is not at fault.  One line."""
+
+
+class TaskError(ValueError):
+    """Data of tasks on disk that cannot be used; the message names the file."""
 
 
 class EngineMismatch(RuntimeError):

@@ -9,9 +9,21 @@ import pathlib
 import re
 from typing import Any
 
+from evolving_rl_jax.envs.base import TaskError
 from evolving_rl_jax.types import Task
 
-__all__ = ["SPLITS", "TASK_TYPES", "TaskError", "alfworld_task", "content_hash", "read_game"]
+__all__ = [
+    "GAME_FILES",
+    "SPLITS",
+    "TASK_TYPES",
+    "TaskError",
+    "alfworld_task",
+    "content_hash",
+    "field",
+    "official_split",
+    "read_object",
+    "task_of",
+]
 
 _PHRASES = {  # how ALFWorld words a task of each type
     "pick_and_place_simple": "put a {obj} in {target}",
@@ -21,16 +33,20 @@ _PHRASES = {  # how ALFWorld words a task of each type
     "pick_two_obj_and_place": "put two {obj} in {target}",
     "look_at_obj_in_light": "look at {obj} under the {target}",
 }
+GAME_FILES = ("traj_data.json", "game.tw-pddl")
 SPLITS = ("train", "valid_seen", "valid_unseen")
 TASK_TYPES = tuple(_PHRASES)
+HELDOUT_TYPES = ("pick_two_obj_and_place", "look_at_obj_in_light")
+# Where the held-out task types of an official split go; the four trained types keep its name.
+HELDOUT_SPLITS = {
+    "train": "heldout_types_train",
+    "valid_seen": "heldout_types_seen",
+    "valid_unseen": "heldout_types",
+}
 _STEP_LIMIT = 50
 _OWN_META = ("place", "habits", "things", "shortest", "source")
 _OWN_KEYS = ("id", "split", "name", "step_limit", *_OWN_META)
 _SENTENCE = re.compile(r'Your task is to: ([^"]*?)\.?"')
-
-
-class TaskError(ValueError):
-    """A game folder or an index that cannot be used; the message names the file."""
 
 
 def content_hash(pddl_problem: str, task_type: str) -> str:
@@ -48,12 +64,14 @@ def alfworld_task(game_dir: str | os.PathLike[str]) -> Task:
 
     Returns:
       The task.  ``text`` is the sentence that the engine shows.  A downloaded game has the step
-      limit 50, its two innermost folder names as id, and its split from the folder names.  ``meta``
-      has ``object`` and ``target`` (class words as the agent reads them; the lamp is the target of
-      ``look_at_obj_in_light``), ``walkthrough`` (commands, empty when unknown) and ``scene`` (its
-      floor plan, where the game names one); for a generated game also ``household``, ``place`` (where the object is kept), ``habits`` (class word ->
-      place, all six), ``things`` (object -> place at the start), ``shortest`` (steps of the
-      shortest solution) and ``source`` (id of the game to learn from in the unseen panels, or "").
+      limit 50, its two innermost folder names as id, its floor plan as group, and its split from the
+      folder names: that of its official split, or the one for held-out task types beside it
+      (``HELDOUT_SPLITS``).  ``meta`` has ``object`` and ``target`` (class words as the agent reads
+      them; the lamp is the target of ``look_at_obj_in_light``), ``walkthrough`` (commands, empty when
+      unknown) and ``scene`` (its floor plan, where the game names one); for a generated game also ``household``, ``place``
+      (where the object is kept), ``habits`` (class word -> place, all six), ``things`` (object ->
+      place at the start), ``shortest`` (steps of the shortest solution) and ``source`` (id of the
+      game to learn from in the unseen panels, or "").  The group of a generated game is its household.
 
     Raises:
       TaskError: the folder or a file is missing or malformed.
@@ -61,13 +79,12 @@ def alfworld_task(game_dir: str | os.PathLike[str]) -> Task:
     folder = pathlib.Path(game_dir).absolute()
     if not folder.is_dir():
         raise TaskError(f"{folder}: must be a game folder, found no such folder")
-    return read_game(folder)[0]
+    return task_of(folder, *(read_object(folder / name) for name in GAME_FILES))
 
 
-def read_game(folder: pathlib.Path) -> tuple[Task, dict[str, Any]]:
-    """As ``alfworld_task``, with the content of ``game.tw-pddl``."""
-    traj_path, game_path = folder / "traj_data.json", folder / "game.tw-pddl"
-    traj, game = read_object(traj_path), read_object(game_path)
+def task_of(folder: pathlib.Path, traj: dict[str, Any], game: dict[str, Any]) -> Task:
+    """As ``alfworld_task``, from the content of the two files."""
+    traj_path, game_path = (folder / name for name in GAME_FILES)
     task_type = field(traj, "task_type", str, traj_path)
     if task_type not in _PHRASES:
         raise TaskError(
@@ -85,19 +102,27 @@ def read_game(folder: pathlib.Path) -> tuple[Task, dict[str, Any]]:
         meta["household"] = own["name"]
         meta |= {key: own[key] for key in _OWN_META}
     problem = field(game, "pddl_problem", str, game_path)
-    task = Task(
+    return Task(
         id=own.get("id") or "/".join(folder.parts[-2:]),
         env="alfworld",
-        split=own.get("split") or next((p for p in folder.parts[::-1] if p in SPLITS), ""),
+        split=own.get("split") or _split(official_split(folder), task_type),
         task_type=task_type,
         text=_sentence(game, _PHRASES[task_type].format(obj=obj, target=target), game_path),
         path=str(folder),
         content_hash=content_hash(problem, task_type),
-        group=own.get("name", ""),
+        group=own.get("name") or meta.get("scene", ""),
         step_limit=own.get("step_limit", _STEP_LIMIT),
         meta=meta,
     )
-    return task, game
+
+
+def official_split(folder: pathlib.PurePath) -> str:
+    """The innermost folder name that is a split of the release; empty without one."""
+    return next((part for part in folder.parts[::-1] if part in SPLITS), "")
+
+
+def _split(official: str, task_type: str) -> str:
+    return HELDOUT_SPLITS.get(official, "") if task_type in HELDOUT_TYPES else official
 
 
 def _own_facts(traj: dict[str, Any], path: pathlib.Path) -> dict[str, Any]:

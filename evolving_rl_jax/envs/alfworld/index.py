@@ -1,7 +1,8 @@
-"""Looks through the official ALFWorld folders: which games there are, and whether all is as released.
+"""Looks through folders of games: which there are, and whether all is as in ALFWorld's release.
 
-Every game is read once.  What the published loader leaves out is left out and counted; what is
-damaged or of another release stops the indexing, by name.
+The one reader of games that have no index, for training and for ``evolving-rl data`` alike.  Every
+file is read once.  What the published loader leaves out is left out and counted, and so is what
+nobody can play; what is damaged or of another release stops the indexing, by name.
 """
 
 from __future__ import annotations
@@ -10,20 +11,29 @@ import dataclasses
 import pathlib
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from evolving_rl_jax.envs.alfworld.folder import (
     SPLITS,
     TASK_TYPES,
-    TaskError,
     is_left_out,
-    read_game,
+    official_split,
     read_object,
+    task_of,
 )
+from evolving_rl_jax.envs.alfworld.start import is_won_at_start
+from evolving_rl_jax.envs.base import TaskError
 from evolving_rl_jax.types import Task
 
-__all__ = ["OFFICIAL_COUNTS", "OFFICIAL_TYPES", "IndexReport", "find_root", "index_games"]
+__all__ = [
+    "OFFICIAL_COUNTS",
+    "OFFICIAL_TYPES",
+    "IndexReport",
+    "find_root",
+    "index_games",
+    "refuse",
+]
 
 RELEASE = "json_2.1.1"
 OFFICIAL_COUNTS = {"train": 3553, "valid_seen": 140, "valid_unseen": 134}
@@ -35,13 +45,6 @@ OFFICIAL_TYPES = {  # of valid_unseen
     "pick_cool_then_place_in_recep": 21,
     "pick_two_obj_and_place": 17,
 }
-HELDOUT_TYPES = ("pick_two_obj_and_place", "look_at_obj_in_light")
-# Where the held-out task types of an official split go; the four trained types keep its name.
-HELDOUT_SPLITS = {
-    "train": "heldout_types_train",
-    "valid_seen": "heldout_types_seen",
-    "valid_unseen": "heldout_types",
-}
 _PUT = re.compile(r'action\s+PutObject\s*\{\s*template\s*::\s*"([^"]*)"')
 _SHOWN = 10  # bad files named in one message
 
@@ -51,9 +54,10 @@ class IndexReport:
     """What was found.
 
     Attributes:
-      counts: games of each official split.
-      types: official split -> games of each task type.
+      counts: games of each official split that the published loader has, those of ``won`` included.
+      types: official split -> games of each task type, the same.
       left_out: reason -> games that the published loader leaves out too.
+      won: ids of the games that are won before the first action: left out, nothing can be learned.
       duplicates: ids of games with the same content, in groups.
       differences: in which counts the games differ from the official release, one line each.
     """
@@ -61,8 +65,14 @@ class IndexReport:
     counts: dict[str, int]
     types: dict[str, dict[str, int]]
     left_out: dict[str, int]
+    won: list[str]
     duplicates: list[list[str]]
     differences: list[str]
+
+    @property
+    def num_games(self) -> int:
+        """Games that can be played."""
+        return sum(self.counts.values()) - len(self.won)
 
     def lines(self) -> list[str]:
         """The report as text."""
@@ -71,9 +81,19 @@ class IndexReport:
             types = ", ".join(f"{t} {n}" for t, n in sorted(self.types[split].items()))
             text.append(f"{split}: {count} games ({types})" if types else f"{split}: no games")
         text += [f"left out, {why}: {n}" for why, n in sorted(self.left_out.items())]
+        if self.won:
+            names = ", ".join(self.won)
+            text.append(f"left out, won before the first action: {len(self.won)} ({names})")
         text += [f"the same game under {len(g)} names: {', '.join(g)}" for g in self.duplicates]
         text += [f"not as released: {line}" for line in self.differences]
         return text
+
+
+def refuse(problems: Sequence[str]) -> None:
+    """Raises a ``TaskError`` that names the first problems, where there are any."""
+    if problems:
+        more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+        raise TaskError(f"{'; '.join(problems[:_SHOWN])}{more}")
 
 
 def find_root(source: pathlib.Path, name: str = "--source") -> pathlib.Path:
@@ -89,84 +109,95 @@ def find_root(source: pathlib.Path, name: str = "--source") -> pathlib.Path:
     wanted = f"{RELEASE}/ with the folders {', '.join(SPLITS)}, or be that folder"
     if not source.is_dir():
         raise TaskError(f"{name} must hold {wanted}; found no folder {source}")
-    for root in (source / RELEASE, source):
-        if any((root / split).is_dir() for split in SPLITS):
-            return root
-    found = ", ".join(sorted(p.name for p in source.iterdir())[:_SHOWN]) or "nothing"
-    raise TaskError(f"{name} must hold {wanted}; looked in {source}, found {found}")
+    root = _official_root(source)
+    if root is None:
+        found = ", ".join(sorted(p.name for p in source.iterdir())[:_SHOWN]) or "nothing"
+        raise TaskError(f"{name} must hold {wanted}; looked in {source}, found {found}")
+    return root
+
+
+def _official_root(source: pathlib.Path) -> pathlib.Path | None:
+    roots = (source / RELEASE, source)
+    return next((r for r in roots if any((r / split).is_dir() for split in SPLITS)), None)
+
+
+def game_folders(source: pathlib.Path) -> list[pathlib.Path]:
+    """Folders with ``traj_data.json``: those of the official splits, or all where there are none.
+
+    Beside its splits the release has a copy of some training games, which nobody plays.
+    """
+    root = _official_root(source)
+    places = [source] if root is None else [root / split for split in SPLITS]
+    return sorted(path.parent for place in places for path in place.rglob("traj_data.json"))
 
 
 def index_games(
-    root: pathlib.Path, progress: Callable[[int], None] | None = None
-) -> tuple[dict[str, list[Task]], dict[str, int], IndexReport]:
-    """Reads all games of the official splits.
+    source: pathlib.Path, progress: Callable[[int], None] | None = None
+) -> tuple[list[Task], IndexReport]:
+    """Reads all games of a folder.
 
     Args:
-      root: see ``find_root``.
+      source: see ``game_folders``.
       progress: called with the number of folders looked at so far.
 
     Returns:
-      Split of the paper -> tasks sorted by id, with paths relative to ``root``; path -> bytes of its
-      game file; the report.  The order does not depend on that of the file system.
+      The tasks by id, and the report.  The order does not depend on that of the file system.
 
     Raises:
       TaskError: no games at all, or games that are damaged or of another release, by name.
     """
     left_out: Counter[str] = Counter()
     bad: list[str] = []
-    splits: dict[str, list[Task]] = defaultdict(list)
-    sizes: dict[str, int] = {}
-    official: dict[str, Counter[str]] = {split: Counter() for split in SPLITS}
-    paths = sorted(p.parent for split in SPLITS for p in (root / split).rglob("traj_data.json"))
-    for done, folder in enumerate(paths, start=1):
-        relative = folder.relative_to(root)
-        official_split = relative.parts[0]
+    tasks: list[Task] = []
+    won: list[Task] = []
+    folders = game_folders(source)
+    for done, folder in enumerate(folders, start=1):
         try:
-            task = _usable_game(folder, relative, left_out)
+            found = _playable(folder, folder.relative_to(source), left_out)
         except TaskError as error:
             bad.append(str(error))
-            task = None
-        if task is not None:
-            official[official_split][task.task_type] += 1
-            is_heldout = task.task_type in HELDOUT_TYPES
-            split = HELDOUT_SPLITS[official_split] if is_heldout else official_split
-            splits[split].append(dataclasses.replace(task, split=split, path=relative.as_posix()))
-            sizes[relative.as_posix()] = (folder / "game.tw-pddl").stat().st_size
+            found = None
+        if found is not None:
+            task, is_won = found
+            (won if is_won else tasks).append(task)
         if progress:
             progress(done)
-    names = Counter(task.id for tasks in splits.values() for task in tasks)
-    bad += [f"{root}: a game must have one folder, found two of {i}" for i in names if names[i] > 1]
-    if bad:
-        more = f"; and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
-        raise TaskError(f"{'; '.join(bad[:_SHOWN])}{more}")
-    if not splits:
+    names = Counter(task.id for task in (*tasks, *won))
+    bad += [
+        f"{source}: a game must have one folder, found two of {i}" for i in names if names[i] > 1
+    ]
+    refuse(bad)
+    if not tasks:
         raise TaskError(
-            f"{root}: must hold games (traj_data.json with game.tw-pddl in one folder), found "
-            f"{len(paths)} folders with traj_data.json and no game to play"
+            f"{source}: must hold games.json or folders with traj_data.json and game.tw-pddl, found "
+            f"{len(folders)} folders with traj_data.json and no game to play"
         )
-    ordered = {name: sorted(splits[name], key=lambda t: t.id) for name in sorted(splits)}
-    return ordered, sizes, _report(ordered, official, left_out)
+    tasks, won = (sorted(some, key=lambda task: task.id) for some in (tasks, won))
+    return tasks, _report(tasks, won, left_out)
 
 
-def _usable_game(
+def _playable(
     folder: pathlib.Path, relative: pathlib.PurePath, left_out: Counter[str]
-) -> Task | None:
-    """The task of a folder, or None, with the reason counted, where the published loader has none."""
+) -> tuple[Task, bool] | None:
+    """The task of a folder and whether it is won already; None, with the reason counted, where the
+    published loader has none."""
     if is_left_out(relative):
         left_out["movable receptacle or sliced object"] += 1
         return None
     if not (folder / "game.tw-pddl").is_file():
         left_out["no game.tw-pddl"] += 1
         return None
-    if read_object(folder / "traj_data.json").get("task_type") not in TASK_TYPES:
+    traj = read_object(folder / "traj_data.json")
+    if traj.get("task_type") not in TASK_TYPES:
         left_out["another task type"] += 1
         return None
-    task, game = read_game(folder)
+    game = read_object(folder / "game.tw-pddl")
+    task = task_of(folder, traj, game)
     if not game.get("solvable"):
         left_out["not solvable" if "solvable" in game else "not checked to be solvable"] += 1
         return None
     _check_release(folder / "game.tw-pddl", game)
-    return task
+    return task, is_won_at_start(game, str(folder / "game.tw-pddl"))
 
 
 def _check_release(path: pathlib.Path, game: Mapping[str, Any]) -> None:
@@ -180,30 +211,30 @@ def _check_release(path: pathlib.Path, game: Mapping[str, Any]) -> None:
         )
 
 
-def _report(
-    splits: Mapping[str, list[Task]],
-    official: Mapping[str, Counter[str]],
-    left_out: Mapping[str, int],
-) -> IndexReport:
+def _report(tasks: Sequence[Task], won: Sequence[Task], left_out: Mapping[str, int]) -> IndexReport:
+    official: dict[str, Counter[str]] = {split: Counter() for split in SPLITS}
     by_hash: dict[str, list[str]] = defaultdict(list)
-    for tasks in splits.values():
-        for task in tasks:
-            by_hash[task.content_hash].append(task.id)
-    counts = {split: sum(types.values()) for split, types in official.items()}
-    differences = [
-        f"{split} must have {wanted} games, found {counts[split]}"
-        for split, wanted in OFFICIAL_COUNTS.items()
-        if counts[split] != wanted
-    ]
-    differences += [
-        f"valid_unseen must have {wanted} games of {kind}, found {official['valid_unseen'][kind]}"
-        for kind, wanted in OFFICIAL_TYPES.items()
-        if official["valid_unseen"][kind] != wanted
-    ]
+    for task in (*tasks, *won):
+        split = official_split(pathlib.PurePath(task.path))
+        official.get(split, Counter())[task.task_type] += 1
+    for task in tasks:
+        by_hash[task.content_hash].append(task.id)
     return IndexReport(
-        counts,
+        {split: types.total() for split, types in official.items()},
         {split: dict(types) for split, types in official.items()},
         dict(left_out),
-        sorted(sorted(ids) for ids in by_hash.values() if len(ids) > 1),
-        differences,
+        [task.id for task in won],
+        sorted(ids for ids in by_hash.values() if len(ids) > 1),
+        list(_differences(official)),
     )
+
+
+def _differences(official: Mapping[str, Counter[str]]) -> Iterator[str]:
+    """In which numbers the games differ from the release."""
+    for split, wanted in OFFICIAL_COUNTS.items():
+        if official[split].total() != wanted:
+            yield f"{split} must have {wanted} games, found {official[split].total()}"
+    for kind, wanted in OFFICIAL_TYPES.items():
+        found = official["valid_unseen"][kind]
+        if found != wanted:
+            yield f"valid_unseen must have {wanted} games of {kind}, found {found}"

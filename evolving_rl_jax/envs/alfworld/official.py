@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import importlib.metadata
 import os
@@ -10,19 +9,24 @@ import pathlib
 import re
 import shutil
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
 
 from evolving_rl_jax.envs.alfworld.archives import ArchiveError, download, extract
-from evolving_rl_jax.envs.alfworld.folder import SPLITS, TaskError
-from evolving_rl_jax.envs.alfworld.index import RELEASE, IndexReport, find_root, index_games
+from evolving_rl_jax.envs.alfworld.folder import GAME_FILES, SPLITS
+from evolving_rl_jax.envs.alfworld.index import (
+    RELEASE,
+    IndexReport,
+    find_root,
+    game_folders,
+    index_games,
+)
+from evolving_rl_jax.envs.alfworld.tasks import INDEX, index_row
+from evolving_rl_jax.envs.base import TaskError
 from evolving_rl_jax.files import write_json
-from evolving_rl_jax.types import Task
 
 __all__ = ["CountsError", "prepare", "release_urls"]
 
-_FILES = ("traj_data.json", "game.tw-pddl")
 _URLS = ("JSON_FILES_URL", "TW_PDDL_FILES_URL")  # names in the package's download script
 _GAMES = "games"  # folder of unpacked games
 
@@ -43,8 +47,8 @@ def prepare(
 ) -> IndexReport:
     """Indexes the official games and writes what training reads.
 
-    ``out`` then holds ``games.json`` (the index, written last), ``tfds/`` (the data set of the
-    splits) and, unless the source was a folder, ``games/`` (the unpacked games).
+    ``out`` then holds ``games.json`` (the index, written last: all that a task is, so that training
+    reads no game folder for it) and, unless the source was a folder, ``games/`` (the unpacked games).
 
     Args:
       sources: one folder, or zip files, or ``download``; none = the folder ``$ALFWORLD_DATA``.
@@ -57,17 +61,22 @@ def prepare(
         but unpacked games has been written.
       CountsError: the numbers differ and that is not allowed; the same holds.
     """
-    if (out / "games.json").exists():
-        raise FileExistsError(f"{out}: must not hold an index already, found games.json")
+    if (out / INDEX).exists():
+        raise FileExistsError(f"{out}: must not hold an index already, found {INDEX}")
     root = _root(sources, out, progress)
-    folders = sum(1 for split in SPLITS for _ in (root / split).rglob("traj_data.json"))
-    with progress("reading games", folders) as bar:
-        splits, sizes, report = index_games(root, bar)
+    with progress("reading games", len(game_folders(root))) as bar:
+        tasks, report = index_games(root, bar)
     if report.differences and not allow_counts:
         raise CountsError(report)
-    out.mkdir(parents=True, exist_ok=True)
-    dataset = write_dataset(splits, out)
-    _write_index(out, root, dataset, splits, sizes, report)
+    inside = root.is_relative_to(out)
+    index = {
+        "format": 2,
+        "source": "alfworld",
+        "root": str(root.relative_to(out) if inside else root.absolute()),
+        "report": dataclasses.asdict(report),
+        "games": [index_row(task, root) for task in tasks],
+    }
+    write_json(out / INDEX, index, indent=1)
     shutil.rmtree(out / "downloads", ignore_errors=True)
     return report
 
@@ -79,7 +88,8 @@ def _root(sources: Sequence[str], out: pathlib.Path, progress: Progress) -> path
             raise TaskError("--source must be given, or ALFWORLD_DATA be set; found neither")
         return find_root(pathlib.Path(value), "ALFWORLD_DATA")
     paths = [pathlib.Path(s) for s in sources]
-    if list(sources) == ["download"]:
+    is_download = list(sources) == ["download"]
+    if is_download:
         paths = [_downloaded(url, out / "downloads", progress) for url in release_urls()]
     elif len(paths) == 1 and not paths[0].is_file():
         return find_root(paths[0])
@@ -87,7 +97,13 @@ def _root(sources: Sequence[str], out: pathlib.Path, progress: Progress) -> path
         if not path.is_file():
             raise TaskError(f"--source must be one folder, zip files or 'download', got {path}")
     for path in paths:
-        unpack(path, out / _GAMES, progress)
+        try:
+            unpack(path, out / _GAMES, progress)
+        except ArchiveError as error:
+            if not is_download:
+                raise
+            path.unlink()
+            raise ArchiveError(f"{error}; the same command fetches it again") from error
     return find_root(out / _GAMES, f"--source {', '.join(map(str, sources))}")
 
 
@@ -131,7 +147,7 @@ def unpack(archive: pathlib.Path, out: pathlib.Path, progress: Progress) -> None
         if not re.match(r"json_2\.1\.", release):
             raise ArchiveError(f"{archive}: members must be of {RELEASE}, found {name!r}")
         at = next((i for i, part in enumerate(parts) if part in SPLITS), None)
-        if at is None or parts[-1] not in _FILES:
+        if at is None or parts[-1] not in GAME_FILES:
             return None
         return str(pathlib.PurePosixPath(*parts[at:]))
 
@@ -140,52 +156,5 @@ def unpack(archive: pathlib.Path, out: pathlib.Path, progress: Progress) -> None
     with progress(f"unpacking {archive.name}") as bar:
         if not extract(archive, out, place, bar):
             raise ArchiveError(
-                f"{archive}: must hold {' or '.join(_FILES)} below {', '.join(SPLITS)}, found none"
+                f"{archive}: must hold {' or '.join(GAME_FILES)} below {', '.join(SPLITS)}, found none"
             )
-
-
-def write_dataset(splits: Mapping[str, Sequence[Task]], out: pathlib.Path) -> pathlib.Path:
-    """Prepares the TFDS data set of the splits below ``out/tfds``; returns its folder."""
-    import tensorflow_datasets as tfds
-
-    from evolving_rl_jax.envs.alfworld.tfds.alfworld_games import Builder
-
-    folder = out / "tfds"
-    shutil.rmtree(folder, ignore_errors=True)  # of an attempt that did not end
-    tfds.disable_progress_bar()
-    with contextlib.redirect_stdout(None):
-        builder = Builder(tasks=splits, data_dir=str(folder), file_format="array_record")
-        builder.download_and_prepare()
-    shutil.rmtree(folder / "downloads", ignore_errors=True)  # empty: TFDS makes it all the same
-    return pathlib.Path(builder.data_dir)
-
-
-def _write_index(
-    out: pathlib.Path,
-    root: pathlib.Path,
-    dataset: pathlib.Path,
-    splits: Mapping[str, Sequence[Task]],
-    sizes: Mapping[str, int],
-    report: IndexReport,
-) -> None:
-    inside = root.is_relative_to(out)
-    index: dict[str, Any] = {
-        "format": 1,
-        "source": "alfworld",
-        "root": str(root.relative_to(out) if inside else root.absolute()),
-        "dataset": str(dataset.relative_to(out)),
-        "report": dataclasses.asdict(report),
-        "games": [
-            {
-                "id": task.id,
-                "split": split,
-                "task_type": task.task_type,
-                "path": task.path,
-                "content_hash": task.content_hash,
-                "size": sizes[task.path],
-            }
-            for split, tasks in splits.items()
-            for task in tasks
-        ],
-    }
-    write_json(out / "games.json", index, indent=1)

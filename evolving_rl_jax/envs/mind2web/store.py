@@ -8,7 +8,7 @@ import os
 import pathlib
 from typing import Any
 
-from evolving_rl_jax.data.tasks import TaskError
+from evolving_rl_jax.envs.base import TaskError
 from evolving_rl_jax.envs.mind2web.records import WebTask, steps_from_json
 from evolving_rl_jax.types import Task
 

@@ -17,7 +17,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from evolving_rl_jax.data.tasks import content_hash
+from evolving_rl_jax.envs.alfworld.folder import content_hash
 from evolving_rl_jax.envs.alfworld.households.homes import CLUTTER_CLASSES, ROOMS, compact
 from evolving_rl_jax.envs.alfworld.households.plan import (
     MAX_HOUSEHOLDS,
