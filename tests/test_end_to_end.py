@@ -301,14 +301,16 @@ def test_the_other_arms_run_from_an_imported_policy(
 # -- the other commands ----------------------------------------------------------------------------
 
 
-def test_eval_of_the_last_checkpoint_equals_the_panel_of_the_run(finished, program):
-    workdir = finished[0]
+def test_eval_of_the_last_checkpoint_equals_the_panel_of_the_run(finished, program, tmp_path):
+    workdir = shutil.copytree(finished[0], tmp_path / "run")
+    config = json.loads((workdir / "config.json").read_text())
+    config["mesh"] = {"data": 2, "fsdp": 4, "tensor": 1}  # eval needs no such devices
+    (workdir / "config.json").write_text(json.dumps(config))
     result = program("eval", f"--workdir={workdir}", "--temperature=0.5")
     assert result.returncode == 0, result.stderr[-3000:]
     path = workdir / "eval" / "checkpoint_00004-t0.5.json"
     assert f"written: {path}" in result.stdout and "oracle" in result.stdout
     played, final = panel_of(workdir, "checkpoint_00004"), panel_of(workdir, "final")
-    path.unlink()
     assert played["games"] == final["games"] and played["summary"] == final["summary"]
 
 

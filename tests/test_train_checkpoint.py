@@ -111,7 +111,6 @@ def test_latest_best_and_particular(saved, abstract):
     for which, step in (("latest", 30), ("best", 10), (20, 20), ("10", 10)):
         restored, extra = checkpoints.restore(abstract, which)
         assert restored.step == extra["iteration"] == step
-    assert checkpoints.read_extra("best")["iteration"] == 10
 
 
 def test_keeps_the_newest_and_the_best(folder, state, abstract):
@@ -125,7 +124,7 @@ def test_keeps_the_newest_and_the_best(folder, state, abstract):
 
 def test_nothing_is_written_before_the_first_save(tmp_path, abstract):
     checkpoints = Checkpoints(tmp_path / "checkpoints", KEEP)
-    assert checkpoints.restore(abstract) is None and checkpoints.read_extra() is None
+    assert checkpoints.restore(abstract) is None
     assert not os.listdir(tmp_path)
 
 

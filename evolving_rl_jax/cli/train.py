@@ -34,7 +34,7 @@ def run(args, overrides: dict[str, str]) -> None:
     with Preemption() as preemption, joined_hosts(args, config) as hosts:
         folder = RunFolder(args.workdir, config, writes=hosts.first)
         check_alike(hosts, config, folder)
-        training_mesh(config)  # refused before anything is written
+        training_mesh(config, hosts)  # refused before anything is written
         with open_parts(config, folder, hosts, preemption) as parts:
             from evolving_rl_jax.train.loop import train
 

@@ -103,7 +103,7 @@ def evaluate(
         result = write_result(
             path, panel, games, name=name, iteration=iteration, temperature=temperature,
             seed=seeds[0], conditions=parts.config.eval.conditions, figures=figures,
-            data=data_facts(parts),
+            data=data_facts(parts), writes=parts.hosts.first,
         )  # fmt: skip
         results.append(result)
         steps = iteration * parts.config.train.minibatches

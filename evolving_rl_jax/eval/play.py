@@ -80,6 +80,7 @@ def play_panel(
     return write_result(
         path, panel, games, name=name, iteration=iteration,
         temperature=temperature, seed=seed, conditions=conditions, figures=figures,
+        writes=parts.hosts.first,
     )  # fmt: skip
 
 

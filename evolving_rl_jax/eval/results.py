@@ -200,6 +200,7 @@ def write_result(
     conditions: tuple[str, ...],
     figures: dict,
     data: Mapping[str, Any] | None = None,
+    writes: bool = True,
 ) -> dict:
     """Writes ``eval/NAME.json`` atomically; docs/metrics.md describes every field.
 
@@ -213,6 +214,7 @@ def write_result(
       conditions: that were played.
       figures: on the source episodes.
       data: further facts about the games, such as the hash of the whole data set.
+      writes: whether this process does; the others of a run only return the result.
     """
     for game in games:
         game.seed = seed if game.seed is None else game.seed
@@ -234,7 +236,8 @@ def write_result(
     result["paired"] = paired_rows(result, seed)
     result["failures"] = failures(games)
     result["leaks"] = panel.leaks(games)
-    write_json(path, result)
+    if writes:
+        write_json(path, result)
     return result
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from evolving_rl_jax.run.hosts import Hosts, check_hosts, has_tpu
+from evolving_rl_jax.run.hosts import Hosts, has_tpu
 
 PACKAGES = (
     *("jax", "jaxlib", "libtpu", "numpy", "flax", "optax", "orbax-checkpoint", "tokenizers"),
@@ -149,13 +149,13 @@ def arithmetic(_subject: Subject) -> str:
 
 def mesh(subject: Subject) -> str:
     """The mesh of the configuration over all devices."""
-    from evolving_rl_jax.parallel import check_rows_of_hosts, make_mesh
+    from evolving_rl_jax.parallel import make_mesh
+    from evolving_rl_jax.run.parts import training_mesh
 
-    sizes = dict(subject.config.mesh) if subject.config else {"data": -1, "fsdp": 1, "tensor": 1}
-    made = make_mesh(**sizes)
-    check_rows_of_hosts(made)
     if subject.config:
-        check_hosts(subject.config, subject.hosts)
+        made = training_mesh(subject.config, subject.hosts)
+    else:
+        made = make_mesh(data=-1, fsdp=1, tensor=1)
     return " x ".join(f"{name} {size}" for name, size in made.shape.items())
 
 

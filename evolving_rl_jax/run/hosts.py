@@ -171,10 +171,6 @@ class Hosts:
         """The value of process 0."""
         return self.gather(value if self.first else None)[0]
 
-    def any(self, flag: bool) -> bool:
-        """Whether it is so on any process."""
-        return any(self.gather(bool(flag)))
-
     def meet(self, what: str, timeout_s: float = _MEET_TIMEOUT_S) -> None:
         """Returns when all processes are here.
 

@@ -92,7 +92,6 @@ def open_parts(
     Raises:
       ConfigError: something is missing or cannot be combined.
     """
-    check_hosts(config, hosts)
     check_models(config)
     tasks = prepare_games(config, folder, hosts)
     panel = panel_tasks(config, tasks)
@@ -219,15 +218,17 @@ def check_models(config) -> None:
     check_embedder(config.skills.embedder)
 
 
-def training_mesh(config):
-    """The devices of an update as ``config.mesh`` arranges them.
+def training_mesh(config, hosts: Hosts = ALONE):
+    """The devices of an update as ``config.mesh`` arranges them; nothing but training needs them so.
 
     Raises:
-      ConfigError: they cannot be arranged so, or rows and kernels of the configuration do not fit.
+      ConfigError: they cannot be arranged so, or sources, rows and kernels of the configuration do not
+        fit.
     """
     from evolving_rl_jax.models.attention import check_platform
     from evolving_rl_jax.parallel import check_rows_of_hosts, make_mesh
 
+    check_hosts(config, hosts)
     with user_errors((ValueError,), "config.mesh"):
         mesh = make_mesh(**config.mesh)
         check_rows_of_hosts(mesh)

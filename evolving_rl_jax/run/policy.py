@@ -16,13 +16,14 @@ from evolving_rl_jax.run.console import user_errors
 from evolving_rl_jax.run.folder import RunFolder
 from evolving_rl_jax.run.hosts import ALONE, Hosts
 from evolving_rl_jax.run.parts import model_config
-from evolving_rl_jax.train.checkpoint import Checkpoints
-from evolving_rl_jax.update.optimizer import make_optimizer
-from evolving_rl_jax.update.state import abstract_state, kept
+from evolving_rl_jax.run.weights import CheckpointReader, abstract_params
 
 
 def load_policy(folder: RunFolder, which: str, hosts: Hosts = ALONE):
     """(params, model_cfg, iteration) of a checkpoint of the run; adapters are merged.
+
+    Reads what was trained and nothing else, onto the devices that are there, however many the run was
+    trained on.
 
     Args:
       folder: the run folder.
@@ -40,7 +41,7 @@ def load_policy(folder: RunFolder, which: str, hosts: Hosts = ALONE):
     lora = lora_lib.from_config(config.model.lora)
     if lora:
         base, _ = _load_base(folder, config, "--workdir")
-        # Through the host: the base is on one device, the adapters are on the mesh.
+        # Through the host: the base is on one device, the adapters are on all.
         mesh = jax.tree.leaves(params)[0].sharding.mesh
         whole = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
         params = lora_lib.merge(base, jax.device_get(whole), lora)
@@ -58,24 +59,22 @@ def _load_base(folder, config, key):
         return models.load_hf(_base_model(folder, config))
 
 
-def _restore(folder, config, which, hosts=Hosts()):  # noqa: B008 (immutable)
+def _restore(folder: RunFolder, config, which: str, hosts: Hosts = ALONE):
     """(what was trained, model_cfg, iteration) of a checkpoint."""
     with user_errors((ValueError, FileNotFoundError), "--workdir"):
         tokenizer = load_tokenizer(config.model.hf_path or folder.path / "tokenizer")
     model_cfg = model_config(config, tokenizer.vocab_size)
-    mesh = make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
-    optimizer = make_optimizer(config, config.train.num_iterations * config.train.minibatches)
-    lora = lora_lib.from_config(config.model.lora)
-    abstract = kept(abstract_state(model_cfg, optimizer, mesh, lora=lora), lora)
-    checkpoints = Checkpoints(folder.path / "checkpoints", config.checkpoint, hosts)
-    restored = checkpoints.restore(abstract, which=which)
-    if restored is None:
+    # Not the mesh of training, which may have had other devices: shared out over all that are here.
+    mesh = make_mesh(data=1, fsdp=-1, tensor=1)
+    abstract = abstract_params(model_cfg, mesh, lora_lib.from_config(config.model.lora))
+    found = CheckpointReader(folder.path / "checkpoints", hosts).read_params(abstract, which)
+    if found is None:
         raise ConfigError(
             f"--checkpoint must be one that is there, got {which!r} and no checkpoint yet in "
             f"{str(folder.path / 'checkpoints')!r}"
         )
-    state, extra = restored
-    return state.params, model_cfg, extra["iteration"]
+    params, extra = found
+    return params, model_cfg, extra["iteration"]
 
 
 def export_policy(folder: RunFolder, out: pathlib.Path, which: str) -> None:

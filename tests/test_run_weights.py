@@ -1,0 +1,150 @@
+"""The policy of a run is read on whatever devices there are, and nothing but the policy is."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from evolving_rl_jax import config as config_lib
+from evolving_rl_jax import models
+from evolving_rl_jax.cli.main import main
+from evolving_rl_jax.models import lora as lora_lib
+from evolving_rl_jax.run.folder import RunFolder
+from evolving_rl_jax.run.policy import load_policy
+
+# A run folder as training on two devices leaves it: config, tokenizer and a checkpoint.
+TRAINED = """
+import sys
+import jax, numpy as np
+from evolving_rl_jax import config as config_lib, parallel
+from evolving_rl_jax.models import lora as lora_lib
+from evolving_rl_jax.models.tokenizer import train_tokenizer
+from evolving_rl_jax.rollout.prompts import COMPACT_SPECIAL_TOKENS
+from evolving_rl_jax.run.folder import RunFolder
+from evolving_rl_jax.run.parts import model_config
+from evolving_rl_jax import models
+from evolving_rl_jax.train.checkpoint import Checkpoints
+from evolving_rl_jax.update.optimizer import make_optimizer
+from evolving_rl_jax.update.state import kept, state_from_params
+
+workdir, rank = sys.argv[1], int(sys.argv[2])
+config = config_lib.default_config()
+config.mesh.update(data=1, fsdp=2, tensor=1)
+config.model.lora.rank = rank
+config.warmstart.enabled = bool(rank)
+folder = RunFolder(workdir, config)
+folder.begin()
+tokenizer = train_tokenizer(
+    ["go to cabinet 3"], vocab_size=300, out_dir=folder.path / "tokenizer",
+    special_tokens=COMPACT_SPECIAL_TOKENS,
+)
+cfg, lora = model_config(config, tokenizer.vocab_size), lora_lib.from_config(config.model.lora)
+mesh = parallel.make_mesh(1, 2, 1)
+base = models.init(cfg, jax.random.key(1))
+if rank:
+    models.save_hf(base, cfg, folder.path / "warmstart", tokenizer_dir=folder.path / "tokenizer")
+optimizer = make_optimizer(config, 10)
+state = state_from_params(base, cfg, optimizer, mesh, lora=lora, key=jax.random.key(2))
+trained = jax.tree.map(lambda x: x + 0.5, state.params)
+checkpoints = Checkpoints(folder.path / "checkpoints", config.checkpoint)
+checkpoints.save(7, kept(state._replace(params=trained), lora), {"iteration": 7}, score=1.0)
+checkpoints.close()
+leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(trained))
+np.savez(folder.path / "trained.npz", **{jax.tree_util.keystr(k): x for k, x in leaves})
+"""
+
+EXPORT = "import sys; from evolving_rl_jax.cli.main import main; sys.exit(main(sys.argv[1:]))"
+
+
+def python(code, *arguments, devices):
+    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    variables = {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    done = subprocess.run(command, env=os.environ | variables, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "run"
+    python(TRAINED, workdir, 0, devices=2)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def lora_run(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "lora"
+    python(TRAINED, workdir, 2, devices=2)
+    return workdir
+
+
+def arrays(params):
+    leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(params))
+    return {jax.tree_util.keystr(key): x for key, x in leaves}
+
+
+def assert_trained(params, workdir):
+    with np.load(workdir / "trained.npz") as trained:
+        found = arrays(params)
+        assert set(found) == set(trained)
+        for name in trained:
+            assert np.array_equal(found[name], trained[name]), name
+
+
+def test_a_policy_of_two_devices_is_loaded_on_one(run):
+    assert len(jax.devices()) == 1
+    params, _, iteration = load_policy(RunFolder(str(run)), "best")
+    assert iteration == 7
+    assert_trained(params, run)
+
+
+@pytest.mark.parametrize("devices", [1, 2, 3])
+def test_a_policy_of_two_devices_is_exported_on_any_number(run, tmp_path, devices):
+    out = tmp_path / "policy"
+    python(EXPORT, "export", f"--workdir={run}", f"--out={out}", devices=devices)
+    assert_trained(models.load_hf(out)[0], run)
+
+
+def test_adapters_of_two_devices_are_exported_on_one(lora_run, tmp_path):
+    workdir = f"--workdir={lora_run}"
+    assert main(["export", workdir, f"--out={tmp_path / 'adapter'}", "--what=adapter"]) == 0
+    assert main(["export", workdir, f"--out={tmp_path / 'policy'}"]) == 0
+    with np.load(lora_run / "trained.npz") as trained:
+        adapters = {key: trained[key] for key in trained}
+    base, cfg = models.load_hf(lora_run / "warmstart")
+    lora = lora_lib.from_config(config_lib.from_json(lora_run / "config.json").model.lora)
+    shapes = jax.eval_shape(lambda: lora_lib.init(cfg, lora, jax.random.key(0)))
+    named = jax.tree_util.tree_map_with_path(
+        lambda key, _: adapters[jax.tree_util.keystr(key)], shapes
+    )
+    expected, found = lora_lib.merge(base, named, lora), models.load_hf(tmp_path / "policy")[0]
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_what_only_training_needs_is_not_read(run, tmp_path):
+    workdir = shutil.copytree(run, tmp_path / "run")
+    config = json.loads((workdir / "config.json").read_text())
+    config["optimizer"]["clip_norm"] = 0.0  # the optimizer's state has another structure then
+    (workdir / "config.json").write_text(json.dumps(config))
+    params, _, _ = load_policy(RunFolder(str(workdir)), "latest")
+    assert_trained(params, workdir)
+
+
+def test_a_damaged_policy_is_one_line(run, tmp_path, capsys):
+    workdir = shutil.copytree(run, tmp_path / "run")
+    files = [p for p in (workdir / "checkpoints" / "7" / "state").rglob("*") if p.is_file()]
+    largest = max(files, key=lambda p: p.stat().st_size)
+    data = bytearray(largest.read_bytes())
+    for place in range(len(data) // 4, len(data), 64):  # in all arrays
+        data[place] ^= 1
+    largest.write_bytes(data)
+    assert main(["export", f"--workdir={workdir}", f"--out={tmp_path / 'out'}"]) == 2
+    err = capsys.readouterr().err
+    assert "must hold a readable checkpoint for 'latest', got only damaged ones" in err
+    assert "Traceback" not in err and not (tmp_path / "out").exists()
