@@ -243,6 +243,24 @@ def test_wrong_arguments(arguments, expected):
         EnvPool(**arguments)
 
 
+def test_a_temporary_folder_with_a_long_name(games, tmp_path, request):
+    """As schedulers set it for a job: longer than the path of a Unix socket can be."""
+    temporary = pathlib.Path(tempfile.mkdtemp(prefix="x" * 95))
+    request.addfinalizer(lambda: shutil.rmtree(temporary))
+    code = f"""
+from evolving_rl_jax import types
+from evolving_rl_jax.envs.pool.pool import EnvPool
+path = {games[0].path!r}
+with EnvPool("alfworld", {{"cache_dir": None}}, num_workers=1) as pool:
+    pool.reset(0, types.Task(path, "alfworld", "test", "", "", path, content_hash=path))
+    print(pool.poll(60.0)[0][1].status)
+"""
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(temporary)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+    assert done.stdout == "ok\n" and not done.stderr
+    assert list(temporary.iterdir()) == []
+
+
 def test_workers_leave_nothing_behind(games, tmp_path, request):
     """A main script that imports jax, and an exit without shutdown."""
     pytest.importorskip("jax")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from evolving_rl_jax.config import ConfigError
 from evolving_rl_jax.envs.alfworld import facts
 from evolving_rl_jax.types import OK, Task
 
@@ -22,7 +23,9 @@ def collect_texts(pool, tasks: list[Task], num_games: int = 96) -> list[str]:
 
 
 def _walkthrough_texts(pool, tasks: list[Task]) -> list[str]:
+    """What games say and accept.  One that fails says nothing: its text is an error message."""
     texts: list[str] = []
+    failures: dict[int, str] = {}
     plans = {i: list(t.meta.get("walkthrough", ())) for i, t in enumerate(tasks)}
     for i, task in enumerate(tasks):
         pool.reset(i, task)
@@ -30,10 +33,19 @@ def _walkthrough_texts(pool, tasks: list[Task]) -> list[str]:
     while running:
         pool.flush()
         for i, reply in pool.poll(None):
-            texts += [reply.text, *reply.actions]
+            if reply.status == OK:
+                texts += [reply.text, *reply.actions]
+            else:
+                failures[i] = reply.text
             if reply.status != OK or not plans[i] or getattr(reply, "done", False):
                 pool.close(i)
                 running.discard(i)
             else:
                 pool.step(i, plans[i].pop(0))
+    if tasks and not texts:
+        first = failures[min(failures)]
+        raise ConfigError(
+            f"config.data.games must be games that can be played, got {len(failures)} that cannot; "
+            f"the first, {tasks[min(failures)].id}: {first}"
+        )
     return sorted(texts)

@@ -6,9 +6,11 @@ import collections
 import contextlib
 import ctypes
 import multiprocessing
+import multiprocessing.util
 import os
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -19,6 +21,7 @@ from evolving_rl_jax.envs.pool.process import Request
 __all__ = ["WorkerHandle"]
 
 _PRELOAD = ["evolving_rl_jax.envs.pool.process", "evolving_rl_jax.envs.alfworld.check"]
+_LONGEST_SOCKET = 100  # bytes of a path that every system takes (104 with the end on macOS)
 _START_GRACE_S = 60.0  # imports of a fresh process, on top of the deadline of its first request
 
 
@@ -52,6 +55,7 @@ class WorkerHandle:
 
     def start(self) -> None:
         """Starts the process (again).  What was under way must have been taken over before."""
+        _keep_sockets_short()
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(_PRELOAD)
         self.connection, theirs = context.Pipe()
@@ -157,6 +161,18 @@ class WorkerHandle:
         self.connection.close()
         self.process.join()
         self.process.close()
+
+
+def _keep_sockets_short() -> None:
+    """Has multiprocessing put its sockets into /tmp where $TMPDIR is too long a name for them."""
+    longest = os.path.join(tempfile.gettempdir(), "pymp-xxxxxxxx", "listener-xxxxxxxx")
+    if len(os.fsencode(longest)) <= _LONGEST_SOCKET:
+        return
+    chosen, tempfile.tempdir = tempfile.tempdir, "/tmp"
+    try:
+        multiprocessing.util.get_temp_dir()  # made once, used from then on, removed at the end
+    finally:
+        tempfile.tempdir = chosen
 
 
 @contextlib.contextmanager
