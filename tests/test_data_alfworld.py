@@ -339,19 +339,6 @@ def test_panels_draw_from_the_training_split(index):
     assert source_split("train", known) not in known
 
 
-def test_a_configuration_can_train_on_the_index(index):
-    from evolving_rl_jax.config import ConfigError, default_config
-    from evolving_rl_jax.run.environments import check_games
-
-    config = default_config()
-    config.data.games = str(index)
-    config.eval.conditions = ("none", "own")
-    check_games(config, load_tasks(index))
-    config.eval.conditions = ("none", "oracle")
-    with pytest.raises(ConfigError, match="config.eval.conditions must not need household facts"):
-        check_games(config, load_tasks(index))
-
-
 # -- games that are won already --------------------------------------------------------------------
 
 

@@ -6,18 +6,18 @@ Everything else (stages, engine, audit, arms, updates, evaluation) is the same f
 from __future__ import annotations
 
 import pathlib
-from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from evolving_rl_jax.config import ConfigError
-from evolving_rl_jax.data.tasks import TaskError, load_tasks, source_split
+from evolving_rl_jax.data.needs import check_games
+from evolving_rl_jax.data.tasks import TaskError, load_tasks
 from evolving_rl_jax.envs.alfworld.corpus import collect_texts
-from evolving_rl_jax.envs.alfworld.households.plan import Game, GamesSpec, plan_games
+from evolving_rl_jax.envs.alfworld.households.plan import GamesSpec, plan_games
 from evolving_rl_jax.envs.alfworld.households.write import generate_games
 from evolving_rl_jax.envs.mind2web import env as mind2web
 from evolving_rl_jax.envs.mind2web.corpus import collect_web_texts
-from evolving_rl_jax.envs.mind2web.sites import PlannedTask, plan_sites
+from evolving_rl_jax.envs.mind2web.sites import plan_sites
 from evolving_rl_jax.envs.mind2web.tasks import prepare_web_tasks, sites_spec
 from evolving_rl_jax.envs.pool.pool import EnvPool
 from evolving_rl_jax.rollout.demonstrations import Demonstrator
@@ -109,55 +109,6 @@ def _games_spec(households) -> GamesSpec:
         num_warmstart=households.warmstart_games,
         rooms=households.rooms,
     )
-
-
-def check_games(config, games: Sequence[Task] | Sequence[Game] | Sequence[PlannedTask]) -> None:
-    """Raises ConfigError when the games are too few or lack what the configuration asks for."""
-    d, num_retrieved = config.data, config.rollout.num_retrieved
-    sizes = Counter(g.split for g in games)
-    known = ", ".join(sorted(sizes))
-    pool = sum(g.split == d.train_split and g.task_type in d.train_types for g in games)
-    if not pool:
-        raise ConfigError(
-            f"config.data.train_split and train_types must select games of the splits {known}, got "
-            f"{d.train_split!r} and {d.train_types}"
-        )
-    if num_retrieved > pool - 1:
-        raise ConfigError(
-            f"config.rollout.num_retrieved must be < the number of training tasks ({pool}), got "
-            f"{num_retrieved}"
-        )
-    for name in config.eval.splits:
-        if not sizes[name]:
-            raise ConfigError(
-                f"config.eval.splits must be splits with games ({known}), got {name!r}"
-            )
-        if "own" in config.eval.conditions and not sizes[source_split(name, sizes)]:
-            raise ConfigError(
-                f"config.eval.conditions must not have 'own' for the split {name!r} without games "
-                f"in {source_split(name, sizes)!r}, got the splits {known}"
-            )
-    if config.warmstart.enabled and not sizes["warmstart"]:
-        raise ConfigError(
-            f"config.warmstart.enabled must be False without games in the split 'warmstart', got "
-            f"the splits {known}"
-        )
-    _check_habits(config, [g for g in games if isinstance(g, Task)])
-
-
-def _check_habits(config, tasks: list[Task]) -> None:
-    """Scripted solvers and given skills need to know where things are kept."""
-    users = {}
-    if {"oracle", "misleading"} & set(config.eval.conditions):
-        users |= dict.fromkeys(config.eval.splits, "eval.conditions")
-    if config.warmstart.enabled:
-        users["warmstart"] = "warmstart.enabled"
-    for task in tasks:
-        if task.split in users and "habits" not in task.meta:
-            raise ConfigError(
-                f"config.{users[task.split]} must not need household facts, or those of web sites "
-                f"(oracle and misleading skills, warm start), with downloaded games, got {task.path}"
-            )
 
 
 def alfworld_options(config, folder: RunFolder) -> dict[str, Any]:
