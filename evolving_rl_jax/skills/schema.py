@@ -12,7 +12,7 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 MAX_DEPTH = 32  # nesting levels accepted in a skill; real ones use four
@@ -166,6 +166,14 @@ def render_skill(
     return fit_text("\n".join(lines), max_tokens, count_tokens)
 
 
+def text_to_audit(skill: Skill) -> str:
+    """All that a skill says, as in Markdown, but with the lines of its fields as they were written.
+
+    A list item of several lines is one line in a prompt; an audit reads them one by one.
+    """
+    return "\n".join(_markdown_lines(skill, _own_lines))
+
+
 def fit_text(text: str, max_tokens: int, count_tokens: Callable[[str], int]) -> str:
     """The beginning of a text that fits a number of tokens: whole lines, or else whole words.
 
@@ -311,36 +319,44 @@ def _line(text: str) -> str:
     return " ".join(text.split())
 
 
-def _entry_line(entry: Mapping[str, str], head_key: str, body_key: str) -> str:
+def _own_lines(text: str) -> str:
+    return "\n".join(filter(None, map(_line, text.splitlines())))
+
+
+def _entry_text(entry: Mapping[str, str], head_key: str, body_key: str) -> str:
     rest = dict(entry)
     head, body = rest.pop(head_key, ""), rest.pop(body_key, "")
     details = [f"{key.replace('_', ' ')}: {text}" for key, text in rest.items()]
     lead = f"**{_line(head)}**: {body}" if head and body else f"{head}{body}"
     if not details:
-        return _line(lead)
-    return _line(f"{lead} ({'; '.join(details)})" if lead else "; ".join(details))
+        return lead
+    return f"{lead} ({'; '.join(details)})" if lead else "; ".join(details)
 
 
-def _markdown_lines(skill: Skill) -> list[str]:
+def _markdown_lines(skill: Skill, line: Callable[[str], str] = _line) -> list[str]:
+    """The lines of a skill; ``line`` makes one list item of a text."""
     lines = [f"# Skill: {skill.name}", "", *skill.description.splitlines()]
-    overview = [_line(text) for text in _texts(skill.extra.get("skill_overview"))]
-    steps = [_entry_line(step, "goal", "action") for step in skill.workflow]
-    errors = [_entry_line(entry, "error", "response") for entry in skill.error_handling]
+    steps = [_entry_text(step, "goal", "action") for step in skill.workflow]
+    errors = [_entry_text(entry, "error", "response") for entry in skill.error_handling]
     sections = [
-        ("Overview", [f"- {text}" for text in overview]),
-        ("When to use", [f"- {_line(text)}" for text in skill.when_to_use]),
-        ("Workflow", [f"{i}. {text}" for i, text in enumerate(steps, 1)]),
-        ("Decision rules", [f"- {_line(text)}" for text in skill.decision_rules]),
-        ("Error handling", [f"- {text}" for text in errors]),
+        ("Overview", _bullets(_texts(skill.extra.get("skill_overview")), line)),
+        ("When to use", _bullets(skill.when_to_use, line)),
+        ("Workflow", [f"{i}. {line(text)}" for i, text in enumerate(steps, 1)]),
+        ("Decision rules", _bullets(skill.decision_rules, line)),
+        ("Error handling", _bullets(errors, line)),
     ]
     for key, value in skill.extra.items():
         if key not in ("metadata", "skill_overview"):
             title = _line(key.replace("_", " ")).capitalize()
-            sections.append((title, [f"- {_line(text)}" for text in _texts(value)]))
+            sections.append((title, _bullets(_texts(value), line)))
     for title, body in sections:
         if body:
             lines += ["", f"## {title}", *body]
     return lines
+
+
+def _bullets(texts: Iterable[str], line: Callable[[str], str]) -> list[str]:
+    return [f"- {line(text)}" for text in texts]
 
 
 def _longest_prefix(
