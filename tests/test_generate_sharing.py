@@ -42,10 +42,10 @@ def prompts(tmp_path_factory):
 def test_a_trajectory_and_the_prefix_of_a_skill_are_prefilled_once(prompts, monkeypatch, context):
     candidate = evolve.make_candidate
 
-    def parsed(raw, sample, style, most):  # a random policy writes no skill: give it one each
+    def parsed(raw, *rest):  # a random policy writes no skill: give it one each
         number = parsed.count = parsed.count + 1
         text = skill_text(f"skill {number}", f"Try cabinet {number} first. {ADVICE}")
-        return candidate(text, sample, style, most)
+        return candidate(text, *rest)
 
     parsed.count = 0
     monkeypatch.setattr(evolve, "make_candidate", parsed)

@@ -8,9 +8,10 @@ import pytest
 from doubles import FakeEngine, FakePool, compact_prompts, make_task, skill_text
 from ml_collections import ConfigDict
 
+from evolving_rl_jax.rollout import evolve
 from evolving_rl_jax.rollout.episode import Driver, PlaySettings
 from evolving_rl_jax.rollout.evolve import Evolver, make_candidate
-from evolving_rl_jax.skills import AuditRules
+from evolving_rl_jax.skills import AuditRules, audit
 from evolving_rl_jax.types import ENV_ERROR, Sample
 
 PROMPTS = compact_prompts()
@@ -214,3 +215,11 @@ def test_further_audits_and_the_limit_of_a_prompt_apply_in_training():
     assert refused.reason == "contains the answer 'go to cabinet 3'"
     played = [e for s in experience.sources for e in s.episodes.values()]
     assert played and all(e.skill_text == "the mug" for e in played)
+
+
+def test_a_candidate_is_audited_once(monkeypatch):
+    calls = []
+    monkeypatch.setattr(AuditRules, "apply", lambda *_: calls.append("rules") or audit("fine"))
+    monkeypatch.setattr(evolve, "audit", lambda *_, **__: calls.append("audit") or audit("fine"))
+    collect({}, evolver_options={"rules": AuditRules()})
+    assert calls == ["rules"] * (G * N)

@@ -27,7 +27,7 @@ from evolving_rl_jax.eval.results import (
 )
 from evolving_rl_jax.rollout import known_facts
 from evolving_rl_jax.rollout.episode import Driver
-from evolving_rl_jax.rollout.evolve import Candidate, judge, make_candidate, observations
+from evolving_rl_jax.rollout.evolve import Candidate, make_candidate, observations
 from evolving_rl_jax.rollout.known_facts import given_skill
 from evolving_rl_jax.run.hosts import ALONE, Hosts
 from evolving_rl_jax.skills.audit import AuditRules
@@ -39,7 +39,6 @@ __all__ = [
     "Panel",
     "PanelGame",
     "given_skill",
-    "judge",
     "observations",
     "success_table",
     "summarise",
@@ -200,8 +199,9 @@ class Panel:
                 return
 
             def extracted(_i: int, raw: str, sample) -> None:
-                candidate = make_candidate(raw, sample, self.prompts, self.max_chars)
-                judge(candidate, self.rules, episode)
+                candidate = make_candidate(
+                    raw, sample, self.prompts, self.max_chars, self.rules, episode
+                )
                 sources.add(episode, candidate)
                 for i in users:
                     games[i].candidate = candidate

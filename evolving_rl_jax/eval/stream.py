@@ -22,7 +22,7 @@ import numpy as np
 from evolving_rl_jax.eval import statistics, tables
 from evolving_rl_jax.eval.journal import Journal
 from evolving_rl_jax.rollout.episode import Driver
-from evolving_rl_jax.rollout.evolve import Candidate, judge, make_candidate
+from evolving_rl_jax.rollout.evolve import Candidate, make_candidate
 from evolving_rl_jax.skills.audit import AuditRules
 from evolving_rl_jax.skills.bank import Bank, SkillRecord
 from evolving_rl_jax.skills.records import Outcome, decode, encode
@@ -211,8 +211,7 @@ class _Stream:
                 return
 
             def extracted(_n: int, raw: str, sample) -> None:
-                candidate = make_candidate(raw, sample, s.prompts, s.max_chars)
-                judge(candidate, s.rules, episode)
+                candidate = make_candidate(raw, sample, s.prompts, s.max_chars, s.rules, episode)
                 record = self._record(i, candidate)
                 self.bank.append([record])
                 self.retriever.add([record])

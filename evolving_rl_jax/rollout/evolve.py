@@ -15,7 +15,7 @@ import numpy as np
 
 from evolving_rl_jax.rollout.episode import Driver
 from evolving_rl_jax.skills.audit import AuditResult, AuditRules, audit
-from evolving_rl_jax.skills.schema import Skill, parse_skill, render_skill
+from evolving_rl_jax.skills.schema import Skill, parse_skill, text_to_audit
 from evolving_rl_jax.types import Episode, Sample, Task
 
 
@@ -166,9 +166,9 @@ class Evolver:
 
     def _after_skill(self, g: int, source: Source):
         def done(n: int, raw: str, sample: Sample) -> None:
-            candidate = make_candidate(raw, sample, self.prompts, self.max_chars)
-            judge(candidate, self.rules, source.episode)
-            source.candidates[n] = candidate
+            candidate = source.candidates[n] = make_candidate(
+                raw, sample, self.prompts, self.max_chars, self.rules, source.episode
+            )
             if candidate.valid or (self.evaluate_invalid and candidate.text):
                 for k, r in itertools.product(range(self.shape[0]), range(self.shape[2])):
                     self._play(g, source, k, n, r, self.fit(candidate.text))
@@ -226,24 +226,35 @@ def add_steps(experience: Experience, scoring: StepScoring) -> None:
     experience.scores, experience.step_rewards, experience.step_mask = scores, rewards, taken
 
 
-def make_candidate(raw: str, sample: Sample, prompts, max_chars: int) -> Candidate:
-    """Parses and audits an extraction; a skill that fails either is invalid and says why."""
+def make_candidate(
+    raw: str,
+    sample: Sample,
+    prompts,
+    max_chars: int,
+    rules: AuditRules | None = None,
+    episode: Episode | None = None,
+) -> Candidate:
+    """Parses and audits an extraction; a skill that fails either is invalid and says why.
+
+    Args:
+      raw: what the policy wrote.
+      sample: its tokens.
+      prompts: to render the skill for the solver.
+      max_chars: longest skill, where ``rules`` are not given.
+      rules: the audits; None = its language and length alone.
+      episode: that it was extracted from; needed with ``rules``.
+    """
     skill, reason = parse_skill(raw)
     if skill is None:
         return Candidate(raw, sample, None, reason, False)
     # The decoded skill is audited, not the JSON: escapes would hide characters from the audit.
-    result = audit(render_skill(skill), max_chars=max_chars)
+    said = text_to_audit(skill)
+    if rules is None:
+        result = audit(said, max_chars=max_chars)
+    else:
+        result = rules.apply(said, episode.task, observations(episode))
     text = prompts.render_skill(skill)
     return Candidate(raw, sample, skill, "; ".join(result.reasons), result.passed, text, result)
-
-
-def judge(candidate: Candidate, rules: AuditRules | None, episode: Episode) -> None:
-    """Audits a candidate by further rules, in place; None leaves it as it is."""
-    if rules is None or candidate.skill is None:
-        return
-    text = render_skill(candidate.skill)
-    candidate.audit = rules.apply(text, episode.task, observations(episode))
-    candidate.valid, candidate.reason = candidate.audit.passed, "; ".join(candidate.audit.reasons)
 
 
 def observations(episode: Episode) -> list[str]:

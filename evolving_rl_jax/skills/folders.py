@@ -20,7 +20,7 @@ from evolving_rl_jax.files import write_atomic
 from evolving_rl_jax.skills.audit import AuditRules
 from evolving_rl_jax.skills.curate import best_first
 from evolving_rl_jax.skills.records import SkillRecord, decode, encode
-from evolving_rl_jax.skills.schema import Skill, render_skill
+from evolving_rl_jax.skills.schema import Skill, render_skill, text_to_audit
 from evolving_rl_jax.types import Task
 
 NAME_LIMIT, DESCRIPTION_LIMIT = 64, 1024  # of the format
@@ -141,7 +141,7 @@ def _read_folder(file: Path, rules: AuditRules) -> SkillRecord:
     else:
         skill = parse_skill_md(text)
         record = SkillRecord(_new_id(text, file.parent.name), 0, "", "", skill=skill.to_dict())
-    verdict = rules.apply(render_skill(skill), _NO_TASK)
+    verdict = rules.apply(text_to_audit(skill), _NO_TASK)
     return dataclasses.replace(record, audit=verdict._asdict(), reason="; ".join(verdict.reasons))
 
 
