@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Collection, Sequence
 
 import numpy as np
@@ -50,6 +51,12 @@ def source_split(split: str, known: Collection[str]) -> str:
         return f"{split}_sources"
     of_unseen = split != "valid_seen" and "valid_unseen_sources" in known
     return "valid_unseen_sources" if of_unseen or split == "train" else "train"
+
+
+def list_hash(tasks: Sequence[Task]) -> str:
+    """Hash of a list of tasks by their content: equal if and only if they are the same, in any order."""
+    text = "\n".join(sorted(t.content_hash for t in tasks))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def copies_of(panel: Sequence[Task], tasks: Sequence[Task]) -> list[dict[str, str]]:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from typing import Any
 
 from evolving_rl_jax.config import ConfigError
-from evolving_rl_jax.data.tasks import source_split
-from evolving_rl_jax.eval.games import PanelGame
+from evolving_rl_jax.data.tasks import list_hash, source_split
 from evolving_rl_jax.eval.journal import Journal, play_settings
-from evolving_rl_jax.eval.panel import PANEL_ITERATION, success_table, write_result
-from evolving_rl_jax.eval.play import make_panel
-from evolving_rl_jax.eval.results import skill_records, versions
+from evolving_rl_jax.eval.panel import success_table
+from evolving_rl_jax.eval.play import make_panel, play_panel
+from evolving_rl_jax.eval.results import versions
 from evolving_rl_jax.eval.stream import (
     STREAM_ITERATION,
     StreamSettings,
@@ -26,7 +24,7 @@ from evolving_rl_jax.run.console import user_errors
 from evolving_rl_jax.run.engine import make_driver, make_engine
 from evolving_rl_jax.run.parts import Parts
 from evolving_rl_jax.run.policy import load_policy
-from evolving_rl_jax.skills.bank import new_bank, write_bank
+from evolving_rl_jax.skills.bank import new_bank
 from evolving_rl_jax.types import Task
 
 
@@ -95,51 +93,19 @@ def evaluate(
     params, _, iteration = load_policy(parts.folder, which, parts.hosts)
     name = policy_name(which, iteration) + suffix
     engine, panel = make_engine(parts, params), make_panel(parts, parts.config.eval.num_games)
+    parts.preemption.defer()  # what has been played is kept
     results = []
     for temperature in temperatures:
-        seeds = seeds_of(parts.config, num_seeds, temperature)
-        games, figures = _play_seeds(parts, engine, panel, name, temperature, seeds)
-        path = parts.folder.eval_file(name, temperature)
-        result = write_result(
-            path, panel, games, name=name, iteration=iteration, temperature=temperature,
-            seed=seeds[0], conditions=parts.config.eval.conditions, figures=figures,
-            data=data_facts(parts), writes=parts.hosts.first,
+        result = play_panel(
+            parts, engine, panel, name=name, iteration=iteration, temperature=temperature,
+            conditions=parts.config.eval.conditions, data=data_facts(parts),
+            seeds=seeds_of(parts.config, num_seeds, temperature),
         )  # fmt: skip
         results.append(result)
-        steps = iteration * parts.config.train.minibatches
         if parts.hosts.first:
-            write_bank(
-                path.with_suffix(".skills.jsonl"), skill_records(games, name, iteration, steps)
-            )
             print(success_table(result))
-            print(f"written: {path}")
+            print(f"written: {parts.folder.eval_file(name, temperature)}")
     return results
-
-
-def _play_seeds(parts, engine, panel, name, temperature, seeds) -> tuple[list[PanelGame], dict]:
-    games: list[PanelGame] = []
-    figures = []
-    for seed in seeds:
-        driver = make_driver(parts, engine, PANEL_ITERATION + seed, temperature)
-        with parts.progress(f"panel {name}, temperature {temperature:g}, seed {seed}") as bar:
-            played, found = panel.play(
-                driver, parts.config.eval.conditions, bar, seed, hosts=parts.hosts
-            )
-        games += played
-        figures.append(found)
-    return games, mean_figures(figures)
-
-
-def mean_figures(figures: Sequence[dict[str, float]]) -> dict[str, float]:
-    """The figures of several seeds as one: counts are added, shares weighted by what they are of."""
-    if len(figures) == 1:
-        return figures[0]
-    total = {key: sum(f[key] for f in figures) for key in ("sources", "source_failures")}
-    for key in ("source_success", "skill_valid", "fact_seen"):
-        total[key] = sum(f[key] * f["sources"] for f in figures) / max(total["sources"], 1)
-    seen = [f["fact_seen"] * f["sources"] for f in figures]
-    stated = sum(f["fact_stated_when_seen"] * n for f, n in zip(figures, seen, strict=True))
-    return {**total, "fact_stated_when_seen": stated / max(sum(seen), 1)}
 
 
 def stream(
@@ -252,12 +218,6 @@ def seeds_of(config, num: int, temperature: float, *, greedy_once: bool = True) 
     """Seeds from ``config.eval.seed`` on; one where every seed would give the same."""
     first = config.eval.seed
     return [first] if temperature == 0 and greedy_once else list(range(first, first + num))
-
-
-def list_hash(tasks: Sequence[Task]) -> str:
-    """Hash of a list of games, whatever its order; as `Panel.game_list_hash`."""
-    text = "\n".join(sorted(t.content_hash for t in tasks))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def data_facts(parts: Parts) -> dict[str, Any]:

@@ -15,9 +15,9 @@ batch size, and two policies are compared on the same draws.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 
+from evolving_rl_jax.data.tasks import list_hash
 from evolving_rl_jax.eval.games import PanelGame, gather_panel
 from evolving_rl_jax.eval.results import (
     leak_report,
@@ -88,8 +88,12 @@ class Panel:
     @property
     def game_list_hash(self) -> str:
         """Hash of the sorted content hashes: equal if and only if the panel is the same."""
-        text = "\n".join(sorted(t.content_hash for t in self.tasks))
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return list_hash(self.tasks)
+
+    @property
+    def pool_hash(self) -> str:
+        """The same of where ``own`` skills may come from."""
+        return list_hash(self.retriever.tasks if self.retriever else ())
 
     def play(
         self,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import pathlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from evolving_rl_jax.envs.mind2web.env import PROTOCOLS
 from evolving_rl_jax.eval.panel import PANEL_ITERATION, Panel
 from evolving_rl_jax.eval.results import skill_records, write_result
+from evolving_rl_jax.eval.resume import KeptDriver, forget, panel_journal
 from evolving_rl_jax.generate import Engine
 from evolving_rl_jax.run.engine import make_driver
 from evolving_rl_jax.run.preemption import raise_if_preempted
@@ -58,30 +60,67 @@ def play_panel(
     iteration: int,
     temperature: float,
     conditions,
+    seeds: Sequence[int] = (),
+    data: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Plays ``panel`` with the parameters that ``engine`` holds; writes and returns the result.
 
     Next to it goes a bank of the skills that the policy wrote for its games, with their measured
-    utility.  On several hosts each plays its share of the games.
+    utility.  On several hosts each plays its share of the games.  What was played before a stop is not
+    played again, see `resume`.
+
+    Args:
+      parts: of the run.
+      engine: with the policy.
+      panel: the games.
+      name, iteration: of the policy.
+      temperature: of sampling.
+      conditions: under which every game is played.
+      seeds: every game is played with each; that of ``config.eval`` by default.
+      data: as for `results.write_result`.
 
     Raises:
-      Preempted: a notice came to one of the hosts; nothing is written.
+      Preempted: a notice came to one of the hosts; what was played is kept.
     """
-    seed = parts.config.eval.seed
-    driver = make_driver(parts, engine, PANEL_ITERATION + seed, temperature)
-    with parts.progress(f"panel {name}, temperature {temperature:g}") as bar:
-        stop = lambda: parts.preemption.reason  # noqa: E731
-        games, figures = panel.play(driver, conditions, bar, hosts=parts.hosts, stop=stop)
-    raise_if_preempted(parts.hosts, parts.preemption)
-    path = parts.folder.eval_file(name, temperature)
+    path, seeds = parts.folder.eval_file(name, temperature), list(seeds) or [parts.config.eval.seed]
+    facts = {"name": name, "iteration": iteration, "temperature": temperature}
+    journal = panel_journal(parts, engine, panel, path, facts)
+    games, figures = [], []
+    for seed in seeds:
+        driver = make_driver(parts, engine, PANEL_ITERATION + seed, temperature)
+        title = f"panel {name}, temperature {temperature:g}"
+        title += f", seed {seed}" if len(seeds) > 1 else ""
+        with parts.progress(title) as bar:
+            played, found = panel.play(
+                KeptDriver(driver, journal, seed), conditions, bar, seed, hosts=parts.hosts,
+                stop=lambda: parts.preemption.reason,
+            )  # fmt: skip
+        raise_if_preempted(parts.hosts, parts.preemption)
+        games += played
+        figures.append(found)
     if parts.hosts.first:
         steps = iteration * parts.config.train.minibatches
         write_bank(path.with_suffix(".skills.jsonl"), skill_records(games, name, iteration, steps))
-    return write_result(
-        path, panel, games, name=name, iteration=iteration,
-        temperature=temperature, seed=seed, conditions=conditions, figures=figures,
+    result = write_result(
+        path, panel, games, name=name, iteration=iteration, temperature=temperature,
+        seed=seeds[0], conditions=conditions, figures=mean_figures(figures), data=data,
         writes=parts.hosts.first,
     )  # fmt: skip
+    if parts.hosts.first:
+        forget(path)
+    return result
+
+
+def mean_figures(figures: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The figures of several seeds as one: counts are added, shares weighted by what they are of."""
+    if len(figures) == 1:
+        return figures[0]
+    total = {key: sum(f[key] for f in figures) for key in ("sources", "source_failures")}
+    for key in ("source_success", "skill_valid", "fact_seen"):
+        total[key] = sum(f[key] * f["sources"] for f in figures) / max(total["sources"], 1)
+    seen = [f["fact_seen"] * f["sources"] for f in figures]
+    stated = sum(f["fact_stated_when_seen"] * n for f, n in zip(figures, seen, strict=True))
+    return {**total, "fact_stated_when_seen": stated / max(sum(seen), 1)}
 
 
 def played_at(path: pathlib.Path) -> int | None:

@@ -152,6 +152,11 @@ class Engine:
         self.version = version
 
     @property
+    def params(self):
+        """The weights that play, in the engine's own layout."""
+        return self._runner.params
+
+    @property
     def compile_count(self) -> int:
         """How many programs have been compiled."""
         return self._runner.programs.compile_count

@@ -18,6 +18,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from evolving_rl_jax.config import ConfigError, default_config, set_key, validate
+from evolving_rl_jax.data.tasks import list_hash
 from evolving_rl_jax.eval.journal import Journal, play_settings
 from evolving_rl_jax.eval.transfer.chat import ChatDriver
 from evolving_rl_jax.eval.transfer.client import (
@@ -255,10 +256,9 @@ def panel_tasks(config, tasks: Sequence[Task]) -> list[Task]:
 
 def _settings(options, config, panel, banks, facts) -> dict[str, Any]:
     """What must be the same for kept plays to count."""
-    hashes = "\n".join(sorted(t.content_hash for t in panel))
     return {
         **facts,
-        "game_list_hash": hashlib.sha256(hashes.encode()).hexdigest()[:16],
+        "game_list_hash": list_hash(panel),
         "banks": {
             name: hashlib.sha256(bank.path.read_bytes()).hexdigest()[:16]
             for name, bank in banks.items()
