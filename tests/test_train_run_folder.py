@@ -13,6 +13,7 @@ import pytest
 from evolving_rl_jax.config import ConfigError, default_config, first_difference
 from evolving_rl_jax.files import write_atomic
 from evolving_rl_jax.run.folder import RunFolder
+from evolving_rl_jax.update.optimizer import learning_rate_schedule
 
 
 def config(**changes):
@@ -49,6 +50,32 @@ def test_another_config_is_refused_and_a_longer_run_is_not(tmp_path):
     longer.train.num_iterations = 999
     RunFolder(str(tmp_path), longer).begin()
     assert RunFolder(str(tmp_path)).load_config().train.num_iterations == 999
+
+
+def test_a_cosine_does_not_get_another_length_without_a_word(tmp_path):
+    def of(iterations, updates=0):
+        result = config()
+        result.train.update(num_iterations=iterations, minibatches=2)
+        result.optimizer.update(
+            schedule="cosine", learning_rate=5e-4, warmup_steps=10, decay_updates=updates
+        )
+        return result
+
+    RunFolder(str(tmp_path), of(80)).begin()
+    rates = [float(learning_rate_schedule(of(n), 2 * n)(159)) for n in (80, 160)]
+    assert rates[0] < 1e-7 and rates[1] > 2e-4
+    with pytest.raises(ConfigError) as refused:
+        RunFolder(str(tmp_path), of(160))
+    message = str(refused.value)
+    assert "config.train.num_iterations must keep the schedule" in message
+    assert f"of update 159 from {rates[0]:.2g} to {rates[1]:.2g}" in message
+    assert "optimizer.decay_updates=160 keeps it" in message
+    RunFolder(str(tmp_path), of(160, 160)).begin()
+    RunFolder(str(tmp_path), of(300, 160)).begin()
+    kept = [learning_rate_schedule(c, n)(100) for c, n in ((of(80), 160), (of(300, 160), 600))]
+    assert kept[0] == kept[1]
+    with pytest.raises(ConfigError, match="160 updates|instead of 160"):
+        RunFolder(str(tmp_path), of(300))
 
 
 def test_an_empty_folder_is_new_and_a_folder_of_other_files_is_not(tmp_path):

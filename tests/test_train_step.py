@@ -57,6 +57,7 @@ def small_config(**algorithm) -> ConfigDict:
                 "clip_norm": 1.0,
                 "schedule": "constant",
                 "warmup_steps": 0,
+                "decay_updates": 0,
             },
         }
     )

@@ -6,7 +6,7 @@ another room of the package.
 """
 
 from evolving_rl_jax.config.accepted import ConfigError
-from evolving_rl_jax.config.checks import cache_gigabytes, validate
+from evolving_rl_jax.config.checks import cache_gigabytes, decay_length, validate
 from evolving_rl_jax.config.defaults import ARMS, LORA_TARGETS, default_config
 from evolving_rl_jax.config.files import (
     RESUMABLE,
@@ -14,6 +14,7 @@ from evolving_rl_jax.config.files import (
     flat,
     from_json,
     load_config,
+    schedule_change,
     set_key,
     to_json,
 )
@@ -24,11 +25,13 @@ __all__ = [
     "LORA_TARGETS",
     "RESUMABLE",
     "cache_gigabytes",
+    "decay_length",
     "default_config",
     "first_difference",
     "flat",
     "from_json",
     "load_config",
+    "schedule_change",
     "set_key",
     "to_json",
     "validate",

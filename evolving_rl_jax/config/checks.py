@@ -39,6 +39,11 @@ def lookup(config: ConfigDict, key: str) -> Any:
     return config
 
 
+def decay_length(config: ConfigDict) -> int:
+    """Updates to the end of a cosine schedule."""
+    return config.optimizer.decay_updates or config.train.num_iterations * config.train.minibatches
+
+
 def unknown_key(key: str, node: Any, parent: str) -> str:
     """The message for a key that the group ``node`` (named ``parent``) does not have."""
     known = ", ".join(sorted(node)) if isinstance(node, ConfigDict) else "nothing below it"
@@ -134,11 +139,11 @@ def _algorithm(config: ConfigDict) -> Iterator[Rule]:
         "train.minibatches",
         f"a divisor of rollout.num_sources ({r.num_sources})",
     )
-    num_updates = t.num_iterations * t.minibatches
+    length = decay_length(config)
     yield (
-        config.optimizer.schedule == "constant" or config.optimizer.warmup_steps < num_updates,
+        config.optimizer.schedule == "constant" or config.optimizer.warmup_steps < length,
         "optimizer.warmup_steps",
-        f"below the number of updates of a cosine schedule ({num_updates})",
+        f"below the number of updates of a cosine schedule ({length})",
     )
 
 

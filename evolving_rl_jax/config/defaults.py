@@ -192,6 +192,8 @@ _OPTIMIZER = {
     "weight_decay": least_0(0.1),
     "clip_norm": least_0(1.0),
     "schedule": one_of("constant", "cosine"),
+    # to the end of a cosine; 0 = the updates of train.num_iterations, which then must stay as it is
+    "decay_updates": least_0(0),
     "warmup_steps": least_0(0),
     "max_skipped": least_1(10),  # non-finite gradients in a row that end the run
 }

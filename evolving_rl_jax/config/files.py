@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import pathlib
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from evolving_rl_jax.config.accepted import ConfigError
-from evolving_rl_jax.config.checks import item_type, unknown_key, validate
+from evolving_rl_jax.config.checks import decay_length, item_type, unknown_key, validate
 from evolving_rl_jax.config.defaults import default_config
 
 
@@ -132,7 +133,31 @@ def _tuples(node: Any) -> Any:
 RESUMABLE = (
     *("train.num_iterations", "env.num_workers", "env.deadline_s", "rollout.deadline_s"),
     *("checkpoint", "collapse", "mesh", "hosts", "train.wandb"),
+    "optimizer.decay_updates",  # what it comes to may not: see schedule_change
 )
+
+
+def schedule_change(old: ConfigDict, new: ConfigDict) -> str:
+    """What going on with ``new`` would do to the learning rate of ``old``; "" for nothing.
+
+    A constant rate has no length.  A cosine that gets another one jumps, to where the longer or
+    shorter one would be.
+    """
+    lengths = decay_length(old), decay_length(new)
+    if new.optimizer.schedule == "constant" or lengths[0] == lengths[1]:
+        return ""
+    update = min(lengths) - 1
+    before, after = (_cosine(new.optimizer, update, length) for length in lengths)
+    return (
+        f"the cosine of optimizer.schedule would get {lengths[1]} updates instead of {lengths[0]}, which "
+        f"takes the learning rate of update {update} from {before:.2g} to {after:.2g}; "
+        f"optimizer.decay_updates={lengths[0]} keeps it"
+    )
+
+
+def _cosine(optimizer: ConfigDict, update: int, length: int) -> float:
+    done = (update - optimizer.warmup_steps) / (length - optimizer.warmup_steps)
+    return optimizer.learning_rate * (1 + math.cos(math.pi * max(done, 0.0))) / 2
 
 
 def first_difference(

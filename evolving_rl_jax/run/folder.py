@@ -61,6 +61,11 @@ class RunFolder:
                 f"--workdir must be a run of this config, got {str(self.path)!r} where {key} is "
                 f"{old!r} and not {new!r}; use another folder"
             )
+        change = config_lib.schedule_change(saved, config)
+        if change:
+            raise config_lib.ConfigError(
+                f"config.train.num_iterations must keep the schedule of {str(self.path)!r}: {change}"
+            )
 
     def begin(self) -> None:
         """Makes the folder and writes the configuration, once everything else has been checked.

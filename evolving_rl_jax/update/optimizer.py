@@ -14,10 +14,10 @@ def learning_rate_schedule(config: Any, num_steps: int | None = None) -> optax.S
     """Learning rate as a function of the number of applied updates.
 
     Linear warm-up over ``config.optimizer.warmup_steps``, then constant, or a cosine to zero at
-    ``num_steps``.
+    ``decay_updates``, or ``num_steps`` where that is 0.
 
     Args:
-      config: with ``config.optimizer.{learning_rate, schedule, warmup_steps}``.
+      config: with ``config.optimizer.{learning_rate, schedule, warmup_steps, decay_updates}``.
       num_steps: updates in the whole run; needed by the cosine only.
 
     Raises:
@@ -29,6 +29,8 @@ def learning_rate_schedule(config: Any, num_steps: int | None = None) -> optax.S
             f"config.optimizer.schedule must be one of {', '.join(SCHEDULES)}, got {opt.schedule!r}"
         )
     peak, warmup = opt.learning_rate, opt.warmup_steps
+    if opt.schedule == "cosine":
+        num_steps = opt.decay_updates or num_steps
     if opt.schedule == "constant":
         main = optax.constant_schedule(peak)
     elif num_steps is None or num_steps <= warmup:
