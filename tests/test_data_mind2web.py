@@ -43,6 +43,7 @@ def test_tasks_come_back_as_they_were(folders):
         assert (task.text, task.group, task.step_limit) == (data["confirmed_task"], "rooms", 3)
         assert task.content_hash == from_official(data).content_hash
         assert not task.meta["sealed"]
+        assert task.meta["answers"] == from_official(data).answers
     assert len(load_web_tasks(out, "train")) == 8
     assert "tensorflow" not in __import__("sys").modules
     with pytest.raises(TaskError, match="split must be one of test_website, train, got 'x'"):
@@ -238,6 +239,7 @@ def test_the_protected_archive(folders, monkeypatch, capsys):
     assert "3 tasks indexed" in capsys.readouterr().out
     sealed = {t.id: t.meta["sealed"] for t in load_web_tasks(out)}
     assert sealed == {"t1": False, "t2": True, "t3": True}
+    assert [bool(t.meta["answers"]) for t in load_web_tasks(out)] == [True, False, False]
     assert sorted(p.name for p in out.iterdir()) == ["index.json", "mind2web"]  # nothing unpacked
 
 

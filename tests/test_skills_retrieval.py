@@ -5,6 +5,7 @@ in JAX is in the table too, and its vectors are compared with stored ones in
 test_models_embedding.py.
 """
 
+import dataclasses
 import pathlib
 import random
 import subprocess
@@ -16,6 +17,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from evolving_rl_jax.config import ConfigError, default_config
+from evolving_rl_jax.run.skills import check_tasks
 from evolving_rl_jax.skills import (
     CachedEmbedder,
     Retriever,
@@ -24,6 +27,7 @@ from evolving_rl_jax.skills import (
     SkillRetriever,
     TfidfEmbedder,
 )
+from evolving_rl_jax.skills.retrieval import shortage
 from evolving_rl_jax.types import Task
 
 MODEL = pathlib.Path(__file__).parent / "golden" / "embedding"
@@ -401,6 +405,54 @@ def test_identical_texts_can_be_excluded():
     assert Retriever(pool, exclude_identical_text=True).retrieve(query, 1)[0].id == "b"
     with pytest.raises(ValueError, match="K must be at most 1"):
         Retriever(pool, exclude_identical_text=True).retrieve(query, 2)
+
+
+def test_too_few_tasks_of_another_text_are_found_before_a_run():
+    pool = [_task(f"a{i}", "put a mug on the shelf") for i in range(3)]
+    pool += [_task("b", "put a mug on the desk"), _task("copy", "cool a pan", "hash of b")]
+    for k, identical in ((2, False), (2, True), (3, True), (4, False)):
+        retriever = Retriever(pool, exclude_identical_text=identical)
+        failed = []
+        for task in pool:
+            try:
+                retriever.retrieve(task, k)
+            except ValueError as error:
+                failed.append(str(error))
+        why = shortage(pool, pool, k, exclude_identical_text=identical)
+        assert why == (failed[0] if failed else "")
+    assert "most 2, the tasks that a pool of 5 allows for 'a0', got 3" in shortage(
+        pool, pool, 3, exclude_identical_text=True
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"skills.audit_leakage": True},
+            "audit_leakage must be False with training tasks of which",
+        ),
+        ({"skills.exclude_identical_text": True}, "exclude_identical_text: K must be at most 2,"),
+        ({"skills.exclude_identical_text": True, "algorithm.arm": "grpo"}, ""),
+        ({"skills.exclude_identical_text": True, "rollout.num_retrieved": 2}, ""),
+        ({}, ""),
+    ],
+)
+def test_a_run_says_at_its_start_what_its_tasks_do_not_allow(changes, message):
+    config = default_config()
+    with config.unlocked():
+        config.rollout.num_retrieved = 3
+        config.update_from_flattened_dict(changes)
+    tasks = [_task(f"a{i}", "put a mug on the shelf") for i in range(3)]
+    tasks += [_task(f"b{i}", "put a mug on the desk") for i in range(2)]
+    if not message:
+        check_tasks(config, tasks)
+        return
+    with pytest.raises(ConfigError, match=message):
+        check_tasks(config, tasks)
+    told = dataclasses.replace(tasks[0], meta={"answers": ["Oslo"]})
+    if "skills.audit_leakage" in changes:
+        check_tasks(config, [told, *tasks])
 
 
 def _skill(name, text, source="s", **changes):

@@ -19,7 +19,7 @@ from evolving_rl_jax.run.environments import ENVIRONMENTS, make_pool, prepare_ga
 from evolving_rl_jax.run.folder import RunFolder
 from evolving_rl_jax.run.hosts import ALONE, Hosts, check_hosts
 from evolving_rl_jax.run.preemption import Preemption
-from evolving_rl_jax.run.skills import check_embedder
+from evolving_rl_jax.run.skills import check_embedder, check_tasks
 from evolving_rl_jax.types import Task
 
 
@@ -96,6 +96,7 @@ def open_parts(
     tasks = prepare_games(config, folder, hosts)
     panel = panel_tasks(config, tasks)
     train = training_tasks(config, tasks, panel)
+    check_tasks(config, train)
     with make_pool(config, folder) as pool:
         if config.env.name == "alfworld" and config.env.engine == "cached":
             translate_games(config, tasks, pool, hosts)

@@ -18,6 +18,8 @@ from evolving_rl_jax.skills import (
     TfidfEmbedder,
     fit_text,
 )
+from evolving_rl_jax.skills.audit import answers
+from evolving_rl_jax.skills.retrieval import shortage
 from evolving_rl_jax.types import Task
 
 _SENTENCE_TRANSFORMERS = "sentence-transformers:"
@@ -56,6 +58,26 @@ def check_embedder(name: str) -> None:
             from evolving_rl_jax.models import config_from_hf
 
             config_from_hf(name)
+
+
+def check_tasks(config, tasks: Sequence[Task]) -> None:
+    """Checks that the training tasks allow what ``config.skills`` asks for.
+
+    Raises:
+      ConfigError: the leakage audit has nothing to compare with, or a task finds too few others.
+    """
+    s, num_retrieved = config.skills, config.rollout.num_retrieved
+    if s.audit_leakage and not any(map(answers, tasks)):
+        raise ConfigError(
+            "config.skills.audit_leakage must be False with training tasks of which none says its "
+            "solution (no walkthrough in a game, no answers in an index of web tasks), got True"
+        )
+    if config.algorithm.arm != "grpo" and s.exclude_identical_text:
+        why = shortage(tasks, tasks, num_retrieved, exclude_identical_text=True)
+        if why:
+            raise ConfigError(
+                f"config.rollout.num_retrieved with config.skills.exclude_identical_text: {why}"
+            )
 
 
 @contextlib.contextmanager

@@ -1,4 +1,11 @@
-"""Skills: their schema, language audit, bank, curation and retrieval.  Never imports jax."""
+"""Skills: their schema, language audit, bank, curation and retrieval.  Never imports jax.
+
+Lives here: what a skill is (``schema``), whether its text may be used (``audit`` with ``characters``,
+``loops``, ``wording``), where skills are kept (``bank``, ``records``, ``folders``, ``curate``) and how tasks
+and skills are found (``retrieval``, ``index``, ``embedders``).
+May be imported from here: everything below.  Imports nothing but types and files; knows no benchmark and
+no token.
+"""
 
 from evolving_rl_jax.skills.audit import AuditResult, AuditRules, audit
 from evolving_rl_jax.skills.bank import Bank, SkillRecord

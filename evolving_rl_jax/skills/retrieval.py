@@ -6,7 +6,7 @@ is excluded too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 import numpy as np
 
@@ -17,7 +17,56 @@ from evolving_rl_jax.skills.records import SkillRecord
 from evolving_rl_jax.skills.schema import Skill
 from evolving_rl_jax.types import Task
 
-__all__ = ["Embedder", "Retriever", "SkillRetriever", "TfidfEmbedder"]
+__all__ = ["Embedder", "Retriever", "SkillRetriever", "TfidfEmbedder", "shortage"]
+
+
+class _Rows:
+    """Which rows of a pool of tasks have an id, a content hash or a text."""
+
+    def __init__(self, tasks: Iterable[Task] = ()) -> None:
+        self._rows: dict[tuple[str, str], list[int]] = {}
+        self.count = 0
+        self.add(tasks)
+
+    def __contains__(self, task_id: str) -> bool:
+        return ("id", task_id) in self._rows
+
+    def add(self, tasks: Iterable[Task]) -> None:
+        for task in tasks:
+            for key in (("id", task.id), ("hash", task.content_hash), ("text", task.text)):
+                self._rows.setdefault(key, []).append(self.count)
+            self.count += 1
+
+    def excluded(
+        self,
+        task: Task,
+        same_text: bool,
+        ids: Collection[str] = (),
+        hashes: Collection[str] = (),
+    ) -> list[int]:
+        """Rows of the task itself, of its copies, of ``ids`` and ``hashes``; of its text if asked."""
+        keys = {("id", i) for i in (task.id, *ids)}
+        keys |= {("hash", h) for h in (task.content_hash, *hashes)}
+        keys |= {("text", task.text)} if same_text else set()
+        return sorted({row for key in keys for row in self._rows.get(key, ())})
+
+
+def shortage(
+    pool: Sequence[Task], queries: Iterable[Task], k: int, *, exclude_identical_text: bool = False
+) -> str:
+    """Why a ``Retriever`` over the pool would not find ``k`` tasks for a query; "" if it will for all."""
+    rows = _Rows(pool)
+    for task in queries:
+        left = rows.count - len(rows.excluded(task, exclude_identical_text))
+        if left < k:
+            return _too_few(task, k, left, rows.count)
+    return ""
+
+
+def _too_few(task: Task, k: int, left: int, size: int) -> str:
+    return (
+        f"K must be at most {left}, the tasks that a pool of {size} allows for {task.id!r}, got {k}"
+    )
 
 
 class Retriever:
@@ -44,9 +93,7 @@ class Retriever:
         self._index = Index(embedder)
         self._exclude_text = exclude_identical_text
         self._tasks: list[Task] = []
-        self._by_id: dict[str, list[int]] = {}
-        self._by_hash: dict[str, list[int]] = {}
-        self._by_text: dict[str, list[int]] = {}
+        self._rows = _Rows()
         self.add(tasks)
 
     def __len__(self) -> int:
@@ -65,14 +112,11 @@ class Retriever:
         """
         tasks = sorted(tasks, key=lambda task: task.id)
         for previous, task in zip([None, *tasks], tasks, strict=False):
-            if task.id in self._by_id or previous is not None and previous.id == task.id:
+            if task.id in self._rows or previous is not None and previous.id == task.id:
                 raise ValueError(f"ids in the retrieval pool must be unique, got {task.id!r} twice")
             _require_hash(task)
         self._index.add([task.text for task in tasks])
-        for row, task in enumerate(tasks, len(self._tasks)):
-            self._by_id.setdefault(task.id, []).append(row)
-            self._by_hash.setdefault(task.content_hash, []).append(row)
-            self._by_text.setdefault(task.text, []).append(row)
+        self._rows.add(tasks)
         self._tasks += tasks
         # Ties are broken by id, whatever the order in which the pool came.
         self._order = np.argsort(np.array([task.id for task in self._tasks]), kind="stable")
@@ -112,32 +156,15 @@ class Retriever:
     ) -> list[tuple[Task, float]]:
         """As ``retrieve``, with the cosine of each task (for reports of what was retrieved)."""
         _require_hash(task)
-        excluded = self._excluded_rows(
-            {task.id, *exclude_ids},
-            {task.content_hash, *exclude_hashes},
-            {task.text} if self._exclude_text else set(),
-        )
-        available = len(self._tasks) - len(excluded)
+        excluded = self._rows.excluded(task, self._exclude_text, exclude_ids, exclude_hashes)
         if k < 1:
             raise ValueError(f"K must be at least 1, got {k}")
-        if k > available:
-            raise ValueError(
-                f"K must be at most {available}, the tasks that a pool of {len(self._tasks)} "
-                f"allows for {task.id!r}, got {k}"
-            )
+        if k > len(self) - len(excluded):
+            raise ValueError(_too_few(task, k, len(self) - len(excluded), len(self)))
         scores = self._index.scores(task.text).copy()
         scores[excluded] = -np.inf
         rows = self._order[np.argsort(-scores[self._order], kind="stable")[:k]]
         return [(self._tasks[row], float(scores[row])) for row in rows]
-
-    def _excluded_rows(self, ids: set[str], hashes: set[str], texts: set[str]) -> list[int]:
-        rows: set[int] = set()
-        for table, values in (
-            (self._by_id, ids), (self._by_hash, hashes), (self._by_text, texts),
-        ):  # fmt: skip
-            for value in values:
-                rows.update(table.get(value, ()))
-        return sorted(rows)
 
 
 class SkillRetriever:

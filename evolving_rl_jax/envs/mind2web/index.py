@@ -220,6 +220,7 @@ def _entries(source, split: str, reader: _Reader, budgets):
     for number, record in enumerate(source):
         task = decode(record)
         recall.add(task)
+        sealed = (split, task.id) in reader.sealed
         entries.append(
             {
                 "id": task.id,
@@ -231,8 +232,9 @@ def _entries(source, split: str, reader: _Reader, budgets):
                 "subdomain": task.subdomain,
                 "content_hash": task.content_hash,
                 "num_steps": len(task.steps),
-                "sealed": (split, task.id) in reader.sealed,
+                "sealed": sealed,
                 "meta": task.meta,
+                "answers": [] if sealed else task.answers,
             }
         )
     return sorted(entries, key=lambda e: e["id"]), recall.figures()

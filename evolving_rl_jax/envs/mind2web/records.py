@@ -56,6 +56,15 @@ class WebTask:
         text = json.dumps([self.website.lower(), words, actions], ensure_ascii=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
+    @property
+    def answers(self) -> list[str]:
+        """What gives the task away: the values of its annotated steps, then their wording.
+
+        Values that name nothing ("2", "M") are left out.
+        """
+        values = [s.gold.value for s in self.steps if sum(map(str.isalpha, s.gold.value)) > 2]
+        return list(dict.fromkeys([*values, *(s.repr for s in self.steps if s.repr)]))
+
     def steps_json(self) -> str:
         """Steps as JSON; ``steps_from_json`` gives them back."""
         steps = [

@@ -28,8 +28,9 @@ def load_web_tasks(folder: str | os.PathLike[str], split: str | None = None) -> 
 
     Returns:
       Tasks: ``task_type`` is the domain, ``group`` the site, ``step_limit`` the number of annotated
-      steps.  ``meta`` has what a generated task says of its site, and ``sealed``: whether the task came
-      from the password-protected archive, so that its text must not be written into a run folder.
+      steps.  ``meta`` has what a generated task says of its site, ``sealed``: whether the task came
+      from the password-protected archive, so that its text must not be written into a run folder, and
+      ``answers``: what gives it away (see ``WebTask.answers``; none of a sealed task).
 
     Raises:
       TaskError: the index is missing or malformed, or has no such split.
@@ -66,7 +67,11 @@ def _task(root: pathlib.Path, entry: dict[str, Any]) -> Task:
         content_hash=entry["content_hash"],
         group=entry["website"],
         step_limit=entry["num_steps"],
-        meta={**entry.get("meta", {}), "sealed": bool(entry.get("sealed"))},
+        meta={
+            **entry.get("meta", {}),
+            "sealed": bool(entry.get("sealed")),
+            "answers": list(entry.get("answers", ())),
+        },
     )
 
 
