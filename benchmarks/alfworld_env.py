@@ -1,7 +1,7 @@
 """ALFWorld engines side by side: steps and resets a second, against the published AsyncBatchEnv.
 
 Command:   python benchmarks/alfworld_env.py [--workers=2] [--receptacles=15,38] [--games=4]
-Hardware:  CPU; about four minutes on two cores, most of them in the published package
+Hardware:  CPU; about three minutes on two cores, most of them in the published package
 Prints:    a table for each size of room, then everything as one line of JSON
 
 Both sides play the same games with random admissible actions, in the same number of worker
@@ -13,7 +13,7 @@ rates are one engine in one process, a second of its CPU time, on both sides.
 
 * first: games never seen by the process are loaded and played by 8 episodes, one training group.
 * next: 40 more episodes of each of the same games, with actions not played before.
-* load: resets to a game that is not in memory (``cached``: its translation is on disk).
+* load: resets to a game that is not in memory.
 * reset: resets to a game that is.
 """
 
@@ -41,7 +41,7 @@ KINDS = ("Mug", "Apple", "Plate", "Egg", "Potato", "Cup", "Tomato", "Knife", "Sp
 
 def write_games(folder: pathlib.Path, num_receptacles: int, num: int) -> list[types.Task]:
     """Games in the kitchen of nearly that size, with as many objects as receptacles."""
-    rooms = [scene_layouts.scenes(n).room for n in scene_layouts.scene_numbers("kitchen")]
+    rooms = [scene_layouts.load_scene(n).room for n in scene_layouts.scene_numbers("kitchen")]
     room = min(rooms, key=lambda room: abs(len(room.places) - num_receptacles))
     domain, grammar = engine_logic()
     grammar = grammar.replace("UNKNOWN GOAL", "heat a mug and put it on the countertop")
@@ -162,30 +162,25 @@ def _stock_core(task: types.Task, num_steps: int) -> dict[str, float]:
     return result
 
 
-def measure(engine: str, tasks: Sequence[types.Task], workers: int, cache: str) -> dict[str, float]:
+def measure_native(tasks: Sequence[types.Task], workers: int) -> dict[str, float]:
     """Our engine in this process (CPU time) and through a pool (wall time)."""
     gc.freeze()  # as worker processes do
     gc.set_threshold(100_000, 20, 20)
-    options = {"engine": engine, "cache_dir": cache} | (
-        {"check_games": 0} if engine == "native" else {}
-    )
-    env, result = envs.make("alfworld", **options), {}
-    for task in tasks:
-        env.prepare(task)
     # One game a worker first: it pays for imports, and for what all games share.
     warm, new, cpu = tasks[:workers], tasks[workers:], time.process_time
-    fresh = envs.make("alfworld", **options, max_games=len(tasks) + 1)
+    fresh = envs.make("alfworld", max_games=len(tasks) + 1)
     play_alone(fresh, warm, 1, 0)
+    result = {}
     result["core first"] = rate(lambda: play_alone(fresh, new, FIRST, 1), cpu)
     result["core next"] = rate(lambda: play_alone(fresh, new, NEXT, 2), cpu)
-    again = envs.make("alfworld", **options, max_games=len(tasks) + 2)
+    again = envs.make("alfworld", max_games=len(tasks) + 2)
     again.reset(warm[0])
     result["core load"] = rate(lambda: len([again.reset(task) for task in new]), cpu)
     result["core reset"] = rate(lambda: len([again.reset(t) for t in new * 2000]), cpu)
-    with EnvPool("alfworld", options, num_workers=workers) as pool:
+    with EnvPool("alfworld", num_workers=workers) as pool:
         play_pool(pool, warm, 1, 0)
         result["load"] = rate(lambda: _resets(pool, new))
-    with EnvPool("alfworld", options, num_workers=workers) as pool:
+    with EnvPool("alfworld", num_workers=workers) as pool:
         play_pool(pool, warm, 1, 0)
         result["first"] = rate(lambda: play_pool(pool, new, FIRST, 1))
         result["next"] = rate(lambda: play_pool(pool, new, NEXT, 2))
@@ -219,26 +214,24 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             tasks = write_games(pathlib.Path(folder), size, arguments.games + arguments.workers)
             results = {"stock": measure_stock(tasks, arguments.workers, arguments.stock_steps)}
-            for engine in ("cached", "native"):
-                cache = str(pathlib.Path(folder) / "cache")
-                results[engine] = measure(engine, tasks, arguments.workers, cache)
+            results["native"] = measure_native(tasks, arguments.workers)
         report[size] = results
         _print(size, arguments.workers, results)
     print(json.dumps(report))
 
 
 def _print(size: int, workers: int, results: dict[str, dict[str, float]]) -> None:
-    stock = results["stock"]
+    stock, native = results["stock"], results["native"]
     print(f"\n{size} receptacles, {workers} workers; a second, and as a multiple of stock")
     units = {"first": "steps", "next": "steps", "load": "resets", "reset": "resets"}
     for what, unit in units.items():
         for how in (what, f"core {what}"):
             name = f"{how if how != what else 'pool ' + what} {unit}"
-            row = [f"{name:18s} stock {stock[how]:7.2f}"]
-            for engine in ("cached", "native"):
-                mine = results[engine][how]
-                row.append(f"{engine} {mine:8.0f} ({mine / stock[how]:8.0f} x)")
-            print("   ".join(row), flush=True)
+            mine = native[how]
+            print(
+                f"{name:18s} stock {stock[how]:7.2f}   native {mine:8.0f} ({mine / stock[how]:8.0f} x)",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ def get_config():
         num_kv_heads=4,
         qk_norm=True,
     )
-    config.env.update(engine="native")
     config.rollout.update(
         style="compact",
         num_sources=8,

@@ -17,6 +17,7 @@ def get_config():
     quickstart = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(quickstart)
     config = quickstart.get_config()
+    config.env.check_games = 0  # half a minute to a minute, the first time
     config.data.households.update(
         num_train=4, num_unseen=2, games_per_object=4, heldout_games=6, warmstart_games=24
     )

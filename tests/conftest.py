@@ -24,14 +24,12 @@ def get_config():
     debug = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(debug)
     config = debug.get_config()
-    config.env.cache_dir = {cache!r}
     config.data.households.update(warmstart_games=96)
     config.model.update(hidden_size=32, num_layers=2, num_heads=2)
     config.rollout.update(
         max_length=256, column_buckets=(256,), prefill_buckets=(32,), temperature=0.5
     )
     config.algorithm.entropy_coef.update(solver=0.01, extractor=0.01)  # a gradient without any win
-    config.env.engine = "cached"
     config.model.qk_norm = False  # these 250 steps teach valid skills without it
     config.train.update(row_length=256, num_iterations=4)
     config.warmstart.update(steps=250, learning_rate=1e-2, episodes=192)
@@ -53,23 +51,11 @@ def household_games(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def translated(tmp_path_factory):
-    """A cache of translated games for the whole session."""
-    return tmp_path_factory.mktemp("translated")
-
-
-@pytest.fixture(scope="session")
-def engine_options(translated):
-    """Options of ``envs.make("alfworld")`` that share translated games."""
-    return {"engine": "cached", "cache_dir": str(translated)}
-
-
-@pytest.fixture(scope="session")
-def tiny_config(tmp_path_factory, translated):
+def tiny_config(tmp_path_factory):
     """Path of a configuration that runs in seconds."""
     path = tmp_path_factory.mktemp("configs") / "tiny.py"
     debug = str(ROOT / "configs" / "debug.py")
-    path.write_text(TINY_CONFIG.format(debug=debug, cache=str(translated)), encoding="utf-8")
+    path.write_text(TINY_CONFIG.format(debug=debug), encoding="utf-8")
     return str(path)
 
 

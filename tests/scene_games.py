@@ -8,7 +8,6 @@ import random
 from evolving_rl_jax.envs.alfworld.households import scenes as scene_layouts
 from evolving_rl_jax.envs.alfworld.households.problem import (
     LAMP,
-    PROCESS,
     Room,
     Thing,
     compact_room,
@@ -16,12 +15,6 @@ from evolving_rl_jax.envs.alfworld.households.problem import (
     problem,
 )
 
-TASK_TYPES = (
-    "pick_and_place_simple",
-    *PROCESS,
-    "pick_two_obj_and_place",
-    "look_at_obj_in_light",
-)
 SMALL = ("cabinet 1", "drawer 1", "countertop 1", "sidetable 1")
 SMALL += ("fridge 1", "microwave 1", "sinkbasin 1")
 
@@ -34,7 +27,7 @@ def small_room() -> Room:
 
 def scene_room(num_receptacles: int) -> Room:
     """The kitchen of the installed package whose number of receptacles is nearest, then first."""
-    rooms = [scene_layouts.scenes(n).room for n in scene_layouts.scene_numbers("kitchen")]
+    rooms = [scene_layouts.load_scene(n).room for n in scene_layouts.scene_numbers("kitchen")]
     return min(rooms, key=lambda room: abs(len(room.places) - num_receptacles))
 
 

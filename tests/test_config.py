@@ -80,7 +80,7 @@ def test_the_defaults_are_valid_and_new_every_time():
         ({"algorithm__arm": "both"}, "config.algorithm.arm must be one of joint, solver_only, "),
         (
             {"env__engine": "fast"},
-            "config.env.engine must be one of cached, native, stock, got 'fast'",
+            "config.env.engine must be one of native, stock, got 'fast'",
         ),
         ({"rollout__style": "x"}, "config.rollout.style must be one of compact, chat, got 'x'"),
         ({"eval__conditions": ("own", "best")}, "config.eval.conditions must be a tuple of none, "),
@@ -188,7 +188,7 @@ def test_every_number_and_tuple_says_what_it_accepts():
         ("optimizer.learning_rate", "1", 1.0),
         ("rollout.sync", "False", False),
         ("warmstart.enabled", "true", True),
-        ("env.cache_dir", "/tmp/a=b", "/tmp/a=b"),
+        ("data.games", "/tmp/a=b", "/tmp/a=b"),
         ("eval.temperatures", "(1.0, 0.3)", (1.0, 0.3)),
         ("eval.temperatures", "0.5", (0.5,)),
         ("rollout.row_buckets", "8,16", (8, 16)),
@@ -288,6 +288,27 @@ def test_json_of_something_else_is_an_error_that_names_the_file(tmp_path, text):
     assert "no such file" in error(config_lib.from_json, tmp_path / "none.json").lower()
 
 
+def test_a_run_of_the_engine_that_is_no_more_is_read_as_native(tmp_path):
+    """``cached`` and ``native`` gave the same text, so such a run can be evaluated and gone on with."""
+    data = json.loads(config_lib.to_json(default_config()))
+    data["env"] |= {"engine": "cached", "cache_dir": "/somewhere"}
+    del data["env"]["check_games"]
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(data), encoding="utf-8")
+    assert config_lib.to_json(config_lib.from_json(file)) == config_lib.to_json(default_config())
+    assert config_lib.first_difference(config_lib.from_json(file), default_config()) is None
+
+
+def test_engines_and_keys_that_are_no_more_are_refused_by_name():
+    config = default_config()
+    set_key(config, "env.engine", "cached")
+    assert error(validate, config) == (
+        "config.env.engine must be one of native, stock, got 'cached'"
+    )
+    message = error(set_key, default_config(), "env.cache_dir", "/tmp")
+    assert message.startswith("unknown config key 'env.cache_dir'; accepted in 'env': check_games")
+
+
 def test_the_first_difference_is_found_and_what_may_change_is_not():
     old = default_config()
     assert config_lib.first_difference(old, changed(seed=1)) == ("seed", 0, 1)
@@ -297,6 +318,7 @@ def test_the_first_difference_is_found_and_what_may_change_is_not():
         ("train__num_iterations", 3),
         ("env__num_workers", 9),
         ("env__deadline_s", 9.0),
+        ("env__engine", "stock"),
         ("checkpoint__every", 3),
         ("mesh__fsdp", 2),
     ):

@@ -73,7 +73,6 @@ def test_a_run_prints_the_metrics_before_and_after_with_intervals(finished):
             assert len(rows) == 4 and all(line.count("[") == 3 for line in rows), headings
     assert "Traceback" not in result.stderr and "Warning" not in result.stderr
     assert "Web metrics" in (workdir / "report.html").read_text(encoding="utf-8")
-    assert not (workdir / "cache").exists()  # web tasks are not translated
 
 
 def test_nothing_compiles_after_the_first_iteration(finished):

@@ -9,9 +9,9 @@ from evolving_rl_jax import envs
 from evolving_rl_jax.data.tasks import load_tasks
 from evolving_rl_jax.envs.alfworld.experts import SearchingExpert, Walkthrough, play
 from evolving_rl_jax.envs.alfworld.households import problem as pddl_problem
-from evolving_rl_jax.envs.alfworld.households.plan import TASK_TYPES
 from evolving_rl_jax.envs.alfworld.households.scenes import usual_places
 from evolving_rl_jax.envs.alfworld.households.write import generate_even
+from evolving_rl_jax.envs.alfworld.names import TASK_TYPES
 from evolving_rl_jax.envs.base import EnvError
 
 pytest.importorskip("alfworld")
@@ -195,7 +195,7 @@ def test_the_searcher_reads_both_wordings_of_alfworld(tasks, text, target):
 
 
 @pytest.fixture(scope="module", params=["compact", "scenes"])
-def played(request, tmp_path_factory, engine_options):
+def played(request, tmp_path_factory):
     """Room kind, and by player: wins by task type and mean steps, of 60 games within 50 steps."""
     rooms = request.param
     generate_even(path := tmp_path_factory.mktemp(rooms), num=60, seed=8, rooms=rooms)
@@ -211,7 +211,7 @@ def played(request, tmp_path_factory, engine_options):
         "noisy": lambda task, i: search(task, i, noise=0.1),
         "knows": lambda task, i: search(task, i, beliefs=right(task, None)),
     }
-    env = envs.make("alfworld", **engine_options)
+    env = envs.make("alfworld")
     results = {}
     for name, make in players.items():
         ends = [(t.task_type, *play(env, t, make(t, i))) for i, t in enumerate(games)]
@@ -236,9 +236,9 @@ def test_searching_takes_steps_that_knowing_saves_and_noise_costs(played):
     assert steps["search"] > steps["knows"] + (3 if rooms == "compact" else 4)
 
 
-def test_common_sense_saves_steps_in_scenes(tmp_path, engine_options):
+def test_common_sense_saves_steps_in_scenes(tmp_path):
     generate_even(tmp_path, num=24, seed=9, rooms="scenes")
-    env, steps = envs.make("alfworld", **engine_options), {}
+    env, steps = envs.make("alfworld"), {}
     for name, usual in (("common sense", usual_places()), ("none", None)):
         players = [
             SearchingExpert(t, np.random.default_rng(i), usual=usual)
@@ -281,7 +281,7 @@ def test_a_target_at_the_same_standing_point_needs_no_way(tasks):
         assert room.won()
 
 
-def test_a_failed_environment_has_no_result(tasks, engine_options):
-    env = envs.make("alfworld", **engine_options)
+def test_a_failed_environment_has_no_result(tasks):
+    env = envs.make("alfworld")
     with pytest.raises(EnvError, match="nowhere"):
         play(env, dataclasses.replace(tasks[0], path="/nowhere"), Walkthrough(tasks[0]))

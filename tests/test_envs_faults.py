@@ -39,12 +39,9 @@ def games(tmp_path_factory) -> list[types.Task]:
     return [task_of(out / entry["path"]) for entry in index["games"]]
 
 
-@pytest.fixture(scope="module", params=["cached", "native"])
-def options(request, tmp_path_factory) -> dict:
-    cache = str(tmp_path_factory.mktemp("cache"))
-    return {"engine": request.param, "cache_dir": cache} | (
-        {"check_games": 0} if request.param == "native" else {}
-    )
+@pytest.fixture(scope="module")
+def options() -> dict:
+    return {"engine": "native"}
 
 
 def read(task: types.Task) -> dict:
@@ -142,7 +139,6 @@ def test_worker_hit_at_every_stage(how, stage, games, options, undisturbed, monk
                 hit.append(pool.worker_pids()[min(waiting, default=0)])
                 os.kill(hit[0], how)
 
-        pool.prepare(games)  # so that nothing but the fault is slow
         strike(0)
         answers = play(pool, spread(games), on_answer=strike)
         assert hit and hit[0] not in pool.worker_pids() and pool.respawns >= 1
@@ -182,7 +178,6 @@ def test_game_that_fails_at_load_or_in_a_step(
     status, reason, crashes = FAULTS[expression]
     bad = write(tmp_path / "bad", rule(read(games[0]), where, expression))
     with EnvPool("alfworld", options, num_workers=1, deadline_s=4.0) as pool:
-        pool.prepare(games)
         answers = play(pool, spread(games) | {99: bad}, plan={(99, 3): "help"})
         assert pool.respawns == crashes
         assert (bad.path in pool.quarantined) == (crashes == 3)
@@ -232,8 +227,7 @@ def test_malformed_games_fail_alone(games, options, undisturbed, tmp_path):
     (tmp_path / "folder" / "game.tw-pddl").mkdir(parents=True)
     bad[99] = task_of(tmp_path / "folder")
     with EnvPool("alfworld", options, num_workers=2) as pool:
-        errors = pool.prepare([*games, *bad.values()])
-        assert set(errors) <= {task.id for task in bad.values()}
+        pool.load([*games, *bad.values()])
         answers = play(pool, spread(games) | bad)
         assert pool.respawns == 0 and not pool.quarantined
     for episode, task in bad.items():
@@ -246,7 +240,6 @@ def test_malformed_games_fail_alone(games, options, undisturbed, tmp_path):
 def test_pool_survives_a_worker_stopped_before_a_large_message(games, options, undisturbed):
     """A message that does not fit into the pipe would block the pool for ever."""
     with EnvPool("alfworld", options, num_workers=1, deadline_s=5.0) as pool:
-        pool.prepare(games)
         pool.reset(50, games[0])
         pool.poll(60.0)
         os.kill(pool.worker_pids()[0], signal.SIGSTOP)
@@ -259,11 +252,11 @@ def test_pool_survives_a_worker_stopped_before_a_large_message(games, options, u
         assert answers == undisturbed
 
 
-def test_prefetch_loads_games_where_they_will_be_played(games, options, tmp_path):
+def test_load_loads_games_where_they_will_be_played(games, options, tmp_path):
     bad = task_of(tmp_path / "missing")
     for num_workers in (0, 2):
         with EnvPool("alfworld", options, num_workers=num_workers) as pool:
-            pool.prefetch([bad, *games[1:]])
+            pool.load([bad, *games[1:]])
             pool.reset(0, games[0])
             end = time.monotonic() + 60
             while any(worker.ahead for worker in pool._workers):
@@ -332,7 +325,7 @@ def test_memory_is_flat_over_10_000_episodes(options, tmp_path_factory):
     out = tmp_path_factory.mktemp("many")
     index = households.generate_even(out, num=18, seed=3)
     tasks = [task_of(out / entry["path"]) for entry in index["games"]]
-    limits = {"max_games": 15, "max_loaded": 12, "max_nodes": 1_000, "max_states": 3_000}
+    limits = {"max_games": 15, "max_nodes": 1_000, "max_states": 3_000}
     seen = many_episodes({**options, **limits}, tasks, 12_000, 500)
     print(f"{options['engine']}: MiB after each 500 episodes:", *(f"{x:.0f}" for x in seen))
     full = seen[4:]

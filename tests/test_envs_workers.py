@@ -37,8 +37,8 @@ def games(tmp_path_factory) -> list[types.Task]:
 
 
 @pytest.fixture(scope="module")
-def options(tmp_path_factory) -> dict:
-    return {"cache_dir": str(tmp_path_factory.mktemp("cache"))}
+def options() -> dict:
+    return {"engine": "native"}
 
 
 def with_look(task: types.Task, folder: pathlib.Path, expression: str) -> types.Task:
@@ -176,34 +176,6 @@ def test_exceptions_in_a_game_are_statuses(games, options, undisturbed, tmp_path
             assert pool.respawns == 0 and not pool.quarantined
 
 
-def report(seen: list):
-    return lambda *progress: seen.append(progress)
-
-
-def test_prepare_translates_and_reports(games, tmp_path):
-    bad = task_of(tmp_path / "missing")
-    for num_workers in (0, 2):
-        cache = tmp_path / f"cache{num_workers}"
-        progress: list[tuple[int, int]] = []
-        with EnvPool("alfworld", {"cache_dir": str(cache)}, num_workers=num_workers) as pool:
-            errors = pool.prepare([*games, bad], report(progress))
-            assert list(errors) == [bad.id] and bad.path in errors[bad.id]
-            assert progress[-1] == (7, 7)
-        assert len([p for p in cache.rglob("*") if p.is_file()]) == len(games)
-        with EnvPool("alfworld", {"cache_dir": str(cache)}, num_workers=num_workers) as pool:
-            assert pool.prepare(games, wait=False) == {}
-            pool.reset(0, games[0])
-            ((_, first),) = pool.poll(60.0)
-            assert first.status == types.OK
-
-
-def test_games_that_crash_while_prepared(games, options, tmp_path):
-    with EnvPool("alfworld", {"cache_dir": str(tmp_path)}, num_workers=1) as pool:
-        pool.prepare(games, lambda done, _: pool.respawns or os.kill(pool.worker_pids()[0], 9))
-        assert pool.respawns <= 2 and not pool.quarantined
-    assert len([p for p in tmp_path.rglob("*.pkl")]) == len(games)
-
-
 def test_close_and_restart_drop_old_answers(games, options):
     for num_workers in (0, 1):
         with EnvPool("alfworld", options, num_workers=num_workers) as pool:
@@ -251,7 +223,7 @@ def test_a_temporary_folder_with_a_long_name(games, tmp_path, request):
 from evolving_rl_jax import types
 from evolving_rl_jax.envs.pool.pool import EnvPool
 path = {games[0].path!r}
-with EnvPool("alfworld", {{"cache_dir": None}}, num_workers=1) as pool:
+with EnvPool("alfworld", num_workers=1) as pool:
     pool.reset(0, types.Task(path, "alfworld", "test", "", "", path, content_hash=path))
     print(pool.poll(60.0)[0][1].status)
 """
@@ -272,7 +244,7 @@ def test_workers_leave_nothing_behind(games, tmp_path, request):
         from evolving_rl_jax.envs.pool.pool import EnvPool
         MARK = "imported " + __name__
         if __name__ == "__main__":
-            pools = [EnvPool("alfworld", {{"cache_dir": None}}, num_workers=2) for _ in range(2)]
+            pools = [EnvPool("alfworld", num_workers=2) for _ in range(2)]
             path = {games[0].path!r}
             task = types.Task(path, "alfworld", "test", "", "", path, content_hash=path)
             for pool in pools:

@@ -288,7 +288,8 @@ def unseen_games(tmp_path_factory):
     """(panel games, source games) of two generated households."""
     pytest.importorskip("alfworld")
     from evolving_rl_jax.data.tasks import load_tasks
-    from evolving_rl_jax.envs.alfworld.households.write import GamesSpec, generate_games
+    from evolving_rl_jax.envs.alfworld.households.plan import GamesSpec
+    from evolving_rl_jax.envs.alfworld.households.write import generate_games
 
     folder = tmp_path_factory.mktemp("unseen")
     spec = GamesSpec(
@@ -304,7 +305,7 @@ def unseen_games(tmp_path_factory):
     return panel, [t for t in tasks if t.split == "valid_unseen_sources"]
 
 
-def test_a_real_engine_gives_the_same_panel_with_any_number_of_slots(unseen_games, engine_options):
+def test_a_real_engine_gives_the_same_panel_with_any_number_of_slots(unseen_games):
     import jax
 
     from evolving_rl_jax import models
@@ -324,7 +325,7 @@ def test_a_real_engine_gives_the_same_panel_with_any_number_of_slots(unseen_game
     params = models.init(cfg, jax.random.key(0))
     params["embedding"] = params["embedding"] * 15  # far from uniform: an error would show
     found = []
-    with EnvPool("alfworld", engine_options, num_workers=0) as pool:
+    with EnvPool("alfworld", num_workers=0) as pool:
         for num_slots, rows in ((1, 1), (4, 4), (16, 4)):
             engine = Engine(
                 cfg, params, num_slots=num_slots, max_length=320, prefill_chunk=(32,),

@@ -201,7 +201,8 @@ def run(tmp_path_factory):
     """A run folder with games and a bank, without any policy; and its tasks."""
     pytest.importorskip("alfworld")
     from evolving_rl_jax.data.tasks import load_tasks
-    from evolving_rl_jax.envs.alfworld.households.write import GamesSpec, generate_games
+    from evolving_rl_jax.envs.alfworld.households.plan import GamesSpec
+    from evolving_rl_jax.envs.alfworld.households.write import generate_games
 
     folder = tmp_path_factory.mktemp("transfer") / "run"
     spec = GamesSpec(

@@ -107,7 +107,6 @@ def get_config():
     debug = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(debug)
     config = debug.get_config()
-    config.env.cache_dir = {cache!r}
     config.warmstart.enabled = False
     config.algorithm.entropy_coef.update(solver=0.01, extractor=0.01)  # a gradient without any win
     config.train.num_iterations = {iterations}
@@ -191,10 +190,10 @@ def starter(tmp_path, compiled):
     starter.close()
 
 
-def config_of(tmp_path, translated, iterations):
+def config_of(tmp_path, iterations):
     path = tmp_path / "config.py"
     debug = str(ROOT / "configs" / "debug.py")
-    text = CONFIG.format(debug=debug, cache=str(translated), iterations=iterations)
+    text = CONFIG.format(debug=debug, iterations=iterations)
     path.write_text(text, encoding="utf-8")
     return path
 
@@ -262,11 +261,11 @@ def disturbed(starter, command, workdir, kills, iterations, rng):
 
 
 @pytest.fixture
-def compare(starter, translated, tmp_path):
+def compare(starter, tmp_path):
     """A function that ends a run ``kills`` times and compares it with one that nobody disturbed."""
 
     def run(kills, iterations, seed):
-        config = config_of(tmp_path, translated, iterations)
+        config = config_of(tmp_path, iterations)
         calm, workdir = tmp_path / "calm", tmp_path / "disturbed"
         starter.start("train", f"--config={config}", f"--workdir={calm}")
         assert starter.wait() == 0, starter.log.read_text()[-3000:]

@@ -27,8 +27,8 @@ def settings(**changes):
 
 
 @pytest.fixture(scope="module")
-def pool(engine_options):
-    with EnvPool("alfworld", engine_options, num_workers=0) as pool:
+def pool():
+    with EnvPool("alfworld", num_workers=0) as pool:
         yield pool
 
 

@@ -82,11 +82,11 @@ def test_sentences_are_read_back_as_written():
         assert parse_skill(text)[0].name == f"find {obj}"
 
 
-def test_the_engine_words_its_observations_like_that(household_games, engine_options):
+def test_the_engine_words_its_observations_like_that(household_games):
     """Walkthroughs of generated games, played: they open the place where the object is kept."""
     from evolving_rl_jax import envs
 
-    environment = envs.make("alfworld", **engine_options)
+    environment = envs.make("alfworld")
     for task in household_games[:6]:
         observations = [environment.reset(task).text]
         assert not facts.fact_seen(task, observations)

@@ -179,7 +179,6 @@ def get_config():
     config = debug.get_config()
     config.model.hf_path = {model!r}
     config.warmstart.enabled = False
-    config.env.cache_dir = {cache!r}
     config.rollout.update(
         style="chat", max_length=2048, max_turn_tokens=8, max_skill_tokens=16, max_steps=2,
         prefill_buckets=(1024,), column_buckets=(2048,),
@@ -191,7 +190,7 @@ def get_config():
 
 
 @pytest.mark.slow
-def test_a_whole_run_from_an_imported_chat_model(program, translated, tmp_path):
+def test_a_whole_run_from_an_imported_chat_model(program, tmp_path):
     jax = pytest.importorskip("jax")
     from evolving_rl_jax import models
 
@@ -207,7 +206,6 @@ def test_a_whole_run_from_an_imported_chat_model(program, translated, tmp_path):
         CONFIG.format(
             debug=str(ROOT / "configs" / "debug.py"),
             model=str(tmp_path / "model"),
-            cache=str(translated),
         )
     )
     run = tmp_path / "run"

@@ -231,7 +231,6 @@ def get_config():
     debug = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(debug)
     config = debug.get_config()
-    config.env.cache_dir = {cache!r}
     config.warmstart.enabled = False
     config.algorithm.entropy_coef.update(solver=0.01, extractor=0.01)  # a gradient without any win
     config.optimizer.update(schedule="constant", learning_rate=1e-2)
@@ -299,12 +298,12 @@ def same(one, other):
     return all(np.array_equal(one[name], other[name]) for name in one)
 
 
-def runs(program, translated, tmp_path, *options, warned=""):
+def runs(program, tmp_path, *options, warned=""):
     """(undisturbed folder, killed and resumed folder, exit codes, what was said)."""
     pytest.importorskip("alfworld")
     config = tmp_path / "config.py"
     debug = str(ROOT / "configs" / "debug.py")
-    config.write_text(CONFIG.format(debug=debug, cache=str(translated)), encoding="utf-8")
+    config.write_text(CONFIG.format(debug=debug), encoding="utf-8")
     command = ("train", f"--config={config}", *options)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     result = program(*command, f"--workdir={killed}", code=KILLED)
@@ -320,9 +319,9 @@ def runs(program, translated, tmp_path, *options, warned=""):
 
 
 @pytest.mark.filterwarnings("ignore:Sharding info not provided")
-def test_a_run_goes_back_to_its_best_checkpoint_and_then_ends(program, translated, tmp_path):
+def test_a_run_goes_back_to_its_best_checkpoint_and_then_ends(program, tmp_path):
     warned = tmp_path / "warned"
-    whole, killed, codes, said = runs(program, translated, tmp_path, warned=warned)
+    whole, killed, codes, said = runs(program, tmp_path, warned=warned)
     assert codes == [2, 2, 2, 0]
     back, stop = events(whole)
     assert (back["iteration"], back["action"], back["restored"]) == (2, "restore_best", 1)
@@ -353,10 +352,10 @@ def test_a_run_goes_back_to_its_best_checkpoint_and_then_ends(program, translate
 
 
 @pytest.mark.slow
-def test_what_a_collapsed_policy_played_ahead_is_dropped(program, translated, tmp_path):
+def test_what_a_collapsed_policy_played_ahead_is_dropped(program, tmp_path):
     options = ("rollout.overlap=1", "algorithm.importance.kind=truncated", "checkpoint.every=2")
     options = [f"--config.{o}" for o in options]
-    whole, _, codes, _ = runs(program, translated, tmp_path, *options)
+    whole, _, codes, _ = runs(program, tmp_path, *options)
     assert codes == [2, 2, 2]
     records = read_metrics(whole)
     first = events(whole)[0]["iteration"]

@@ -162,7 +162,7 @@ def test_iterations_are_taken_in_order():
 
 def test_the_games_of_the_next_iteration_are_loaded_while_one_is_played():
     engine, order = idle_engine(), []
-    pool = types.SimpleNamespace(prefetch=lambda tasks: order.append([t.id for t in tasks]))
+    pool = types.SimpleNamespace(load=lambda tasks: order.append([t.id for t in tasks]))
     collector = Collector(
         engine,
         lambda iteration: types.SimpleNamespace(pool=pool),

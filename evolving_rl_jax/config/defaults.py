@@ -54,10 +54,11 @@ _DEVICES = Accepted(">= 1, or -1 for the devices that remain", lambda x: x >= 1 
 
 _ENV = {
     "name": one_of("alfworld", "mind2web"),
-    "engine": one_of("cached", "native", "stock"),
+    "engine": one_of("native", "stock"),
+    # Of each task type, on which native is compared with stock, once a machine (0 = none).
+    "check_games": least_0(2),
     "num_workers": least_0(2),
     "deadline_s": above_0(120.0),  # a worker that does not answer for so long is replaced
-    "cache_dir": "",  # translated games; empty = WORKDIR/cache
     "protocol": one_of("stop_at_error", "teacher_forced"),  # of mind2web
     "snapshot_tokens": least_1(2000),  # of mind2web: most tokens of a page that are shown
 }

@@ -95,7 +95,9 @@ def from_json(path: pathlib.Path) -> ConfigDict:
     """Reads what :func:`to_json` wrote; raises :class:`ConfigError` when it is something else.
 
     Keys that are younger than the file get their defaults, which are chosen so that they change
-    nothing: runs of an earlier version can be read and gone on with.
+    nothing: runs of an earlier version can be read and gone on with.  Their engine ``cached`` is read
+    as ``native``, which gives the same text at every step, and ``env.cache_dir``, where that kept
+    its translated games, is left out.
     """
     try:
         data = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
@@ -109,9 +111,18 @@ def from_json(path: pathlib.Path) -> ConfigDict:
         raise ConfigError(
             f"{path} must be the JSON configuration of a run, got one without {absent[0]!r}"
         )
+    _modernise(data["env"])
     config = ConfigDict(_filled(_tuples(data), default_config().to_dict()))
     validate(config)
     return config.lock()
+
+
+def _modernise(env: Any) -> None:
+    """Leaves out what earlier versions had and what made no difference to a run."""
+    if isinstance(env, dict):
+        env.pop("cache_dir", None)
+        if env.get("engine") == "cached":
+            env["engine"] = "native"
 
 
 def _filled(data: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
@@ -132,6 +143,7 @@ def _tuples(node: Any) -> Any:
 # Keys that may change when a run goes on in its folder: how long, where and how often, never what.
 RESUMABLE = (
     *("train.num_iterations", "env.num_workers", "env.deadline_s", "rollout.deadline_s"),
+    *("env.engine", "env.check_games"),
     *("checkpoint", "collapse", "mesh", "hosts", "train.wandb"),
     "optimizer.decay_updates",  # what it comes to may not: see schedule_change
 )

@@ -1,15 +1,23 @@
-"""Environments: text in, text out.  Nothing here imports jax, so workers never claim a device."""
+"""Environments: text in, text out.
+
+One folder holds all that is particular to a benchmark; ``base`` is what they have in common and
+``pool`` plays them in worker processes.  Import ``make``, ``check`` and the errors from here, pools
+from ``envs.pool``.  Nothing here imports jax, so workers never claim a device, and nothing of
+``data``, ``rollout`` or above.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import importlib
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
-from evolving_rl_jax.envs.base import EnvError, Environment
+from evolving_rl_jax.envs.base import EngineMismatch, EnvError, Environment, Progress
+from evolving_rl_jax.types import Task
 
-__all__ = ["EnvError", "Environment", "make", "validate"]
+__all__ = ["EngineMismatch", "EnvError", "Environment", "check", "make", "validate"]
 
 
 def make(name: str, **options: Any) -> Environment:
@@ -17,7 +25,8 @@ def make(name: str, **options: Any) -> Environment:
 
     Args:
       name: ``"alfworld"`` or ``"mind2web"``.
-      **options: of that environment, see ``Options`` of ``envs.alfworld`` and ``envs.mind2web``.
+      **options: of that environment, see ``Options`` of ``envs.alfworld.env`` and
+        ``envs.mind2web.env``.
 
     Raises:
       ValueError: unknown name or option, or a wrong value.
@@ -39,6 +48,24 @@ def validate(name: str, **options: Any) -> Any:
     return accepted(**options)
 
 
+def check(name: str, tasks: Sequence[Task], progress: Progress, **options: Any) -> str:
+    """Compares an engine that must play like another one with that one, before a run trusts it.
+
+    Args:
+      name, **options: as ``make``.
+      tasks: of the run; some of them are played.
+      progress: makes a progress bar.
+
+    Returns:
+      A line for people; empty where there is nothing to compare.
+
+    Raises:
+      EngineMismatch: they differ.
+    """
+    compare = getattr(_module(name), "check", None)
+    return compare(validate(name, **options), tasks, progress) if compare else ""
+
+
 def _module(name: str) -> ModuleType:
     if name not in _MODULES:
         raise ValueError(f"environment must be one of {sorted(_MODULES)}, got {name!r}")
@@ -47,5 +74,6 @@ def _module(name: str) -> ModuleType:
 
 _MODULES = {
     "alfworld": "evolving_rl_jax.envs.alfworld.env",
+    "alfworld_check": "evolving_rl_jax.envs.alfworld.check",  # both its engines at once
     "mind2web": "evolving_rl_jax.envs.mind2web.env",
 }

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 from evolving_rl_jax import types
 
-__all__ = ["EngineMismatch", "EnvError", "Environment", "TaskError", "one_line"]
+__all__ = ["EngineMismatch", "EnvError", "Environment", "Progress", "TaskError", "one_line"]
+
+# Makes a progress bar: (title, total) -> context of a function of the number done so far.
+Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
 
 class EnvError(RuntimeError):
@@ -50,11 +55,8 @@ class Environment(abc.ABC):
           EnvError: the environment itself failed.
         """
 
-    def prepare(self, task: types.Task) -> None:  # noqa: B027
-        """Does ahead of time, once for all processes, what makes ``reset`` slow; optional."""
-
     def load(self, task: types.Task) -> None:  # noqa: B027
-        """Does ahead of time all that makes ``reset`` slow in this process; optional."""
+        """Does ahead of time what makes the first ``reset`` to a task slow; optional."""
 
     def close(self) -> None:  # noqa: B027
         """Releases what the episode holds; ``reset`` may be called again afterwards."""

@@ -19,8 +19,10 @@ def play_settings(config) -> dict[str, Any]:
     Returns:
       ``config.KEY`` -> value.
     """
-    groups, free = ("env", "rollout", "skills"), (*RESUMABLE, "env.cache_dir")
-    chosen = {k: v for k, v in flat(config).items() if k.split(".")[0] in groups and k not in free}
+    groups = "env", "rollout", "skills"
+    chosen = {
+        k: v for k, v in flat(config).items() if k.split(".")[0] in groups and k not in RESUMABLE
+    }
     return {f"config.{key}": value for key, value in sorted(chosen.items())}
 
 

@@ -201,8 +201,6 @@ def folders(subject: Subject) -> str:
     wanted = {"temporary files": pathlib.Path(tempfile.gettempdir())}
     if subject.workdir:
         wanted["--workdir"] = subject.workdir
-    if subject.config and subject.config.env.cache_dir:
-        wanted["config.env.cache_dir"] = pathlib.Path(subject.config.env.cache_dir)
     if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         wanted["JAX_COMPILATION_CACHE_DIR"] = pathlib.Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
     free = []
@@ -300,15 +298,14 @@ def game_engines(subject: Subject) -> str:
     from evolving_rl_jax.data.tasks import load_tasks
     from evolving_rl_jax.envs.alfworld.households.write import generate_even
 
-    ours = subject.config.env.engine if subject.config else "cached"
+    ours = subject.config.env.engine if subject.config else "native"
     if subject.config and subject.config.env.name != "alfworld":
         raise _NotHere(f"the environment is {subject.config.env.name}")
     with tempfile.TemporaryDirectory() as scratch:
         generate_even(pathlib.Path(scratch) / "games", num=1, seed=0)
         (task,) = load_tasks(pathlib.Path(scratch) / "games")
-        options = {} if ours == "stock" else {"cache_dir": f"{scratch}/cache"}
         both = [envs.make("alfworld", engine="stock")]
-        both.append(envs.make("alfworld", engine=ours, **options))
+        both.append(envs.make("alfworld", engine=ours))
         try:
             answers = [env.reset(task) for env in both]
             actions = list(task.meta["walkthrough"])

@@ -9,9 +9,10 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from evolving_rl_jax import envs
 from evolving_rl_jax.config import ConfigError
 from evolving_rl_jax.data.needs import check_games
-from evolving_rl_jax.data.tasks import TaskError, load_tasks
+from evolving_rl_jax.data.tasks import TaskError, load_tasks, source_split
 from evolving_rl_jax.envs.alfworld.corpus import collect_texts
 from evolving_rl_jax.envs.alfworld.households.plan import GamesSpec, plan_games
 from evolving_rl_jax.envs.alfworld.households.write import generate_games
@@ -24,7 +25,7 @@ from evolving_rl_jax.rollout.demonstrations import Demonstrator
 from evolving_rl_jax.rollout.prompts import make_prompts
 from evolving_rl_jax.rollout.web_demonstrations import WebDemonstrator
 from evolving_rl_jax.rollout.web_prompts import make_web_prompts
-from evolving_rl_jax.run.console import progress, user_errors
+from evolving_rl_jax.run.console import progress, say, user_errors
 from evolving_rl_jax.run.folder import RunFolder
 from evolving_rl_jax.run.hosts import ALONE, Hosts
 from evolving_rl_jax.types import Task
@@ -38,14 +39,14 @@ class EnvironmentParts(NamedTuple):
 
     Attributes:
       prepare: (config, folder, hosts) -> tasks, generated where none are given.
-      options: (config, folder) -> options of the environment workers.
+      options: config -> options of the environment workers.
       make_prompts: (style, tokenizer) -> what the policy reads.
       collect_texts: (pool, tasks) -> what a tokenizer is trained on.
       demonstrator: (pool, prompts, settings, seed) -> plays the demonstrations of the warm start.
     """
 
     prepare: Callable[..., Sequence[Task]]
-    options: Callable[[Any, RunFolder], dict[str, Any]]
+    options: Callable[[Any], dict[str, Any]]
     make_prompts: Callable[..., Any]
     collect_texts: Callable[..., list[str]]
     demonstrator: Callable[..., Any]
@@ -63,13 +64,45 @@ def prepare_games(config, folder: RunFolder, hosts: Hosts = ALONE) -> Sequence[T
     return ENVIRONMENTS[config.env.name].prepare(config, folder, hosts)
 
 
-def make_pool(config, folder: RunFolder) -> EnvPool:
-    """The environment workers of the run."""
+def make_pool(config, tasks: Sequence[Task], hosts: Hosts = ALONE) -> EnvPool:
+    """The environment workers of the run, once their engine has been compared with its reference.
+
+    Args:
+      config: of the run.
+      tasks: all of them; some are played by both engines.
+      hosts: the processes of the run; the first one compares.
+
+    Raises:
+      EngineMismatch: the two differ; on all hosts.
+    """
     env = config.env
-    options = ENVIRONMENTS[env.name].options(config, folder)
+    options = ENVIRONMENTS[env.name].options(config)
+    found = _difference(config, tasks, options) if hosts.first else None
+    found = hosts.from_first(found)
+    if found is not None:
+        raise found
     return EnvPool(
         env=env.name, options=options, num_workers=env.num_workers, deadline_s=env.deadline_s
     )
+
+
+def _difference(
+    config, tasks: Sequence[Task], options: dict[str, Any]
+) -> envs.EngineMismatch | None:
+    """In what the engine differs from its reference on the splits that the run plays."""
+    splits = {config.data.train_split, *config.eval.splits}
+    splits |= {"warmstart"} if config.warmstart.enabled else set()
+    known = {t.split for t in tasks}
+    splits |= {source_split(s, known) for s in config.eval.splits}
+    try:
+        said = envs.check(
+            config.env.name, [t for t in tasks if t.split in splits], progress, **options
+        )
+    except envs.EngineMismatch as error:
+        return error
+    if said:
+        say(said)
+    return None
 
 
 def prepare_household_games(config, folder: RunFolder, hosts: Hosts = ALONE) -> Sequence[Task]:
@@ -111,12 +144,9 @@ def _games_spec(households) -> GamesSpec:
     )
 
 
-def alfworld_options(config, folder: RunFolder) -> dict[str, Any]:
+def alfworld_options(config) -> dict[str, Any]:
     """What the workers take, from ``config.env``."""
-    env = config.env
-    if env.engine == "stock":  # translates every game anew
-        return {"engine": env.engine}
-    return {"engine": env.engine, "cache_dir": env.cache_dir or str(folder.path / "cache")}
+    return {"engine": config.env.engine, "check_games": config.env.check_games}
 
 
 def prepare_sites(config, folder: RunFolder, hosts: Hosts = ALONE) -> Sequence[Task]:
@@ -153,7 +183,7 @@ ENVIRONMENTS = {
     ),
     "mind2web": EnvironmentParts(
         prepare_sites,
-        lambda config, _folder: mind2web.options_from_config(config.env),
+        lambda config: mind2web.options_from_config(config.env),
         make_web_prompts,
         lambda _pool, tasks: collect_web_texts(tasks),
         WebDemonstrator,

@@ -1,7 +1,7 @@
 """The run folder: what is in it, and whether it belongs to this configuration.
 
 ``config.json  metrics.jsonl  checkpoints/  warmstart/  skills/bank.jsonl  episodes/*.jsonl.gz  eval/*.json
-report.html``, plus ``games/``, ``tokenizer/`` and ``cache/`` when the run made its own, and ``train.lock``.
+report.html``, plus ``games/`` and ``tokenizer/`` when the run made its own, and ``train.lock``.
 """
 
 from __future__ import annotations

@@ -15,7 +15,11 @@ from evolving_rl_jax.data.tasks import TaskOrder, copies_of, select, source_spli
 from evolving_rl_jax.envs.pool.pool import EnvPool
 from evolving_rl_jax.rollout.prompts import COMPACT_SPECIAL_TOKENS
 from evolving_rl_jax.run.console import progress, say, user_errors
-from evolving_rl_jax.run.environments import ENVIRONMENTS, make_pool, prepare_games
+from evolving_rl_jax.run.environments import (
+    ENVIRONMENTS,
+    make_pool,
+    prepare_games,
+)
 from evolving_rl_jax.run.folder import RunFolder
 from evolving_rl_jax.run.hosts import ALONE, Hosts, check_hosts
 from evolving_rl_jax.run.preemption import Preemption
@@ -97,9 +101,7 @@ def open_parts(
     panel = panel_tasks(config, tasks)
     train = training_tasks(config, tasks, panel)
     check_tasks(config, train)
-    with make_pool(config, folder) as pool:
-        if config.env.name == "alfworld" and config.env.engine == "cached":
-            translate_games(config, tasks, pool, hosts)
+    with make_pool(config, tasks, hosts) as pool:
         tokenizer = prepare_tokenizer(config, folder, hosts, pool, tasks, train)
         with user_errors((ValueError,), "config"):
             prompts = ENVIRONMENTS[config.env.name].make_prompts(config.rollout.style, tokenizer)
@@ -130,22 +132,6 @@ def training_tasks(config, tasks: Sequence[Task], panel: Sequence[Task]) -> Sequ
     pool = select(tasks, split=config.data.train_split, types=config.data.train_types)
     copies = {c["id"] for c in copies_of(panel, pool)}
     return [t for t in pool if t.id not in copies] if copies else pool
-
-
-def translate_games(config, tasks: Sequence[Task], pool: EnvPool, hosts: Hosts) -> None:
-    """Translates every game that the run will play, once, on all workers (of all hosts)."""
-    known = {t.split for t in tasks}
-    splits = {config.data.train_split, *config.eval.splits}
-    splits |= {"warmstart"} if config.warmstart.enabled else set()
-    splits |= {source_split(s, known) for s in config.eval.splits}
-    wanted = [t for t in tasks if t.split in splits]
-    if not config.env.cache_dir:  # in the run folder, which all hosts see
-        wanted = hosts.share(wanted)
-    with progress("translating games", len(wanted), shown=hosts.first) as bar:
-        failed = pool.prepare(wanted, progress=lambda done, _total: bar(done))
-    for task_id, reason in sorted(failed.items()):
-        say(f"game {task_id} cannot be played and is masked out: {reason}")
-    hosts.meet("translated")
 
 
 def prepare_tokenizer(

@@ -128,7 +128,7 @@ class Collector:
     def _collect(self, iteration: int, version: int, began: float) -> Rollout:
         driver = self._make_driver(iteration)
         if coming := self._coming(iteration + 1):
-            driver.pool.prefetch(coming)
+            driver.pool.load(coming)
         experience = self._play(driver, iteration, lambda: "closed" if self._closed else "")
         seconds = time.perf_counter() - began
         return Rollout(iteration, version, experience, driver, self.engine.reset_stats(), seconds)

@@ -9,13 +9,13 @@ import pathlib
 import re
 from typing import Any
 
+from evolving_rl_jax.envs.alfworld.names import HELDOUT_TYPES, TASK_TYPES, task_sentence
 from evolving_rl_jax.envs.base import TaskError
 from evolving_rl_jax.types import Task
 
 __all__ = [
     "GAME_FILES",
     "SPLITS",
-    "TASK_TYPES",
     "TaskError",
     "alfworld_task",
     "content_hash",
@@ -25,18 +25,8 @@ __all__ = [
     "task_of",
 ]
 
-_PHRASES = {  # how ALFWorld words a task of each type
-    "pick_and_place_simple": "put a {obj} in {target}",
-    "pick_clean_then_place_in_recep": "put a clean {obj} in {target}",
-    "pick_heat_then_place_in_recep": "put a hot {obj} in {target}",
-    "pick_cool_then_place_in_recep": "put a cool {obj} in {target}",
-    "pick_two_obj_and_place": "put two {obj} in {target}",
-    "look_at_obj_in_light": "look at {obj} under the {target}",
-}
 GAME_FILES = ("traj_data.json", "game.tw-pddl")
 SPLITS = ("train", "valid_seen", "valid_unseen")
-TASK_TYPES = tuple(_PHRASES)
-HELDOUT_TYPES = ("pick_two_obj_and_place", "look_at_obj_in_light")
 # Where the held-out task types of an official split go; the four trained types keep its name.
 HELDOUT_SPLITS = {
     "train": "heldout_types_train",
@@ -86,9 +76,9 @@ def task_of(folder: pathlib.Path, traj: dict[str, Any], game: dict[str, Any]) ->
     """As ``alfworld_task``, from the content of the two files."""
     traj_path, game_path = (folder / name for name in GAME_FILES)
     task_type = field(traj, "task_type", str, traj_path)
-    if task_type not in _PHRASES:
+    if task_type not in TASK_TYPES:
         raise TaskError(
-            f"{traj_path}: task_type must be one of {', '.join(_PHRASES)}, got {task_type!r}"
+            f"{traj_path}: task_type must be one of {', '.join(TASK_TYPES)}, got {task_type!r}"
         )
     params = field(traj, "pddl_params", dict, traj_path)
     target_key = "toggle_target" if task_type == "look_at_obj_in_light" else "parent_target"
@@ -107,7 +97,7 @@ def task_of(folder: pathlib.Path, traj: dict[str, Any], game: dict[str, Any]) ->
         env="alfworld",
         split=own.get("split") or _split(official_split(folder), task_type),
         task_type=task_type,
-        text=_sentence(game, _PHRASES[task_type].format(obj=obj, target=target), game_path),
+        text=_sentence(game, task_sentence(task_type, obj, target), game_path),
         path=str(folder),
         content_hash=content_hash(problem, task_type),
         group=own.get("name") or meta.get("scene", ""),

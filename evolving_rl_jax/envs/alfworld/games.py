@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, Protocol
 
 from evolving_rl_jax.envs.base import EnvError, one_line
 
-__all__ = ["GameStore", "entities", "read_game"]
+__all__ = ["PLACEHOLDER", "GameStore", "read_game", "shared_grammar"]
 
 _GAME_FILE = "game.tw-pddl"
+# Task sentences made of these characters only are plain text to the grammar's parser, so games
+# that differ in nothing else share one parse.
+_TASK_SENTENCE = re.compile(r'("rhs": "Your task is to: )([A-Za-z0-9 ,.\'_-]+)(")')
+PLACEHOLDER = "UNKNOWN GOAL."
 
 
 def read_game(folder: str) -> dict[str, Any]:
@@ -33,17 +38,12 @@ def read_game(folder: str) -> dict[str, Any]:
     return data
 
 
-def entities(facts: set) -> dict[str, Any]:
-    """Object name -> textworld entity, named by ALFWorld's own demangler ("mug 1")."""
-    from alfworld.agents.utils.misc import Demangler
-    from textworld.generator.game import EntityInfo
-
-    found = {name: EntityInfo(name, kind) for _, args in facts for name, kind in args}
-    demangler = Demangler(game_infos=found, shuffle=False)
-    for entity in found.values():
-        entity.name = demangler.demangle_alfred_name(entity.id)
-        entity.definite, entity.indefinite = "the", "a"
-    return found
+def shared_grammar(text: str) -> tuple[str, str | None]:
+    """A grammar without its task sentence, and that; all of it and None where it has no plain one."""
+    found = _TASK_SENTENCE.findall(text)
+    if len(found) != 1 or PLACEHOLDER in text:
+        return text, None
+    return _TASK_SENTENCE.sub(lambda m: m[1] + PLACEHOLDER + m[3], text), found[0][1]
 
 
 class _StoredGame(Protocol):

@@ -16,12 +16,12 @@ from typing import Any
 
 from evolving_rl_jax.envs.alfworld.folder import (
     SPLITS,
-    TASK_TYPES,
     is_left_out,
     official_split,
     read_object,
     task_of,
 )
+from evolving_rl_jax.envs.alfworld.names import TASK_TYPES
 from evolving_rl_jax.envs.alfworld.start import is_won_at_start
 from evolving_rl_jax.envs.base import TaskError
 from evolving_rl_jax.types import Task

@@ -9,10 +9,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from evolving_rl_jax.envs.alfworld.engine.facts import Reads
+from evolving_rl_jax.envs.alfworld.engine.pddl import (
+    load_domain,
+    parse_problem,
+    quiet,
+    relations,
+)
 from evolving_rl_jax.envs.alfworld.engine.query import World
 from evolving_rl_jax.envs.alfworld.engine.schema import compile_goal
-from evolving_rl_jax.envs.alfworld.grounding import load_domain, parse_problem, relations
-from evolving_rl_jax.envs.alfworld.translation import quiet
 from evolving_rl_jax.envs.base import TaskError, one_line
 
 __all__ = ["is_won_at_start"]
@@ -31,7 +35,7 @@ def is_won_at_start(game: Mapping[str, Any], name: str) -> bool:
     try:
         with quiet():
             domain = load_domain(game["pddl_domain"])
-            objects, init, formula = parse_problem(domain, game["pddl_problem"])[:3]
+            objects, init, formula = parse_problem(domain, game["pddl_problem"])
             static, start = relations(domain, objects, init)
             goal = compile_goal(domain, formula)
     except KeyboardInterrupt:

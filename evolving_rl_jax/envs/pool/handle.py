@@ -20,7 +20,7 @@ from evolving_rl_jax.envs.pool.process import Request
 
 __all__ = ["WorkerHandle"]
 
-_PRELOAD = ["evolving_rl_jax.envs.pool.process", "evolving_rl_jax.envs.alfworld.check"]
+_PRELOAD = ["evolving_rl_jax.envs.pool.process", "evolving_rl_jax.envs.alfworld.engine.game"]
 _LONGEST_SOCKET = 100  # bytes of a path that every system takes (104 with the end on macOS)
 _START_GRACE_S = 60.0  # imports of a fresh process, on top of the deadline of its first request
 

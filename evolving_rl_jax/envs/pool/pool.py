@@ -22,13 +22,13 @@ import multiprocessing.connection
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 from evolving_rl_jax import envs, types
 from evolving_rl_jax.envs.base import EngineMismatch
 from evolving_rl_jax.envs.pool.handle import WorkerHandle
-from evolving_rl_jax.envs.pool.process import LOAD, PREPARE, Player, Request, failure
+from evolving_rl_jax.envs.pool.process import LOAD, Player, Request, failure
 
 __all__ = ["EnvPool"]
 
@@ -36,7 +36,6 @@ Result = types.Observation | types.StepResult
 
 _MAX_CRASHES = 3  # of one game before it is quarantined; also of a worker that never answers
 _MAX_HOMES = 10_000  # games whose worker is remembered
-_PREPARE_IDLE, _PREPARE_BATCH = 1, 16  # games in one message: beside episodes, and on their own
 
 
 @dataclasses.dataclass
@@ -88,8 +87,6 @@ class EnvPool:
         self._crashes: collections.Counter[str] = collections.Counter()
         self._episodes: dict[int, _Episode] = {}
         self._ready: list[tuple[int, Result]] = []
-        self._preparing: collections.deque[Request] = collections.deque()
-        self._prepare_errors: dict[int, Result | None] = {}
         self._player = Player(env, options) if num_workers == 0 else None
         self._homes: collections.OrderedDict[str, int] = collections.OrderedDict()
         self._local: collections.deque[Request] = collections.deque()
@@ -166,41 +163,7 @@ class EnvPool:
         ready, self._ready = self._ready, []
         return ready
 
-    def prepare(
-        self,
-        tasks: Iterable[types.Task],
-        progress: Callable[[int, int], None] | None = None,
-        wait: bool = True,
-    ) -> dict[str, str]:
-        """Does ahead of time what makes the first reset of a task slow (translating games).
-
-        Args:
-          tasks: those of one group should be neighbours.
-          progress: called with (done, total) now and then while waiting.
-          wait: False returns at once; the work is done while ``poll`` is called and workers idle.
-
-        Returns:
-          task id -> reason, for tasks that cannot be played; empty when not waiting.
-
-        Raises:
-          EngineMismatch: the engine does not play a game as its reference does.
-        """
-        requests = [self._request(PREPARE, 0, None)._replace(task=task) for task in tasks]
-        self._preparing.extend(requests)
-        if not wait:
-            return {}
-        self._prepare_errors = {request.number: None for request in requests}
-        left, total = set(self._prepare_errors), len(requests)
-        while left:
-            self._advance(1.0, prepare=_PREPARE_BATCH)
-            under_way = {n for worker in self._workers for n in worker.sent}
-            left &= under_way | {request.number for request in self._preparing}
-            if progress is not None:
-                progress(total - len(left), total)
-        errors, self._prepare_errors = self._prepare_errors, {}
-        return {r.task.id: errors[r.number].text for r in requests if errors[r.number] is not None}
-
-    def prefetch(self, tasks: Iterable[types.Task]) -> None:
+    def load(self, tasks: Iterable[types.Task]) -> None:
         """Loads games that will be reset soon, each in its own worker, while that has nothing to do.
 
         Returns at once; the work is done while ``poll`` is called.  Failures show at ``reset``.
@@ -208,7 +171,7 @@ class EnvPool:
         for task in tasks:
             request = self._request(LOAD, 0, None)._replace(task=task)
             if self._player is not None:
-                self._preparing.append(request)
+                self._local.append(request)
             elif task.path not in self.quarantined:
                 self._workers[self._worker_of(task)].ahead.append(request)
 
@@ -262,7 +225,7 @@ class EnvPool:
         held.held_since = start
         return request._replace(task=held.task, history=tuple(held.history))
 
-    def _send(self, worker: WorkerHandle, prepare: int = _PREPARE_IDLE) -> None:
+    def _send(self, worker: WorkerHandle) -> None:
         if worker.busy:
             return
         requests = [self._complete(request, worker.starts) for request in worker.queue]
@@ -271,22 +234,19 @@ class EnvPool:
         if not requests and worker.ahead:
             requests = [worker.ahead.popleft()]
         if not requests:
-            count = min(prepare, len(self._preparing))
-            requests = [self._preparing.popleft() for _ in range(count)]
-        if not requests:
             return
         try:
             worker.send(requests)
         except OSError:
             self._replace(worker, None)
 
-    def _advance(self, timeout: float, prepare: int = _PREPARE_IDLE) -> None:
+    def _advance(self, timeout: float) -> None:
         """Sends what can be sent, waits for something to arrive, and takes it in."""
         if self._player is not None:
             self._advance_local()
             return
         for worker in self._workers:
-            self._send(worker, prepare)
+            self._send(worker)
         timeout = min(timeout, self._deadline_s / 4)
         by_connection = {worker.connection: worker for worker in self._workers}
         for connection in multiprocessing.connection.wait(list(by_connection), timeout):
@@ -294,14 +254,11 @@ class EnvPool:
         for worker in self._workers:
             if worker.overdue(self._deadline_s):
                 self._replace(worker, types.TIMEOUT)
-            self._send(worker, prepare)
+            self._send(worker)
 
     def _advance_local(self) -> None:
         while self._local:
             request = self._local.popleft()
-            self._accept(request, self._player.answer(request))
-        while self._preparing:
-            request = self._preparing.popleft()
             self._accept(request, self._player.answer(request))
 
     def _receive(self, worker: WorkerHandle) -> None:
@@ -317,9 +274,7 @@ class EnvPool:
         """Takes in an answer, unless its episode was closed or started again meanwhile."""
         if isinstance(answer, EngineMismatch):
             raise answer
-        if request.episode < 0:
-            if answer.status != types.OK and request.number in self._prepare_errors:
-                self._prepare_errors[request.number] = answer
+        if request.episode == LOAD:
             return
         held = self._episodes.get(request.episode)
         if held is None or held.pending != request.number:
@@ -373,9 +328,6 @@ class EnvPool:
         if request.episode == LOAD:
             if request.task.path not in self.quarantined:
                 worker.ahead.appendleft(request)
-            return
-        if request.episode == PREPARE:
-            self._preparing.appendleft(request)
             return
         held = self._episodes.get(request.episode)
         if held is None or held.pending != request.number:

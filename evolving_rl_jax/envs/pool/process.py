@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 from evolving_rl_jax import envs, types
 from evolving_rl_jax.envs.base import EngineMismatch, one_line
 
-__all__ = ["LOAD", "PREPARE", "Player", "Request", "failure", "main"]
+__all__ = ["LOAD", "Player", "Request", "failure", "main"]
 
-PREPARE, LOAD = -1, -2  # episode numbers of requests that belong to no episode
+LOAD = -1  # episode number of requests that belong to no episode
 
 _SEND_EVERY_S = 0.005  # results are sent together, but none waits much longer than this
 
@@ -24,7 +24,7 @@ class Request(NamedTuple):
 
     Attributes:
       number: unique over the pool's life; the answer carries it.
-      episode: which episode; ``PREPARE`` or ``LOAD`` for what is done ahead of time.
+      episode: which episode; ``LOAD`` for what is done ahead of time.
       position: how many actions the episode has had before this request.
       action: what to do; None means the first observation.
       task: given when the worker does not hold the episode (yet, or any more).
@@ -69,7 +69,7 @@ class Player:
           Observation or StepResult; an ``EngineMismatch`` when no game may be played any more.
         """
         try:
-            if request.episode < 0:
+            if request.episode == LOAD:
                 return self._ahead(request)
             return self._play(request)
         except KeyboardInterrupt:
@@ -94,7 +94,7 @@ class Player:
 
     def _ahead(self, request: Request) -> types.Observation:
         env = self._idle.pop() if self._idle else self._make()
-        (env.prepare if request.episode == PREPARE else env.load)(request.task)
+        env.load(request.task)
         self._idle.append(env)
         return types.Observation("", ())
 

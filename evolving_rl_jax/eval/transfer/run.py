@@ -184,7 +184,7 @@ def _over_http(options, folder, config, banks) -> dict[str, Any]:
         # Words and marks stand for tokens: the model's own tokenizer is not known.
         return fit_text(text, limit, lambda t: len(_PIECE.findall(t))) if limit else text
 
-    with make_pool(config, folder) as pool:
+    with make_pool(config, tasks) as pool:
         clients: list[ChatClient] = []
 
         def driver(_seed: int):

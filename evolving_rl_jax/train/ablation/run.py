@@ -58,7 +58,6 @@ class Ablation:
         own = ConfigDict(config.to_dict())
         own.unlock()
         own.data.games = config.data.games or str(self.folder.path / "games")
-        own.env.cache_dir = config.env.cache_dir or str(self.folder.path / "cache")
         own.seed, own.algorithm.arm = seed, arm
         validate(own)
         return own.lock()

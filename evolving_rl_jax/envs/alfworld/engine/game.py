@@ -5,7 +5,7 @@ what they say and whether the goal holds are functions of few facts each, so the
 a combination of those facts is first met and looked up afterwards.  Nothing is translated and
 nothing is grounded beyond what the episodes reach; no C library is involved.
 
-Text and meaning are those of ``cached``; ``alfworld_native`` compares the two before this is trusted.
+Text and meaning are those of the published engine; ``check`` compares the two before this is trusted.
 What cannot be compiled is refused with its name, and so is a command that could mean two instances
 whose conditions differ: which of them the published engine takes depends on its numbering of facts.
 One difference stays: a goal that can never be reached is refused at load only when unchanging facts
@@ -18,11 +18,17 @@ import weakref
 from typing import Any
 
 from evolving_rl_jax import types
-from evolving_rl_jax.envs.alfworld import games as game_store
-from evolving_rl_jax.envs.alfworld import grounding, translation
 from evolving_rl_jax.envs.alfworld.engine.facts import FactTable, Group, Memo, Reader, Reads
-from evolving_rl_jax.envs.alfworld.engine.joins import Fact
-from evolving_rl_jax.envs.alfworld.engine.query import Row, World
+from evolving_rl_jax.envs.alfworld.engine.pddl import (
+    Fact,
+    Row,
+    Unsupported,
+    initial_fact,
+    parse_problem,
+    quiet,
+    relations,
+)
+from evolving_rl_jax.envs.alfworld.engine.query import World, reachable
 from evolving_rl_jax.envs.alfworld.engine.schema import (
     Conditional,
     Goal,
@@ -30,12 +36,30 @@ from evolving_rl_jax.envs.alfworld.engine.schema import (
     compile_domain,
     compile_goal,
 )
-from evolving_rl_jax.envs.alfworld.engine.text import TextGenerator, load_grammar
+from evolving_rl_jax.envs.alfworld.engine.text import TextGenerator, entities, load_grammar
 from evolving_rl_jax.envs.base import EnvError
 
-__all__ = ["Game"]
+__all__ = ["Game", "open_game"]
 
 _NOTHING = "Nothing happens."
+
+
+def open_game(data: dict[str, Any], max_nodes: int = 5_000) -> Game:
+    """Reads a game.
+
+    Args:
+      data: content of its file.
+      max_nodes: texts and states remembered.
+
+    Raises:
+      EnvError: its goal always holds or can never be reached, or it has what cannot be compiled.
+      BaseException: what the parsers raise for malformed texts.
+    """
+    with quiet():
+        try:
+            return Game(data, max_nodes)
+        except Unsupported as error:
+            raise EnvError(f"engine native cannot compile {error}; play it with stock") from error
 
 
 class _Operator:
@@ -93,15 +117,15 @@ class Game:
         grammar = load_grammar(data["grammar"])
         self._compiled = compile_domain(data["pddl_domain"], grammar)
         domain = self._compiled.domain
-        objects, init, goal, _ = grounding.parse_problem(domain, data["pddl_problem"])
+        objects, init, goal = parse_problem(domain, data["pddl_problem"])
         self._max_nodes = max_nodes
         self._objects = {o.name: (o.name, o.type_name) for o in objects}
-        static, self._start = grounding.relations(domain, objects, init)
+        static, self._start = relations(domain, objects, init)
         self._world = World(static, self._objects, grammar.predicates)
         weakref.finalize(self, self._world.table.forget)  # breaks the cycles of what it remembers
         facts = self._show_unchanging(init, grammar.predicates)
         self.root = sum(self._world.bit(*fact) for fact in sorted(self._start))
-        self._entities = game_store.entities(facts)
+        self._entities = entities(facts)
         self._names = {name: entity.name for name, entity in self._entities.items()}
         kinds = [(t.name, list(t.supertype_names)) for t in domain.types]
         self._text = TextGenerator(grammar, self._world.table, kinds, self._entities)
@@ -114,7 +138,7 @@ class Game:
 
     def _show_unchanging(self, init: list, shown: set[str]) -> set:
         """Tells texts the facts that never change; returns all initial facts."""
-        facts = [fact for fact in map(translation.initial_fact, init) if fact is not None]
+        facts = [fact for fact in map(initial_fact, init) if fact is not None]
         for predicate, names in facts:
             if predicate in shown and predicate not in self._compiled.domain.fluents:
                 self._world.show(predicate, names, 0)
@@ -327,8 +351,8 @@ class Game:
     def _reachable(self) -> set[Fact]:
         """All changing facts that can hold when nothing ever becomes false; only seldom needed."""
         if self._reached is None:
-            world, domain = self._world, self._compiled.domain
-            self._reached = grounding.explore(domain, world.static, self._start)[1]
+            domain, static = self._compiled.domain, self._world.static
+            self._reached = reachable(domain, static, self._objects, self._start)
         return self._reached
 
 
@@ -339,5 +363,5 @@ def _refuse_ambiguous(pairs: list[tuple[str, _Operator]], commands: dict[str, _O
         if operator.key != chosen.key and operator.required() != chosen.required():
             raise EnvError(
                 f"engine native cannot tell which instance of action {operator.schema.name} the "
-                f"command {command!r} stands for; play the game with cached"
+                f"command {command!r} stands for; play the game with stock"
             )

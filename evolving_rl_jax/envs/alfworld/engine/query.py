@@ -13,11 +13,10 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from evolving_rl_jax.envs.alfworld.engine.facts import FactTable, Reads
-from evolving_rl_jax.envs.alfworld.engine.joins import Literals, Relations
+from evolving_rl_jax.envs.alfworld.engine.pddl import Domain, Fact, Literals, Relations, Row
 
-__all__ = ["Query", "World", "row_getter"]
+__all__ = ["Query", "World", "reachable", "row_getter"]
 
-Row = tuple[str, ...]
 Step = Callable[[list[Row], "World", int, Reads], list[Row]]
 
 
@@ -55,6 +54,10 @@ class World:
             if predicate in self._shown:
                 self.show(predicate, arguments, bit)
         return bit
+
+    def facts(self, state: int) -> set[Fact]:
+        """The changing facts that hold in a state."""
+        return {fact for fact, bit in self._bits.items() if state & bit}
 
     def show(self, predicate: str, arguments: Row, bit: int) -> None:
         """Makes a fact known to texts; bit 0 for one that never changes."""
@@ -164,6 +167,26 @@ def row_getter(terms: Sequence[str], columns: dict[str, int]) -> Callable[[Row],
             return lambda row: (row[place],)
         return operator.itemgetter(*places)
     return lambda row: tuple([row[columns[t]] if t[0] == "?" else t for t in terms])
+
+
+def reachable(
+    domain: Domain, static: Relations, objects: dict[str, tuple[str, str]], start: set[Fact]
+) -> set[Fact]:
+    """The changing facts that can ever hold, if nothing became false and no "not" were looked at."""
+    world, rules = World(static, objects, ()), []
+    for condition, effects in zip(domain.conditions, domain.effects, strict=True):
+        for extra, literal in effects:
+            if not literal.negated:
+                needed = condition.static + extra.static, condition.fluent + extra.fluent
+                query = Query(Literals(*needed, [], []))
+                rules.append((query, literal.predicate, row_getter(literal.args, query.columns)))
+    state, before = sum(world.bit(*fact) for fact in start), -1
+    while state != before:
+        before = state
+        for query, predicate, arguments in rules:
+            for row in query.run(world, state, Reads()):
+                state |= world.bit(predicate, arguments(row))
+    return world.facts(state)
 
 
 def _scan_static(predicate: str, bound: tuple, key: Callable, new: tuple, same: tuple) -> Step:

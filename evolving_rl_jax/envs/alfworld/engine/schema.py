@@ -1,7 +1,7 @@
 """A PDDL domain and its text grammar, compiled once for all games that share them.
 
 Every action becomes a ``Schema``: a query for its instances that apply in a state, a command
-template, and what it does.  Parsing and normal forms are the planner's own, as in ``grounding``.
+template, and what it does.  Parsing and normal forms are the planner's own, see ``pddl``.
 """
 
 from __future__ import annotations
@@ -12,10 +12,16 @@ import string
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from evolving_rl_jax.envs.alfworld.engine.joins import Fact, Literals, Unsupported
-from evolving_rl_jax.envs.alfworld.engine.query import Query, Row, row_getter
+from evolving_rl_jax.envs.alfworld.engine.pddl import (
+    Domain,
+    Fact,
+    Literals,
+    Row,
+    Unsupported,
+    load_domain,
+)
+from evolving_rl_jax.envs.alfworld.engine.query import Query, row_getter
 from evolving_rl_jax.envs.alfworld.engine.text import Grammar
-from evolving_rl_jax.envs.alfworld.grounding import Domain, load_domain
 
 __all__ = ["CompiledDomain", "Conditional", "Goal", "Schema", "compile_domain", "compile_goal"]
 
@@ -133,7 +139,7 @@ class CompiledDomain:
       negations: changing predicates whose ``not_`` facts the grammar asks for.
 
     Raises:
-      joins.Unsupported: something that cannot be compiled, by name.
+      pddl.Unsupported: something that cannot be compiled, by name.
     """
 
     def __init__(self, domain: Domain, grammar: Grammar):

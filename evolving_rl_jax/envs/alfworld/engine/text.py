@@ -12,7 +12,6 @@ play only games whose source you trust.
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -21,16 +20,12 @@ from textworld.envs.pddl import logic as pddl_logic
 from textworld.envs.pddl import textgen
 
 from evolving_rl_jax.envs.alfworld.engine.facts import FactTable, Memo, Reads
+from evolving_rl_jax.envs.alfworld.games import PLACEHOLDER, shared_grammar
 
-__all__ = ["Grammar", "TextGenerator", "load_grammar"]
+__all__ = ["Grammar", "TextGenerator", "entities", "load_grammar"]
 
 Variable = tuple[str, str]  # object name, type
 Arguments = tuple[Variable, ...]
-
-# Task sentences made of these characters only are plain text to the grammar's parser, so games
-# that differ in nothing else share one parse.
-_TASK_SENTENCE = re.compile(r'("rhs": "Your task is to: )([A-Za-z0-9 ,.\'_-]+)(")')
-_PLACEHOLDER = "UNKNOWN GOAL."
 
 
 class Grammar:
@@ -82,13 +77,26 @@ class Grammar:
         new._rules = {name: list(rules) for name, rules in self._rules.items()}
         for name, rules in new._rules.items():
             for i, (condition, symbols) in enumerate(rules):
-                if any(kind == "text" and _PLACEHOLDER in value for kind, value in symbols):
+                if any(kind == "text" and PLACEHOLDER in value for kind, value in symbols):
                     new_symbols = [
-                        (k, v.replace(_PLACEHOLDER, sentence) if k == "text" else v)
+                        (k, v.replace(PLACEHOLDER, sentence) if k == "text" else v)
                         for k, v in symbols
                     ]
                     new._rules[name][i] = (condition, new_symbols)
         return new
+
+
+def entities(facts: set) -> dict[str, Any]:
+    """Object name -> textworld entity, named by ALFWorld's own demangler ("mug 1")."""
+    from alfworld.agents.utils.misc import Demangler
+    from textworld.generator.game import EntityInfo
+
+    found = {name: EntityInfo(name, kind) for _, args in facts for name, kind in args}
+    demangler = Demangler(game_infos=found, shuffle=False)
+    for entity in found.values():
+        entity.name = demangler.demangle_alfred_name(entity.id)
+        entity.definite, entity.indefinite = "the", "a"
+    return found
 
 
 @functools.lru_cache(maxsize=8)
@@ -98,11 +106,8 @@ def _parse(text: str) -> Grammar:
 
 def load_grammar(text: str) -> Grammar:
     """Parses a game's grammar; games that differ only in their task sentence share the parse."""
-    found = _TASK_SENTENCE.findall(text)
-    if len(found) != 1 or _PLACEHOLDER in text:
-        return _parse(text)
-    shared = _TASK_SENTENCE.sub(lambda m: m[1] + _PLACEHOLDER + m[3], text)
-    return _parse(shared).with_task(found[0][1])
+    shared, sentence = shared_grammar(text)
+    return _parse(shared) if sentence is None else _parse(shared).with_task(sentence)
 
 
 def _compile(symbol: Any) -> tuple[str, Any]:

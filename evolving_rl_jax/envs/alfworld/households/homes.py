@@ -17,7 +17,6 @@ import math
 import random
 from collections.abc import Mapping
 
-from evolving_rl_jax.envs.alfworld.households import scenes as scene_layouts
 from evolving_rl_jax.envs.alfworld.households.problem import (
     PROCESS,
     SURFACES,
@@ -25,19 +24,21 @@ from evolving_rl_jax.envs.alfworld.households.problem import (
     compact_room,
     receptacle_classes,
 )
+from evolving_rl_jax.envs.alfworld.households.scenes import Scene, load_scene, scene_numbers
 
-__all__ = ["ROOMS", "Household", "compact", "household_names", "make_households"]
+__all__ = [
+    "CLUTTER_CLASSES",
+    "HABIT_CLASSES",
+    "MAX_HOUSEHOLDS",
+    "NUM_HABITS",
+    "ROOMS",
+    "Household",
+    "compact",
+    "household_names",
+    "make_households",
+]
 
 ROOMS = ("compact", "scenes")
-TRAINED_TYPES = (
-    "pick_and_place_simple",
-    "pick_clean_then_place_in_recep",
-    "pick_heat_then_place_in_recep",
-    "pick_cool_then_place_in_recep",
-)
-HELDOUT_TYPES = ("pick_two_obj_and_place", "look_at_obj_in_light")
-TASK_TYPES = TRAINED_TYPES + HELDOUT_TYPES
-
 HABIT_CLASSES = (
     *("Apple", "Bowl", "Bread", "Cup", "Egg"),
     *("Lettuce", "Mug", "Plate", "Potato", "Tomato"),
@@ -91,11 +92,11 @@ class Household:
 
     def room(self, kind: str) -> Room:
         """The room to which an object class belongs."""
-        return scene_layouts.scenes(self.scenes[kind]).room if self.scenes else compact()
+        return load_scene(self.scenes[kind]).room if self.scenes else compact()
 
-    def scene(self, kind: str) -> scene_layouts.Scene | None:
+    def scene(self, kind: str) -> Scene | None:
         """The scene to which an object class belongs; None in a compact household."""
-        return scene_layouts.scenes(self.scenes[kind]) if self.scenes else None
+        return load_scene(self.scenes[kind]) if self.scenes else None
 
     def room_habits(self, kind: str) -> dict[str, str]:
         """The habits of the room to which an object class belongs."""
@@ -177,9 +178,9 @@ def _scene_household(name: str, is_test: bool, rng: random.Random) -> Household:
     habits: dict[str, str] = {}
     scenes: dict[str, int] = {}
     for room_kind, count in _KINDS_PER_ROOM.items():
-        numbers = scene_layouts.scene_numbers(room_kind)
+        numbers = scene_numbers(room_kind)
         for number in rng.sample(numbers, len(numbers)):
-            scene = scene_layouts.scenes(number)
+            scene = load_scene(number)
             able = [k for k in _habit_kinds(room_kind, scene) if k not in habits]
             if scene.is_test == is_test and len(able) >= count:
                 break
@@ -199,7 +200,7 @@ def _habit_places(room: Room, kind: str) -> list[str]:
     return [p for p in places if len(_targets(room, kind, p)) >= _LEAST_TARGETS]
 
 
-def _habit_kinds(room_kind: str, scene: scene_layouts.Scene) -> list[str]:
+def _habit_kinds(room_kind: str, scene: Scene) -> list[str]:
     """Object classes with the task types that such a room is there for, and places to choose from.
 
     Kitchens give what can be cleaned, heated and cooled, bathrooms what can be cleaned, lamp rooms

@@ -17,44 +17,22 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from evolving_rl_jax.envs.alfworld.households.homes import (
-    HABIT_CLASSES,
-    HELDOUT_TYPES,
     MAX_HOUSEHOLDS,
     NUM_HABITS,
     ROOMS,
-    TASK_TYPES,
-    TRAINED_TYPES,
     Household,
-    household_names,
     make_households,
 )
 from evolving_rl_jax.envs.alfworld.households.problem import LAMP, Room, agent_class
+from evolving_rl_jax.envs.alfworld.names import (
+    HELDOUT_TYPES,
+    TASK_TYPES,
+    TRAINED_TYPES,
+    task_sentence,
+)
 
-__all__ = [
-    "HABIT_CLASSES",
-    "HELDOUT_TYPES",
-    "MAX_HOUSEHOLDS",
-    "NUM_HABITS",
-    "TASK_TYPES",
-    "TRAINED_TYPES",
-    "Game",
-    "GamesSpec",
-    "Household",
-    "Planner",
-    "household_names",
-    "make_households",
-    "plan_games",
-    "spread_spec",
-]
+__all__ = ["GamesSpec", "PlannedGame", "Planner", "plan_games", "spread_spec"]
 
-_PHRASES = {
-    "pick_and_place_simple": "put a {obj} in {target}",
-    "pick_clean_then_place_in_recep": "put a clean {obj} in {target}",
-    "pick_heat_then_place_in_recep": "put a hot {obj} in {target}",
-    "pick_cool_then_place_in_recep": "put a cool {obj} in {target}",
-    "pick_two_obj_and_place": "put two {obj} in {target}",
-    "look_at_obj_in_light": "look at {obj} under the desklamp",
-}
 _PROCESS = {  # command and appliance
     "pick_clean_then_place_in_recep": ("clean", "sinkbasin 1"),
     "pick_heat_then_place_in_recep": ("heat", "microwave 1"),
@@ -83,7 +61,7 @@ class GamesSpec:
       num_heldout: games of ``heldout_types``.
       num_warmstart: games of ``warmstart``, six to a household.
       slack: steps that the limit allows beyond the shortest solution; None = enough to try a third
-        of the places where the object could be (``Game.slack``).
+        of the places where the object could be (``PlannedGame.slack``).
       rooms: ``"compact"`` or ``"scenes"``, see ``homes``.
     """
 
@@ -139,7 +117,7 @@ def _need_households(name: str, games: int, households: int) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Game:
+class PlannedGame:
     """What a game is about, before clutter is placed."""
 
     id: str
@@ -159,7 +137,8 @@ class Game:
     def text(self) -> str:
         """The task sentence."""
         obj = self.kind.lower()
-        phrase = _PHRASES[self.task_type].format(obj=obj, target=agent_class(self.target))
+        target = agent_class(self.target or LAMP)
+        phrase = task_sentence(self.task_type, obj, target)
         return f"find {obj} at {self.household.name} and {phrase}"
 
     @property
@@ -235,8 +214,8 @@ class Planner:
         kind: str,
         task_type: str,
         target: str | None = None,
-        source: Game | None = None,
-    ) -> Game:
+        source: PlannedGame | None = None,
+    ) -> PlannedGame:
         """A game; a target is drawn when None, other than that of ``source``."""
         if target is None:
             choice = household.targets(kind)
@@ -248,9 +227,9 @@ class Planner:
         self._counts[stem] += 1
         self._by_type[split, task_type] += 1
         source_id = source.id if source else ""
-        return Game(f"{stem}-{number}", split, household, kind, task_type, target, source_id)
+        return PlannedGame(f"{stem}-{number}", split, household, kind, task_type, target, source_id)
 
-    def train(self, household: Household, kind: str, num: int) -> Iterator[Game]:
+    def train(self, household: Household, kind: str, num: int) -> Iterator[PlannedGame]:
         """``num`` games of one object: task types in turn, targets in turn within a type."""
         types = self.rng.sample(TRAINED_TYPES, len(TRAINED_TYPES))
         types = [t for t in types if household.supports(kind, t)]
@@ -263,7 +242,7 @@ class Planner:
 
     def spread(
         self, split: str, households: Sequence[Household], num: int, types: Sequence[str]
-    ) -> Iterator[Game]:
+    ) -> Iterator[PlannedGame]:
         """``num`` games over households, then objects; task types as evenly as that allows."""
         for household, kind, turn in itertools.islice(_rounds(households), num):
             yield self.game(
@@ -281,7 +260,9 @@ class Planner:
             able, key=lambda t: (self._by_type[split, t], (types.index(t) + turn) % len(types))
         )
 
-    def full_sets(self, split: str, households: Sequence[Household], num: int) -> Iterator[Game]:
+    def full_sets(
+        self, split: str, households: Sequence[Household], num: int
+    ) -> Iterator[PlannedGame]:
         """``num`` games, all six task types in one household before the next one."""
         for i in range(num):
             h, t = divmod(i, len(TASK_TYPES))
@@ -302,7 +283,7 @@ def _rounds(households: Sequence[Household]) -> Iterator[tuple[Household, str, i
             yield household, sorted(household.habits)[(i + lap) % NUM_HABITS], lap + i + i // 12
 
 
-def plan_games(spec: GamesSpec, seed: int) -> list[Game]:
+def plan_games(spec: GamesSpec, seed: int) -> list[PlannedGame]:
     """All games of all splits, in a fixed order."""
     n_train, n_warm = spec.num_train_households, spec.warmstart_households
     num = n_train + n_warm + spec.num_unseen_households
@@ -321,7 +302,9 @@ def plan_games(spec: GamesSpec, seed: int) -> list[Game]:
     return games + _plan_panels(planner, spec, everyone[n_train + n_warm :])
 
 
-def _plan_panels(planner: Planner, spec: GamesSpec, unseen: Sequence[Household]) -> list[Game]:
+def _plan_panels(
+    planner: Planner, spec: GamesSpec, unseen: Sequence[Household]
+) -> list[PlannedGame]:
     """The sources of the unseen households, then the two panels, each game with its source."""
     num_pairs = len(unseen) * NUM_HABITS
     games = list(planner.spread("valid_unseen_sources", unseen, num_pairs, TRAINED_TYPES))

@@ -12,14 +12,13 @@ import functools
 import importlib.util
 import json
 import pathlib
-import re
-from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from evolving_rl_jax.envs.alfworld.households.problem import LAMP, Place, Room
+from evolving_rl_jax.envs.alfworld.names import numbered
 
-__all__ = ["ROOM_KINDS", "Scene", "load_scene", "scene_numbers", "scenes", "tables", "usual_places"]
+__all__ = ["ROOM_KINDS", "Scene", "load_scene", "scene_numbers", "tables", "usual_places"]
 
 KITCHEN, LAMP_ROOM, BATHROOM = ROOM_KINDS = ("kitchen", "lamp_room", "bathroom")
 # Scenes smaller than this leave too little to search, larger ones translate slowly.
@@ -105,8 +104,9 @@ def tables() -> Tables:
     )
 
 
+@functools.cache
 def load_scene(number: int) -> Scene:
-    """Reads one scene.
+    """Reads one scene, once a process.
 
     Raises:
       FileNotFoundError: the installed package has no such layout.
@@ -116,7 +116,9 @@ def load_scene(number: int) -> Scene:
     kinds = _read(folder / f"FloorPlan{number}-objects.json")
     known = tables()
     places = {}
-    for name, original in sorted(_agent_names(points).items(), key=lambda item: item[1]):
+    names = {place_id: name for name, place_id in numbered(map(_mangled, points)).items()}
+    for original in sorted(points):
+        name = names[_mangled(original)]
         rtype = original.rsplit("|", 1)[1] if name.split()[0].endswith("basin") else ""
         rtype = rtype or original.split("|", 1)[0]
         location = _location(points[original])
@@ -156,18 +158,12 @@ def scene_numbers(kind: str) -> tuple[int, ...]:
     least, most = _SIZES[kind]
     usable = []
     for number in tables().scenes[kind]:
-        room = scenes(number).room
+        room = load_scene(number).room
         types = {place.type for place in room.places.values()}
         lamp_ok = kind != LAMP_ROOM or bool(room.lamp_place)
         if least <= len(room.places) <= most and types >= _NEEDED[kind] and lamp_ok:
             usable.append(number)
     return tuple(usable)
-
-
-@functools.cache
-def scenes(number: int) -> Scene:
-    """As ``load_scene``, read once a process."""
-    return load_scene(number)
 
 
 def _read(path: pathlib.Path) -> Any:
@@ -187,16 +183,3 @@ def _location(point: list[float]) -> str:
     x, z, turn, horizon = point
     parts = (round(4 * x), round(4 * z), round(turn / 90), round(horizon))
     return _mangled("loc|" + "|".join(map(str, parts)))
-
-
-def _agent_names(originals: Collection[str]) -> dict[str, str]:
-    """Agent-visible name -> id: numbered within a class, downwards in the order of their text."""
-    words = {o: re.match(r"\w+", o)[0].lower() for o in originals}
-    words = {o: w + ("basin" if "basin" in o.lower() else "") for o, w in words.items()}
-    left = Counter(words.values())
-    names = {}
-    for original in sorted(originals, key=lambda o: _mangled(o).lower()):
-        word = words[original]
-        names[f"{word} {left[word]}"] = original
-        left[word] -= 1
-    return names

@@ -2,8 +2,9 @@
 
 A game is a folder that the published engine plays as it is: ``traj_data.json`` and
 ``game.tw-pddl``.  The step limit is the shortest solution plus a slack too small to search
-everything, so knowing where things are kept decides a game (see ``household_plan``).  Before a game
-is written its walkthrough is played by the rules of its own PDDL (see ``plan_check``).
+everything, so knowing where things are kept decides a game (see ``plan``).  Before a game is written
+its walkthrough is played on our own engine, which reads nothing but the PDDL and the grammar that the
+game will have.
 """
 
 from __future__ import annotations
@@ -18,17 +19,19 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from evolving_rl_jax.envs.alfworld.folder import content_hash
-from evolving_rl_jax.envs.alfworld.households.homes import CLUTTER_CLASSES, ROOMS, compact
-from evolving_rl_jax.envs.alfworld.households.plan import (
+from evolving_rl_jax.envs.alfworld.households.homes import (
+    CLUTTER_CLASSES,
     MAX_HOUSEHOLDS,
-    TASK_TYPES,
-    Game,
-    GamesSpec,
-    Planner,
+    ROOMS,
+    compact,
     make_households,
+)
+from evolving_rl_jax.envs.alfworld.households.plan import (
+    GamesSpec,
+    PlannedGame,
+    Planner,
     plan_games,
 )
-from evolving_rl_jax.envs.alfworld.households.plan_check import PlanChecker, PlanError
 from evolving_rl_jax.envs.alfworld.households.problem import (
     LAMP,
     SURFACES,
@@ -36,14 +39,20 @@ from evolving_rl_jax.envs.alfworld.households.problem import (
     engine_logic,
     problem,
 )
+from evolving_rl_jax.envs.alfworld.names import TASK_TYPES
+from evolving_rl_jax.envs.base import EnvError
 from evolving_rl_jax.files import write_json
 
-__all__ = ["GamesSpec", "generate_even", "generate_games"]
+__all__ = ["PlanError", "generate_even", "generate_games", "prove"]
 
 NUM_CLUTTER = 5
 _SURFACE_PLACES = tuple(n for n, p in compact().places.items() if p.type in SURFACES)
 # Splits whose scenes are ALFRED's test scenes, which no other split has.
 UNSEEN_SPLITS = ("valid_unseen", "valid_unseen_sources", "heldout_types")
+
+
+class PlanError(ValueError):
+    """A game that its walkthrough does not win."""
 
 
 def generate_games(
@@ -114,23 +123,23 @@ def generate_even(
 
 
 def _write_games(
-    out_dir, games: Sequence[Game], slack: int | None, description: dict, progress
+    out_dir, games: Sequence[PlannedGame], slack: int | None, description: dict, progress
 ) -> dict[str, Any]:
     out = pathlib.Path(out_dir)
     index = out / "games.json"
     if index.exists():
         raise FileExistsError(f"{out}: must not hold games already, found games.json")
-    checker = PlanChecker(engine_logic()[0])
     taken: set[str] = set()
     entries = []
     for done, game in enumerate(games, start=1):
         pddl, things = _place_clutter(game, description["seed"], taken)
+        data = _game_data(game, pddl)
         try:
-            checker.check(pddl, game.walkthrough())
-        except PlanError as error:
+            prove(data)
+        except (PlanError, EnvError) as error:
             raise PlanError(f"game {game.id}: {error}") from error
         folder = f"{game.split}/{game.id}"
-        _write_game(out / folder, game, pddl, things, slack)
+        _write_game(out / folder, _traj_data(game, things, slack), data)
         digest = content_hash(pddl, game.task_type)
         entries.append({"id": game.id, "split": game.split, "path": folder, "content_hash": digest})
         if progress:
@@ -140,7 +149,33 @@ def _write_games(
     return manifest
 
 
-def _place_clutter(game: Game, seed: int, taken: set[str]) -> tuple[str, list[Thing]]:
+def prove(data: dict[str, Any]) -> None:
+    """Plays the walkthrough of a game on our own engine.
+
+    Args:
+      data: what the file of the game will hold.
+
+    Raises:
+      PlanError: a command is not possible where it comes, or the goal does not hold after the last
+        command, or holds before it.
+      EnvError: the game cannot be played at all.
+    """
+    from evolving_rl_jax.envs.alfworld.engine.game import open_game
+
+    game = open_game(data)
+    state, view, won = game.root, game.view(game.root), False
+    for number, command in enumerate(data["walkthrough"], start=1):
+        if won:
+            raise PlanError(f"goal must not hold before command {number} ({command!r}), it does")
+        if command not in view.actions:
+            raise PlanError(f"command {command!r} must be possible where it comes, it is not")
+        result, state, view = game.step(state, view, command)
+        won = result.won
+    if not won:
+        raise PlanError(f"goal must hold after {len(data['walkthrough'])} commands, it does not")
+
+
+def _place_clutter(game: PlannedGame, seed: int, taken: set[str]) -> tuple[str, list[Thing]]:
     """The problem of a game, with clutter that makes it different from all in ``taken``."""
     habits = game.household.room_habits(game.kind)
     things = [Thing(kind, 1, place) for kind, place in habits.items()]
@@ -158,7 +193,7 @@ def _place_clutter(game: Game, seed: int, taken: set[str]) -> tuple[str, list[Th
             return text, placed
 
 
-def _clutter(game: Game, rng: random.Random) -> list[Thing]:
+def _clutter(game: PlannedGame, rng: random.Random) -> list[Thing]:
     """Things of other classes: on the open surfaces of a compact room, where they fit in scenes."""
     scene = game.household.scene(game.kind)
     if scene is None:
@@ -171,13 +206,11 @@ def _clutter(game: Game, rng: random.Random) -> list[Thing]:
     ]
 
 
-def _write_game(
-    folder: pathlib.Path, game: Game, pddl: str, things: list[Thing], slack: int | None
-) -> None:
-    domain, grammar = engine_logic()
-    steps = game.walkthrough()
+def _traj_data(game: PlannedGame, things: list[Thing], slack: int | None) -> dict[str, Any]:
+    """What the file beside a game says of it."""
+    shortest = len(game.walkthrough())
     is_light = game.task_type == "look_at_obj_in_light"
-    traj_data = {
+    data = {
         "task_id": game.id,
         "task_type": game.task_type,
         "pddl_params": {
@@ -196,19 +229,27 @@ def _write_game(
             "habits": {kind.lower(): place for kind, place in game.household.habits.items()},
             "things": {thing.name: thing.place for thing in things},
             "source": game.source,
-            "shortest": len(steps),
-            "step_limit": len(steps) + (game.slack if slack is None else slack),
+            "shortest": shortest,
+            "step_limit": shortest + (game.slack if slack is None else slack),
         },
     }
-    if scene := game.household.scene(game.kind):
-        traj_data["scene"] = {"floor_plan": scene.name}
-    game_data = {
+    scene = game.household.scene(game.kind)
+    return data | ({"scene": {"floor_plan": scene.name}} if scene else {})
+
+
+def _game_data(game: PlannedGame, pddl: str) -> dict[str, Any]:
+    """What the file of a game holds."""
+    domain, grammar = engine_logic()
+    return {
         "pddl_domain": domain,
         "grammar": grammar.replace("UNKNOWN GOAL", game.text),
         "pddl_problem": pddl,
         "solvable": True,
-        "walkthrough": steps,
+        "walkthrough": game.walkthrough(),
     }
+
+
+def _write_game(folder: pathlib.Path, traj_data: dict[str, Any], game_data: dict[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, data in (("traj_data.json", traj_data), ("game.tw-pddl", game_data)):
         (folder / name).write_text(json.dumps(data) + "\n", encoding="ascii")
