@@ -2,13 +2,21 @@
 
 import collections
 import json
+import random
 import subprocess
 import sys
 
 import pytest
 from official_games import DOMAIN
 
-from evolving_rl_jax.data.tasks import TaskError, TaskOrder, alfworld_task, content_hash, load_tasks
+from evolving_rl_jax.data.tasks import (
+    TaskError,
+    TaskOrder,
+    alfworld_task,
+    content_hash,
+    load_tasks,
+    panel_sample,
+)
 from evolving_rl_jax.types import Task
 
 PROBLEM = "(define (problem p1) (:domain alfred) (:objects a - thing) (:init (n a)) (:goal (g)))"
@@ -196,6 +204,41 @@ def test_the_order_depends_on_the_seed_and_the_ids_alone():
         TaskOrder([], seed=0)
     with pytest.raises(ValueError, match="iteration must be >= 0 and n >= 1, got 0 and 0"):
         TaskOrder(some, seed=0).take(0, 0)
+
+
+def mixed(sizes):
+    """Tasks whose ids begin with their type, as real ones do."""
+    return [
+        Task(f"{kind}-{i:03d}", "alfworld", "valid_unseen", kind, "", "", content_hash=f"{kind}{i}")
+        for kind, size in sizes.items()
+        for i in range(size)
+    ]
+
+
+def test_a_small_panel_has_its_share_of_every_type_and_is_always_the_same():
+    """The shares of ALFRED's unseen games; by id the first 24 are all of one type."""
+    sizes = {"pick": 27, "clean": 30, "heat": 24, "cool": 24}
+    all_tasks = mixed(sizes)
+    shuffled = random.Random(3).sample(all_tasks, len(all_tasks))
+    for num in (4, 24, 64):
+        chosen = panel_sample(all_tasks, num)
+        counts = collections.Counter(t.task_type for t in chosen)
+        for kind, size in sizes.items():
+            assert abs(counts[kind] - num * size / 105) <= 1
+        assert chosen == panel_sample(shuffled, num) == sorted(chosen, key=lambda t: t.id)
+        assert {t.id for t in chosen} <= {t.id for t in panel_sample(all_tasks, num + 17)}
+    assert len({t.id[-3:] for t in panel_sample(all_tasks, 24)}) > 8  # not the first of each type
+    assert (
+        panel_sample(shuffled, 0)
+        == panel_sample(shuffled, 999)
+        == sorted(all_tasks, key=lambda t: t.id)
+    )
+
+
+def test_the_sample_does_not_change_with_a_release():
+    """A panel of today is compared with those of runs to come."""
+    ids = [t.id for t in panel_sample(mixed({"a": 40, "b": 20}), 6)]
+    assert ids == ["a-006", "a-017", "a-022", "a-029", "b-003", "b-007"]
 
 
 def test_tasks_and_games_never_import_jax():

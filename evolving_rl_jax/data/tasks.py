@@ -20,6 +20,7 @@ __all__ = [
     "content_hash",
     "copies_of",
     "load_tasks",
+    "panel_sample",
     "select",
     "source_split",
 ]
@@ -70,6 +71,35 @@ def copies_of(panel: Sequence[Task], tasks: Sequence[Task]) -> list[dict[str, st
             reason = "id" if task.id == same.id else "content"
             found.append({"id": task.id, "same": reason, "panel_game": same.id})
     return found
+
+
+def panel_sample(tasks: Sequence[Task], num: int) -> list[Task]:
+    """A fixed sample of the tasks of a split, spread over their types; sorted by id.
+
+    Each type gives its share: its tasks, in an order drawn by a fixed seed and their ids, stand at
+    equal distances, and the first ``num`` over all types are taken.  So a smaller sample is part of a
+    larger one.  A pure function of ids and types: the same on every host, in every run.
+
+    Args:
+      tasks: of one split.
+      num: how many; 0 = all.
+
+    >>> tasks = [Task(id=f"{kind}{i}", env="", split="", task_type=kind, text="", path="",
+    ...               content_hash="") for kind in "ab" for i in range(6)]
+    >>> [task.task_type for task in panel_sample(tasks, 4)]
+    ['a', 'a', 'b', 'b']
+    """
+    by_id = sorted(tasks, key=lambda task: task.id)
+    by_type: dict[str, list[tuple[str, Task]]] = {}
+    for task in by_id:
+        drawn = hashlib.sha256(f"panel/{task.id}".encode()).hexdigest()
+        by_type.setdefault(task.task_type, []).append((drawn, task))
+    places = {}
+    for members in by_type.values():
+        for i, (drawn, task) in enumerate(sorted(members, key=lambda member: member[0])):
+            places[task.id] = (i + 0.5) / len(members), drawn
+    chosen = sorted(by_id, key=lambda task: places[task.id])[: num or None]
+    return sorted(chosen, key=lambda task: task.id)
 
 
 class TaskOrder:

@@ -64,6 +64,7 @@ class Panel:
       training_tasks: the training split, searched for copies of panel games for the leak report.
       protocols: of web tasks: how the environment plays them, then others under which every game
         is played too, with the same skills; () where an environment has one protocol only.
+      split_games: games of the splits that the panel is a sample of; None = it is all of them.
     """
 
     def __init__(
@@ -77,11 +78,13 @@ class Panel:
         fit: Callable[[str], str] | None = None,
         training_tasks: Sequence[Task] = (),
         protocols: tuple[str, ...] = (),
+        split_games: int | None = None,
     ):
         self.tasks = sorted(tasks, key=lambda t: t.id)
         self.retriever, self.prompts, self.max_chars = retriever, prompts, max_chars
         self.rules, self.fit = rules, fit or str
         self.training_tasks, self.protocols = training_tasks, protocols
+        self.split_games = len(self.tasks) if split_games is None else split_games
         self._ids = {t.id for t in self.tasks}
         self._hashes = {t.content_hash for t in self.tasks}
 

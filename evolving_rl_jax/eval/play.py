@@ -7,6 +7,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from evolving_rl_jax.data.tasks import panel_sample
 from evolving_rl_jax.envs.mind2web.env import PROTOCOLS
 from evolving_rl_jax.eval.panel import PANEL_ITERATION, Panel
 from evolving_rl_jax.eval.results import skill_records, write_result
@@ -24,13 +25,14 @@ def make_panel(parts, num_games: int = 0) -> Panel:
 
     Args:
       parts: of the run.
-      num_games: the first so many games of each split by id; 0 = all.
+      num_games: a fixed sample of so many games of each split, see `panel_sample`; 0 = all.
     """
-    config, games = parts.config, []
+    config, games, split_games = parts.config, [], 0
     pool: dict[str, Task] = {}
     for name in config.eval.splits:
         members = parts.split(name)
-        games += members[:num_games] if num_games else members
+        games += panel_sample(members, num_games)
+        split_games += len(members)
         pool.update((t.id, t) for t in parts.source_tasks(name))
     return Panel(
         games,
@@ -41,6 +43,7 @@ def make_panel(parts, num_games: int = 0) -> Panel:
         fit=fit_to_prompt(config, parts.tokenizer),
         training_tasks=parts.split(config.data.train_split) if parts.panel_tasks else [],
         protocols=protocols(config),
+        split_games=split_games,
     )
 
 

@@ -225,7 +225,11 @@ def write_result(
         "seed": seed,
         "seeds": sorted({g.seed for g in games}) or [seed],
         "game_list_hash": panel.game_list_hash,
-        "dataset": {"games": len(panel.tasks), **(data or {})},
+        "dataset": {
+            "games": len(panel.tasks),
+            "split_games": panel.split_games,
+            **(data or {}),
+        },
         "versions": versions(),
         "sources": figures,
         "summary": summarise(games, conditions, seed),

@@ -18,7 +18,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from evolving_rl_jax.config import ConfigError, default_config, set_key, validate
-from evolving_rl_jax.data.tasks import list_hash
+from evolving_rl_jax.data.tasks import list_hash, panel_sample, select
 from evolving_rl_jax.eval.journal import Journal, play_settings
 from evolving_rl_jax.eval.transfer.chat import ChatDriver
 from evolving_rl_jax.eval.transfer.client import (
@@ -234,7 +234,11 @@ def _play(
             )  # fmt: skip
         except (BudgetSpent, EndpointError) as error:
             stopped = str(error)
-    about = {**facts, **settings, **more(), "stopped": stopped, "dataset": {"games": len(panel)}}
+    sizes = {
+        "games": len(panel),
+        "split_games": sum(task.split in config.eval.splits for task in tasks),
+    }
+    about = {**facts, **settings, **more(), "stopped": stopped, "dataset": sizes}
     about["played"] = play_settings(config)
     result = transfer_result(journal, panel, ready, seeds=seeds, facts=about)
     write_transfer(out, result, measured_skills(journal, ready[OURS]))
@@ -246,11 +250,10 @@ def _play(
 
 
 def panel_tasks(config, tasks: Sequence[Task]) -> list[Task]:
-    """The games of ``config.eval.splits``, the first ``config.eval.num_games`` of each by id."""
+    """The games of ``config.eval.splits``, of each a sample of ``config.eval.num_games``."""
     panel: list[Task] = []
     for name in config.eval.splits:
-        members = sorted((t for t in tasks if t.split == name), key=lambda t: t.id)
-        panel += members[: config.eval.num_games or None]
+        panel += panel_sample(select(tasks, split=name), config.eval.num_games)
     return panel
 
 
