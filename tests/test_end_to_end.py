@@ -65,6 +65,8 @@ def add_and_end(self, play):
 Journal.add = add_and_end
 sys.exit(main(sys.argv[1:]))
 """
+# The same with a notice, as a machine that is taken away sends it.
+NOTICE = ENDING.replace("os._exit(9)", "os.kill(os.getpid(), 15)")
 
 
 @pytest.fixture(scope="session")
@@ -306,8 +308,12 @@ def test_eval_of_the_last_checkpoint_equals_the_panel_of_the_run(finished, progr
     config = json.loads((workdir / "config.json").read_text())
     config["mesh"] = {"data": 2, "fsdp": 4, "tensor": 1}  # eval needs no such devices
     (workdir / "config.json").write_text(json.dumps(config))
-    result = program("eval", f"--workdir={workdir}", "--temperature=0.5")
+    arguments = ("eval", f"--workdir={workdir}", "--temperature=0.5")
+    stopped = program(*arguments, code=NOTICE)
+    assert stopped.returncode == 75, stopped.stderr[-3000:]
+    result = program(*arguments)
     assert result.returncode == 0, result.stderr[-3000:]
+    assert "plays are kept, going on from there" in result.stderr
     path = workdir / "eval" / "checkpoint_00004-t0.5.json"
     assert f"written: {path}" in result.stdout and "oracle" in result.stdout
     played, final = panel_of(workdir, "checkpoint_00004"), panel_of(workdir, "final")
