@@ -12,6 +12,7 @@ import re
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
@@ -203,7 +204,7 @@ def on_this_host(params: Any, local: Mesh, dtype: Any) -> Any:
     if all(getattr(x, "is_fully_addressable", True) for x in jax.tree.leaves(params)):
         return params
     everywhere = _copies_mesh(local.size)
-    params = jax.jit(lambda tree: jax.tree.map(lambda x: x.astype(dtype), tree))(params)
+    params = _cast(params, jnp.dtype(dtype))
     placed = jax.device_put(params, shardings(params, everywhere))
     wanted = shardings(params, local)
 
@@ -217,6 +218,11 @@ def on_this_host(params: Any, local: Mesh, dtype: Any) -> Any:
         )
 
     return jax.tree.map(own, placed, wanted)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _cast(params, dtype):
+    return jax.tree.map(lambda x: x.astype(dtype), params)
 
 
 def _copies_mesh(tensor: int) -> Mesh:

@@ -166,35 +166,6 @@ def test_no_task_is_lost_or_repeated_within_an_epoch(size, n):
     assert size == 1 or len({tuple(e) for e in epochs}) > 1
 
 
-@pytest.mark.parametrize("num_hosts", [1, 2, 3])
-@pytest.mark.parametrize(("size", "n"), [(12, 4), (10, 4), (7, 5), (5, 7), (3, 1), (1, 3)])
-def test_hosts_share_each_iteration_and_lose_nothing(size, n, num_hosts):
-    """Also where neither the hosts nor an iteration divide the number of tasks."""
-    orders = [TaskOrder(tasks(size), seed=3) for _ in range(num_hosts)]
-    whole = TaskOrder(tasks(size), seed=3)
-    played = collections.Counter()
-    for i in range(2 * size):  # 2 n epochs
-        shares = [o.take(i, n, host=h, num_hosts=num_hosts) for h, o in enumerate(orders)]
-        assert max(map(len, shares)) - min(map(len, shares)) <= 1
-        merged = [shares[k % num_hosts][k // num_hosts] for k in range(n)]
-        assert merged == whole.take(i, n)
-        played.update(t.id for t in merged)
-    assert played == {t.id: 2 * n for t in tasks(size)}
-
-
-def test_a_run_may_resume_on_another_number_of_hosts():
-    before = [TaskOrder(tasks(10), seed=1).take(i, 4, host=0, num_hosts=1) for i in range(3)]
-    after = [
-        [TaskOrder(tasks(10), seed=1).take(i, 4, host=h, num_hosts=3) for h in range(3)]
-        for i in range(3, 5)
-    ]
-    ids = [t.id for take in before for t in take]
-    ids += [shares[k % 3][k // 3].id for shares in after for k in range(4)]
-    assert collections.Counter(ids) == {t.id: 2 for t in tasks(10)}
-    with pytest.raises(ValueError, match=r"host must be in \[0, num_hosts\), got 2 of 2"):
-        TaskOrder(tasks(3), seed=0).take(0, 1, host=2, num_hosts=2)
-
-
 def test_the_order_depends_on_the_seed_and_the_ids_alone():
     some = tasks(20)
     later = TaskOrder(some[::-1], seed=3).take(9, 4)  # a fresh object: as after a resume

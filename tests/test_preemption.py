@@ -1,5 +1,6 @@
 """Notices, and runs that are ended by SIGTERM and SIGKILL: nothing is lost, nothing is repeated."""
 
+import contextlib
 import gzip
 import http.server
 import json
@@ -47,6 +48,45 @@ def test_a_signal_waits_once_there_is_something_to_save():
         assert preemption.reason == "SIGTERM"
         with pytest.raises(Preempted):
             preemption.check()
+
+
+def test_ctrl_c_waits_once_there_is_something_to_save_and_the_second_does_not(capfd):
+    before = signal.getsignal(signal.SIGINT)
+    with Preemption() as preemption:
+        preemption.defer()
+        os.kill(os.getpid(), signal.SIGINT)
+        wait_until(lambda: preemption)
+        assert preemption.reason == "SIGINT" and "Ctrl-C again" in capfd.readouterr().err
+        with pytest.raises(Preempted) as e:
+            preemption.check()
+        assert e.value.exit_code == 130  # a launcher starts nothing again
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(20)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert Preempted("SIGTERM").exit_code == EXIT_AGAIN
+
+
+def test_eval_takes_a_notice(monkeypatch, tmp_path, capsys):
+    from evolving_rl_jax.cli.main import main
+    from evolving_rl_jax.config import default_config
+    from evolving_rl_jax.run import parts
+    from evolving_rl_jax.run.folder import RunFolder
+
+    RunFolder(str(tmp_path), default_config()).begin()
+
+    @contextlib.contextmanager
+    def open_parts(_config, _folder, _hosts, preemption):
+        signal.raise_signal(signal.SIGTERM)
+        yield
+
+    monkeypatch.setattr(parts, "open_parts", open_parts)
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        assert main(["eval", f"--workdir={tmp_path}"]) == EXIT_AGAIN
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    assert "the same command goes on from here" in capsys.readouterr().err
 
 
 class Metadata(http.server.BaseHTTPRequestHandler):
@@ -288,6 +328,22 @@ def test_a_run_ended_by_signals_is_the_run_that_was_not(compare, starter):
     log = starter.log.read_text()
     assert "SIGTERM: the same command goes on from here" in log
     assert "saved after iteration" in log and "going on from the checkpoint after" in log
+
+
+def test_ctrl_c_saves_what_is_done(starter, translated, tmp_path):
+    config, workdir = config_of(tmp_path, translated, 30), tmp_path / "run"
+    pid = starter.start(
+        "train", f"--config={config}", f"--workdir={workdir}", "--config.checkpoint.every=30"
+    )
+    end = time.monotonic() + 300
+    while not lines(workdir):
+        assert time.monotonic() < end, starter.log.read_text()[-3000:]
+        time.sleep(0.002)
+    os.kill(pid, signal.SIGINT)
+    assert starter.wait() == 130, starter.log.read_text()[-3000:]
+    done = lines(workdir)
+    assert f"saved after iteration {done}" in starter.log.read_text() and 1 <= done < 30
+    assert (workdir / "checkpoints" / str(done)).is_dir()
 
 
 @pytest.mark.slow

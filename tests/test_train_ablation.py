@@ -256,3 +256,22 @@ def test_a_piece_that_fails_is_named(ablation):
     last = done.stderr.splitlines()[-1]
     assert last.startswith("evolving-rl: extractor_only-0 ended with exit code 2: evolving-rl: ")
     assert "--workdir must be new, empty or a run folder" in last
+
+
+def test_an_arm_that_collapses_blocks_no_other(ablation):
+    """The collapse is that arm's result; the same command does not train it again."""
+    workdir, _, run = ablation
+    more = ("--seeds=1,", "--config.collapse.action=stop", "--config.collapse.patience=1",
+            "--config.collapse.max_logprob_gap=1e-12")  # fmt: skip
+    done = run("solver_only,grpo", *more)
+    assert done.returncode == 0, done.stderr
+    for arm in ("solver_only", "grpo"):
+        folder = workdir / "runs" / f"{arm}-1"
+        assert (folder / "metrics.jsonl").read_bytes().count(b"\n") == 1
+        assert "max_logprob_gap" in (folder / "collapses.jsonl").read_text()
+        assert not list((folder / "eval").glob("final-*"))
+    assert "collapse.max_logprob_gap" in done.stdout  # a note below the tables
+    again = run("solver_only,grpo", *more)
+    assert again.returncode == 0 and again.stdout == done.stdout[done.stdout.index("# Ablation") :]
+    assert again.stderr.count("ended by config.collapse, iteration 1: ") == 2
+    assert "going on" not in again.stderr

@@ -5,12 +5,14 @@ import fcntl
 import gzip
 import json
 import os
+import pathlib
 import subprocess
 import sys
 
 import pytest
 
-from evolving_rl_jax.config import ConfigError, default_config, first_difference
+from evolving_rl_jax.cli.main import main
+from evolving_rl_jax.config import ConfigError, default_config, first_difference, set_key
 from evolving_rl_jax.files import write_atomic
 from evolving_rl_jax.run.folder import RunFolder
 from evolving_rl_jax.update.optimizer import learning_rate_schedule
@@ -102,6 +104,42 @@ def test_only_one_process_trains_in_a_folder(tmp_path):
     assert (tmp_path / "train.lock").read_text() == ""
     with RunFolder(str(tmp_path)).hold():
         pass
+
+
+def test_a_second_start_is_refused_before_anything_is_made(tmp_path, capsys):
+    config_file = pathlib.Path(__file__).parents[1] / "configs" / "debug.py"
+    workdir = tmp_path / "deep" / "run"
+    with RunFolder(str(workdir), config()).hold():
+        assert main(["train", f"--config={config_file}", f"--workdir={workdir}"]) == 2
+        assert "nothing else trains in" in capsys.readouterr().err
+        assert [p.name for p in workdir.iterdir()] == ["train.lock"]
+    assert not list(tmp_path.iterdir())  # the first has made nothing but the lock
+    workdir.mkdir(parents=True)
+    (workdir / "train.lock").touch()  # of a process that was killed before it made anything
+    RunFolder(str(workdir), config())
+
+
+def test_who_holds_a_folder_may_hold_it_again(tmp_path):
+    folder = RunFolder(str(tmp_path))
+    with folder.hold():
+        with folder.hold():
+            pass
+        with pytest.raises(ConfigError), RunFolder(str(tmp_path)).hold():
+            pass
+    with RunFolder(str(tmp_path)).hold():
+        pass
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["train.micro_batch_rows", "train.logprob_chunk", "rollout.num_slots", "rollout.decode_window",
+     "eval.every", "mesh.fsdp", "env.num_workers"],
+)  # fmt: skip
+def test_a_run_may_go_on_in_less_memory_or_elsewhere(tmp_path, key):
+    RunFolder(str(tmp_path), config()).begin()
+    changed = config()
+    set_key(changed, key, "1")
+    RunFolder(str(tmp_path), changed)
 
 
 def test_a_killed_process_leaves_the_folder_free(tmp_path):

@@ -7,6 +7,7 @@ import pytest
 
 from evolving_rl_jax.config import ConfigError
 from evolving_rl_jax.run.preemption import EXIT_AGAIN, Preempted
+from evolving_rl_jax.train.ablation import side_by_side
 from evolving_rl_jax.train.ablation.side_by_side import (
     Piece,
     PieceFailed,
@@ -36,6 +37,15 @@ def stop(*_):
     sys.exit({EXIT_AGAIN})
 signal.signal(signal.SIGTERM, stop)
 pathlib.Path(sys.argv[1]).touch()
+time.sleep(600)
+"""
+
+
+# Goes on for ever, whatever it is told.
+STUBBORN = """
+import os, pathlib, signal, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+pathlib.Path(sys.argv[1]).write_text(str(os.getpid()))
 time.sleep(600)
 """
 
@@ -136,3 +146,18 @@ def test_every_core_is_in_one_share():
     for jobs in range(1, len(CORES) + 1):
         shares = core_shares(jobs)
         assert sorted(core for share in shares for core in share) == CORES and all(shares)
+
+
+def test_what_does_not_end_when_it_is_told_to_is_killed(piece, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(side_by_side, "GRACE_S", 0.2)
+    told = tmp_path / "told"
+
+    def tick():
+        if told.exists() and told.read_text():
+            raise Preempted("SIGTERM")
+
+    with pytest.raises(Preempted):
+        run_side_by_side([piece("a", STUBBORN, "told")], core_shares(1), always, tick)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(told.read_text()), 0)
+    assert "has not ended within 0.2 s and is killed" in capsys.readouterr().err

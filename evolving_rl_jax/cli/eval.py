@@ -81,13 +81,18 @@ def run(args, _overrides) -> None:
     _check(args)
     from evolving_rl_jax.eval.transfer.run import run_config
     from evolving_rl_jax.run.folder import RunFolder
+    from evolving_rl_jax.run.hosts import shared_notices
     from evolving_rl_jax.run.parts import open_parts
     from evolving_rl_jax.run.preemption import Preemption
 
     folder, splits = RunFolder(args.workdir), names(args.split)
     panel = (splits, args.games) if args.mode == "panel" else ()
     config = run_config(folder, *panel)
-    with Preemption() as preemption, joined_hosts(args, config) as hosts:
+    with (
+        Preemption() as preemption,
+        joined_hosts(args, config) as hosts,
+        shared_notices(hosts, preemption),
+    ):
         check_alike(hosts, config, folder)
         with open_parts(config, folder, hosts, preemption) as parts:
             from evolving_rl_jax.eval.evaluation import play

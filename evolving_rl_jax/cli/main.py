@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
     except tuple(ENDINGS) as e:
         code, rest = next(end for kind, end in ENDINGS.items() if isinstance(e, kind))
         print(f"evolving-rl: {' '.join(str(e).split())}{rest}", file=sys.stderr)
-        return code
+        return getattr(e, "exit_code", code)
 
 
 def take_overrides(argv: list[str]) -> dict[str, str]:

@@ -26,16 +26,21 @@ def run(args, overrides: dict[str, str]) -> None:
     """Trains, from the last checkpoint if there is one."""
     from evolving_rl_jax.record.tracking import check_wandb
     from evolving_rl_jax.run.folder import RunFolder
+    from evolving_rl_jax.run.hosts import shared_notices
     from evolving_rl_jax.run.parts import open_parts, training_mesh
     from evolving_rl_jax.run.preemption import Preemption
 
     config = load_config(args.config, overrides)
     check_wandb(config.train.wandb)
-    with Preemption() as preemption, joined_hosts(args, config) as hosts:
+    with (
+        Preemption() as preemption,
+        joined_hosts(args, config) as hosts,
+        shared_notices(hosts, preemption),
+    ):
         folder = RunFolder(args.workdir, config, writes=hosts.first)
         check_alike(hosts, config, folder)
         training_mesh(config, hosts)  # refused before anything is written
-        with open_parts(config, folder, hosts, preemption) as parts:
+        with folder.hold(), open_parts(config, folder, hosts, preemption) as parts:
             from evolving_rl_jax.train.loop import train
 
             train(parts)

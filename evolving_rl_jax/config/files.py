@@ -140,11 +140,15 @@ def _tuples(node: Any) -> Any:
     return tuple(node) if isinstance(node, list) else node
 
 
-# Keys that may change when a run goes on in its folder: how long, where and how often, never what.
+# Keys that may change when a run goes on in its folder: how long, where, how often and in how much
+# memory, never what.  docs/pods.md says which of them change the last digits.
 RESUMABLE = (
     *("train.num_iterations", "env.num_workers", "env.deadline_s", "rollout.deadline_s"),
     *("env.engine", "env.check_games"),
-    *("checkpoint", "collapse", "mesh", "hosts", "train.wandb"),
+    *("checkpoint", "collapse", "mesh", "hosts", "train.wandb", "train.log_episodes", "eval.every"),
+    *("train.micro_batch_rows", "train.row_length", "train.logprob_chunk", "train.remat"),
+    *("model.attention", "rollout.num_slots", "rollout.memory_limit_gb", "rollout.prefill_buckets"),
+    *("rollout.decode_window", "rollout.row_buckets", "rollout.column_buckets"),
     "optimizer.decay_updates",  # what it comes to may not: see schedule_change
 )
 

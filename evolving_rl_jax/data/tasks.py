@@ -106,7 +106,7 @@ class TaskOrder:
     """The endless order in which training takes tasks: one permutation of all of them an epoch.
 
     A pure function of the ids, the seed and the position, so a resumed run needs nothing but its
-    iteration number.  Several hosts take disjoint shares of the same order.
+    iteration number.
 
     Args:
       tasks: at least one; their order does not matter.
@@ -129,7 +129,7 @@ class TaskOrder:
     def _shuffled(self, epoch: int) -> np.ndarray:
         return np.random.default_rng([self._seed, epoch]).permutation(len(self._tasks))
 
-    def take(self, iteration: int, n: int, *, host: int = 0, num_hosts: int = 1) -> list[Task]:
+    def take(self, iteration: int, n: int) -> list[Task]:
         """Tasks ``iteration * n`` to ``(iteration + 1) * n`` of the endless order.
 
         With the same ``n`` at every iteration no task is left out of an epoch or taken twice in it.
@@ -137,20 +137,14 @@ class TaskOrder:
         Args:
           iteration: from 0.
           n: tasks an iteration, over all hosts.
-          host: which share to return: every ``num_hosts``-th task from this one on.  The shares
-            together are the tasks of one host that takes all, whatever the number of hosts, so a
-            run may go on with another number.
-          num_hosts: how many hosts share the tasks.
 
         Raises:
-          ValueError: ``iteration`` is negative, ``n`` is below 1, or ``host`` is not one of them.
+          ValueError: ``iteration`` is negative, or ``n`` is below 1.
         """
         if iteration < 0 or n < 1:
             raise ValueError(f"iteration must be >= 0 and n >= 1, got {iteration} and {n}")
-        if not 0 <= host < num_hosts:
-            raise ValueError(f"host must be in [0, num_hosts), got {host} of {num_hosts}")
         taken = []
-        for position in range(iteration * n + host, (iteration + 1) * n, num_hosts):
+        for position in range(iteration * n, (iteration + 1) * n):
             epoch, rank = divmod(position, len(self._tasks))
             taken.append(self._tasks[int(self._permutation(epoch)[rank])])
         return taken

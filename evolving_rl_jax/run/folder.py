@@ -15,10 +15,13 @@ import os
 import pathlib
 import socket
 from collections.abc import Iterator
+from typing import TextIO
 
 from evolving_rl_jax import config as config_lib
 from evolving_rl_jax.files import write_atomic
 from evolving_rl_jax.run.console import say
+
+LOCK = "train.lock"
 
 
 class RunFolder:
@@ -40,13 +43,14 @@ class RunFolder:
         self.path = pathlib.Path(workdir).absolute()
         self.config_file = self.path / "config.json"
         self._config = config
+        self._held = False
         if config is None:
             return
         if self.path.exists() and not self.path.is_dir():
             raise config_lib.ConfigError(f"--workdir must be a folder, got the file {workdir!r}")
         if self.config_file.exists():
             self._check(config)
-        elif self.path.exists() and any(self.path.iterdir()):
+        elif self.path.exists() and any(p.name != LOCK for p in self.path.iterdir()):
             raise config_lib.ConfigError(
                 f"--workdir must be new, empty or a run folder, got {workdir!r} with files but no "
                 "config.json"
@@ -75,49 +79,75 @@ class RunFolder:
         """
         if self._config is None or not self.writes:
             return
-        try:
+        with self._writing():
             self.path.mkdir(parents=True, exist_ok=True)
             write_atomic(self.config_file, config_lib.to_json(self._config))
+
+    @contextlib.contextmanager
+    def hold(self) -> Iterator[None]:
+        """Keeps other processes from training in the folder at the same time; makes it if need be.
+
+        The lock ends with this process, however it ends; ``train.lock`` stays and says who holds it.
+        Where the file system has no locks, that is said and nothing is kept.  A folder that was made
+        for the lock and holds nothing else in the end is gone again.  Who holds it may hold it again.
+
+        By hand and not by the filelock package: its releases differ in whether they empty the file,
+        which must tell the holder's name, and it falls back to a mark that outlives its process.
+
+        Raises:
+          ConfigError: another process trains in the folder, or the folder cannot be written.
+        """
+        if not self.writes or self._held:
+            yield
+            return
+        missing = [p for p in (self.path, *self.path.parents) if not p.exists()]
+        with self._writing():
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = open(self.path / LOCK, "a+", encoding="utf-8")
+        try:
+            with file, self._locked(file):
+                yield
+        finally:
+            if missing and [p.name for p in self.path.iterdir()] == [LOCK]:
+                (self.path / LOCK).unlink()
+                with contextlib.suppress(OSError):  # others have put something there
+                    for folder in missing:
+                        folder.rmdir()
+
+    @contextlib.contextmanager
+    def _locked(self, file: TextIO) -> Iterator[None]:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as e:
+            if e.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                file.seek(0)
+                holder = file.read().strip() or "another process"
+                raise config_lib.ConfigError(
+                    f"--workdir must be a folder that nothing else trains in, got "
+                    f"{str(self.path)!r}, where {holder} does"
+                ) from None
+            say(f"{self.path} cannot be locked ({e.strerror}): start nothing else in it")
+            yield
+            return
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+            file.truncate(0)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as e:
             raise config_lib.ConfigError(
                 f"--workdir must be a folder that can be written, got {str(self.path)!r} "
                 f"({e.strerror})"
             ) from e
-
-    @contextlib.contextmanager
-    def hold(self) -> Iterator[None]:
-        """Keeps other processes from training in the folder at the same time.
-
-        The lock ends with this process, however it ends; ``train.lock`` stays and says who holds it.
-        Where the file system has no locks, that is said and nothing is kept.
-
-        Raises:
-          ConfigError: another process trains in the folder.
-        """
-        if not self.writes:
-            yield
-            return
-        with open(self.path / "train.lock", "a+", encoding="utf-8") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as e:
-                if e.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                    file.seek(0)
-                    holder = file.read().strip() or "another process"
-                    raise config_lib.ConfigError(
-                        f"--workdir must be a folder that nothing else trains in, got "
-                        f"{str(self.path)!r}, where {holder} does"
-                    ) from None
-                say(f"{self.path} cannot be locked ({e.strerror}): start nothing else in it")
-                yield
-                return
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}")
-            file.flush()
-            try:
-                yield
-            finally:
-                file.truncate(0)
 
     def load_config(self):
         """The configuration that the run was started with.

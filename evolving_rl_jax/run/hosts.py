@@ -14,6 +14,7 @@ import dataclasses
 import glob
 import importlib.util
 import itertools
+import logging
 import os
 import pickle
 import sys
@@ -25,7 +26,9 @@ from typing import Any
 import numpy as np
 
 from evolving_rl_jax.config import ConfigError
-from evolving_rl_jax.run.preemption import EXIT_AGAIN, Preempted
+from evolving_rl_jax.run.preemption import EXIT_AGAIN, EXIT_INTERRUPTED, Preempted, Preemption
+
+log = logging.getLogger(__name__)
 
 EXIT_USAGE = 2
 START_TIMEOUT_S, HEARTBEAT_TIMEOUT_S = 300.0, 100.0
@@ -198,6 +201,45 @@ class Hosts:
 
 ALONE = Hosts()  # a run of one process
 
+_NOTICE, _NOTICE_POLL_S = "evolving_rl/notice", 1.0
+
+
+@contextlib.contextmanager
+def shared_notices(hosts: Hosts, preemption: Preemption) -> Iterator[None]:
+    """A notice to one process is a notice to all within seconds, whatever they are doing.
+
+    The service that the processes joined by keeps it; collectives could tell it only where all meet.
+    """
+    if hosts.count == 1:
+        yield
+        return
+    over = threading.Event()
+    sharing = threading.Thread(
+        target=_share_notices, args=(hosts, preemption, over), name="notices", daemon=True
+    )
+    sharing.start()
+    try:
+        yield
+    finally:
+        over.set()
+        sharing.join(timeout=10.0)  # before the service may be gone
+
+
+def _share_notices(hosts: Hosts, preemption: Preemption, over: threading.Event) -> None:
+    from jax._src import distributed  # jax has no public name for its key-value store
+
+    store = distributed.global_state.client
+    while not over.wait(_NOTICE_POLL_S):
+        try:
+            if preemption.reason:
+                store.key_value_set(f"{_NOTICE}/{hosts.index}", preemption.reason)
+                return
+            for _, reason in store.key_value_dir_get(_NOTICE):
+                preemption.notice(reason)
+        except Exception as e:  # a lost peer, which the heartbeats tell of
+            log.debug("notices are no longer shared: %s", e)
+            return
+
 
 def check_hosts(config: Any, hosts: Hosts) -> None:
     """Raises ConfigError when sources or rows cannot be shared out evenly over the processes."""
@@ -318,10 +360,10 @@ def _report(error: BaseException, hosts: Hosts | None) -> int:
         return EXIT_USAGE
     if isinstance(error, Preempted):
         print(f"evolving-rl: {who}: {error}", file=sys.stderr)
-        return EXIT_AGAIN
+        return error.exit_code
     if isinstance(error, KeyboardInterrupt):
         print(f"evolving-rl: {who} interrupted", file=sys.stderr)
-        return 130
+        return EXIT_INTERRUPTED
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 1
     if lost_peer(error):

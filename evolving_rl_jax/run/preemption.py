@@ -1,6 +1,6 @@
-"""Notices that this machine is about to be taken away, so that a run can save itself in time.
+"""Notices that a run must end soon, so that it can save itself in time.
 
-A notice is SIGTERM (SLURM, Kubernetes, a spot machine that shuts down) or, on Google Cloud, an
+A notice is SIGTERM (SLURM, Kubernetes, a spot machine that shuts down), Ctrl-C, or, on Google Cloud, an
 announced maintenance event or preemption, which the metadata server tells before the signal comes.
 """
 
@@ -11,11 +11,14 @@ import os
 import signal
 import threading
 import urllib.request
+from typing import Any
 
 log = logging.getLogger(__name__)
 
 # EX_TEMPFAIL of sysexits.h, "try again later": the launchers start the same command again.
 EXIT_AGAIN = 75
+# What a shell gives a program that Ctrl-C has ended: the launchers start nothing again.
+EXIT_INTERRUPTED = 130
 
 # Path below computeMetadata/v1/instance -> value that is no notice.
 _METADATA = {"maintenance-event": "NONE", "preempted": "FALSE"}
@@ -36,13 +39,19 @@ class Preempted(BaseException):
         super().__init__(reason)
         self.agreed = agreed
 
+    @property
+    def exit_code(self) -> int:
+        """Of the program: start it again, or do not where a person has ended it."""
+        return EXIT_INTERRUPTED if str(self) == signal.SIGINT.name else EXIT_AGAIN
+
 
 class Preemption:
     """Whether a notice has come.
 
     Until `defer` is called a signal raises `Preempted` where it arrives, which is right while there
     is nothing to save: every file is written whole or not at all.  Afterwards it only sets
-    ``reason``, and the run saves itself at the next place where it can.
+    ``reason``, and the run saves itself at the next place where it can; a second Ctrl-C ends it where
+    it is all the same.
 
     Attributes:
       reason: what the notice was; empty = none.
@@ -52,14 +61,16 @@ class Preemption:
         self.reason = ""
         self._deferred = False
         self._stopped = threading.Event()
-        self._old_handler = None
+        self._interrupts = 0
+        self._old_handlers: dict[int, Any] = {}
 
     def __bool__(self) -> bool:
         return bool(self.reason)
 
     def install(self) -> Preemption:
-        """Takes SIGTERM over (main thread only), and on Google Cloud watches the metadata server."""
-        self._old_handler = signal.signal(signal.SIGTERM, self._on_signal)
+        """Takes both signals over (main thread only); on Google Cloud watches the metadata server."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._old_handlers[number] = signal.signal(number, self._on_signal)
         host = metadata_host(os.environ)
         for path, nothing in _METADATA.items() if host else ():
             url = f"http://{host}/computeMetadata/v1/instance/{path}"
@@ -68,11 +79,10 @@ class Preemption:
         return self
 
     def close(self) -> None:
-        """Gives SIGTERM back and ends the watching."""
+        """Gives the signals back and ends the watching."""
         self._stopped.set()
-        if self._old_handler is not None:
-            signal.signal(signal.SIGTERM, self._old_handler)
-            self._old_handler = None
+        while self._old_handlers:
+            signal.signal(*self._old_handlers.popitem())
 
     def __enter__(self) -> Preemption:
         return self.install()
@@ -95,9 +105,16 @@ class Preemption:
         self.reason = self.reason or reason
 
     def _on_signal(self, number: int, _frame) -> None:
+        self._interrupts += number == signal.SIGINT
+        if self._interrupts > 1:
+            raise KeyboardInterrupt
         self.notice(signal.Signals(number).name)
         if not self._deferred:
             raise Preempted(self.reason)
+        if (
+            self._interrupts
+        ):  # not by way of a buffer, which the signal may have come in the middle of
+            os.write(2, b"\nending in good order; Ctrl-C again ends at once\n")
 
     def _watch(self, url: str, nothing: str) -> None:
         """Waits for the value at ``url`` to become something else; the server answers on a change."""

@@ -244,6 +244,18 @@ class CollapseLog:
             os.fsync(file.fileno())
 
 
+def ended_by_rule(folder: str | os.PathLike) -> str:
+    """What the rule ended the run in ``folder`` for; empty = the run may go on, or has gone on."""
+    folder = pathlib.Path(folder)
+    try:
+        record = json.loads((folder / FILE_NAME).read_text(encoding="utf-8").splitlines()[-1])
+        done = (folder / "metrics.jsonl").read_bytes().count(b"\n")
+        ended = record["action"] == STOP and done == record["iteration"] + 1
+        return record["message"] if ended else ""
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        return ""
+
+
 def _iteration(line: str) -> float:
     try:
         return int(json.loads(line)["iteration"])

@@ -10,6 +10,7 @@ side by side in processes that each do one piece.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import gc
@@ -30,6 +31,7 @@ from evolving_rl_jax.run.parts import open_parts
 from evolving_rl_jax.run.preemption import Preemption
 from evolving_rl_jax.train.ablation.side_by_side import Piece, core_shares, run_side_by_side
 from evolving_rl_jax.train.ablation.summary import WARMSTART, cross_file, write_summary
+from evolving_rl_jax.train.collapse import CollapsedError, ended_by_rule
 from evolving_rl_jax.types import SCORED
 
 _CROSS = "cross"  # in the names of pieces, where runs have their arm
@@ -88,6 +90,12 @@ def run_ablation(config, ablation: Ablation, *, only: str = "") -> None:
     pieces = ablation.pieces()
     if only and only not in pieces:
         raise ConfigError(f"--only must be one of {', '.join(pieces)}, got {only!r}")
+    # One piece alone may be done next to others, and next to what starts them.
+    with contextlib.nullcontext() if only else ablation.folder.hold():
+        _run_pieces(config, ablation, pieces, only)
+
+
+def _run_pieces(config, ablation: Ablation, pieces: dict[str, tuple[str, int]], only: str) -> None:
     prepare_games(config, ablation.folder)
     _keep_programs(ablation.folder.path / "cache" / "programs")
     with Preemption() as preemption:
@@ -122,7 +130,14 @@ def run_ablation_side_by_side(
     """
     shares = core_shares(jobs)
     _check_no_accelerator(jobs)
-    prepare_games(config, ablation.folder)
+    with ablation.folder.hold():
+        prepare_games(config, ablation.folder)
+        _run_left(config, ablation, shares, command)
+        _write_results(ablation)
+
+
+def _run_left(config, ablation: Ablation, shares: list[set[int]], command: Sequence[str]) -> None:
+    """The pieces that are not done, as many at a time as there are shares of the cores."""
     names = ablation.pieces()
     # The warm starts first, since everything waits for them.
     order = sorted(names, key=lambda n: (*ablation.arms, _CROSS).index(names[n][0]))
@@ -155,7 +170,6 @@ def run_ablation_side_by_side(
                 bar(sum(_iterations(ablation, *run) for run in runs))
 
             run_side_by_side(pieces, shares, ready, tick)
-    _write_results(ablation)
 
 
 def _check_no_accelerator(jobs: int) -> None:
@@ -171,7 +185,8 @@ def _check_no_accelerator(jobs: int) -> None:
 def _is_done(config, ablation: Ablation, arm: str, seed: int) -> bool:
     if arm == _CROSS:
         return not _missing_pairs(config, ablation, seed)
-    return _finished(RunFolder(str(ablation.run_path(arm, seed))), config)
+    folder = RunFolder(str(ablation.run_path(arm, seed)))
+    return _finished(folder, config) or bool(_collapsed(folder, config))
 
 
 def _iterations(ablation: Ablation, arm: str, seed: int) -> int:
@@ -199,20 +214,36 @@ def _run(config, ablation: Ablation, label: str, preemption: Preemption) -> None
     if _finished(folder, config):
         say(f"{label}: done")
         return
+    if why := _collapsed(folder, config):
+        say(f"{label}: ended by config.collapse, {why}")
+        return
     say(label)
-    folder.begin()
-    for arm in ablation.arms:
-        _share_start(ablation.run_path(arm, config.seed), folder.path, config)
-    with open_parts(config, folder, preemption=preemption) as parts:
-        from evolving_rl_jax.train.loop import train
+    with folder.hold():
+        folder.begin()
+        for arm in ablation.arms:
+            _share_start(ablation.run_path(arm, config.seed), folder.path, config)
+        with open_parts(config, folder, preemption=preemption) as parts:
+            from evolving_rl_jax.train.loop import train
 
-        train(parts)
+            try:
+                train(parts)
+            except (
+                CollapsedError
+            ) as e:  # a result of this arm, and no reason to leave out the others
+                say(f"{label}: {e}")
     _free_memory()
 
 
 def _finished(folder: RunFolder, config) -> bool:
     ends = [_read(folder.eval_file("final", t)) for t in config.eval.temperatures]
     return all(end.get("iteration") == config.train.num_iterations for end in ends)
+
+
+def _collapsed(folder: RunFolder, config) -> str:
+    """What its collapse rule, as it is set now, ended the run for; empty = nothing."""
+    if not folder.config_file.is_file() or folder.load_config().collapse != config.collapse:
+        return ""
+    return ended_by_rule(folder.path)
 
 
 def _read(path: pathlib.Path) -> dict:
@@ -279,7 +310,7 @@ def _cross(config, ablation: Ablation, seed: int) -> None:
             )
     temperature = config.eval.temperatures[0]
     say(f"ablation: solvers x extractors, seed {seed}")
-    arms = {WARMSTART: ablation.arms[0]} | {arm: arm for arm in ablation.arms}
+    arms = {WARMSTART: ablation.arms[0]} | {a: a for a in _trained(config, ablation, seed)}
     folders = {p: RunFolder(str(ablation.run_path(arm, seed))) for p, arm in arms.items()}
     with open_parts(folders[WARMSTART].load_config(), folders[WARMSTART]) as parts:
         from evolving_rl_jax.eval.play import make_panel
@@ -305,9 +336,15 @@ def _missing_pairs(config, ablation: Ablation, seed: int) -> list[tuple[str, str
     """(solver, extractor) whose panel has not been played."""
     if "own" not in config.eval.conditions:
         return []
-    policies = (WARMSTART, *ablation.arms)
+    policies = (WARMSTART, *_trained(config, ablation, seed))
     file = functools.partial(cross_file, ablation.folder.path, seed, config.eval.temperatures[0])
     return [(s, e) for s in policies for e in policies if s != e and not file(s, e).is_file()]
+
+
+def _trained(config, ablation: Ablation, seed: int) -> list[str]:
+    """The arms but those that collapsed: they have no last policy to cross."""
+    folders = {arm: RunFolder(str(ablation.run_path(arm, seed))) for arm in ablation.arms}
+    return [arm for arm, folder in folders.items() if not _collapsed(folder, config)]
 
 
 def _check_skills_are_kept(parts) -> None:

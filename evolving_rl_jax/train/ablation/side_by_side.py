@@ -5,6 +5,7 @@ For models so small that XLA cannot keep several cores busy with one of them.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -14,8 +15,10 @@ from collections.abc import Callable, Collection, Sequence
 
 from evolving_rl_jax.config import ConfigError
 from evolving_rl_jax.run.console import say
-from evolving_rl_jax.run.preemption import EXIT_AGAIN, Preempted
+from evolving_rl_jax.run.preemption import EXIT_AGAIN, EXIT_INTERRUPTED, Preempted
 
+# Longer than it takes to save a run, shorter than a machine that is taken away leaves.
+GRACE_S = 60.0
 _POLL_S = 0.5
 _TAIL_BYTES = 4096
 
@@ -62,7 +65,8 @@ def run_side_by_side(
     """Returns when all have ended well.
 
     Once one has failed no other is started, and those that run are waited for.  However this
-    function is left, nothing that it started still runs: it is sent SIGTERM and waited for.
+    function is left, nothing that it started still runs: it is sent SIGTERM, has `GRACE_S` seconds to
+    save itself, and is killed.
 
     Args:
       pieces: in the order in which they should start.
@@ -95,19 +99,32 @@ def run_side_by_side(
                 ended.append(name)
                 if process.returncode == 0:
                     say(f"{name}: done")
-                elif process.returncode == EXIT_AGAIN:
+                elif process.returncode in (EXIT_AGAIN, EXIT_INTERRUPTED):
                     raise Preempted(f"{name} was stopped")
                 else:
                     failures.append(_failure(piece, process.returncode))
                     say(failures[-1])
                     waiting.clear()
     finally:
-        for _, process, _ in running.values():
-            process.terminate()
-        for _, process, _ in running.values():
-            process.wait()
+        _end([process for _, process, _ in running.values()])
     if failures:
         raise PieceFailed("; ".join(failures))
+
+
+def _end(processes: Sequence[subprocess.Popen]) -> None:
+    for process in processes:
+        process.terminate()
+    deadline = time.monotonic() + GRACE_S
+    try:
+        for process in processes:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.0, deadline - time.monotonic()))
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                say(f"process {process.pid} has not ended within {GRACE_S:g} s and is killed")
+                process.kill()
+                process.wait()
 
 
 def _first_ready(waiting, ready, running, ended) -> Piece | None:
