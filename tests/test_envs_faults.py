@@ -9,6 +9,7 @@ import multiprocessing.util
 import os
 import pathlib
 import random
+import re
 import resource
 import signal
 import tempfile
@@ -332,3 +333,26 @@ def test_memory_is_flat_over_10_000_episodes(options, tmp_path_factory):
     assert max(full) < 1.05 * min(full)
     early, late = full[: len(full) // 2], full[len(full) // 2 :]
     assert sum(late) / len(late) < 1.02 * sum(early) / len(early)
+
+
+@pytest.mark.parametrize("engine", ["native", "stock"])
+def test_a_game_that_starts_won_is_a_failed_episode_and_not_a_win(games, tmp_path, engine):
+    """As in real data, where another object of the kind lies in the target already."""
+    from evolving_rl_jax.envs.alfworld.start import is_won_at_start
+
+    data = read(games[0])
+    object_, place = re.search(r"\(inReceptacle (\w+) (\w+)\)", data["pddl_problem"]).groups()
+    kinds = dict(re.findall(r"\((?:object|receptacle)Type (\w+) (\w+)\)", data["pddl_problem"]))
+    head = data["pddl_problem"].split("(:goal")[0]
+    goal = (
+        f"(receptacleType ?r {kinds[place]}) (objectType ?o {kinds[object_]}) (inReceptacle ?o ?r)"
+    )
+    problem = f"{head}(:goal (exists (?r - receptacle ?o - object) (and {goal}))))"
+    won = {**data, "pddl_problem": problem}
+    assert is_won_at_start(won, "won") and not is_won_at_start(data, "game")
+    task = write(tmp_path / "won", won)
+    with EnvPool(env="alfworld", options={"engine": engine}, num_workers=1) as pool:
+        answers = play(pool, {0: task, 1: games[0]})
+    assert [a.status for a in answers[0]] == [types.ENV_ERROR]
+    assert "must not be won before the first action" in answers[0][0].text
+    assert all(a.status == types.OK for a in answers[1])

@@ -78,6 +78,12 @@ def _games(options: Options) -> GameStore:
     )
 
 
+def refuse_won(task: types.Task, won: bool) -> None:
+    """Raises ``EnvError`` for a game that is won before the first action: nobody has won it."""
+    if won:
+        raise EnvError(f"game {task.path} must not be won before the first action, it is")
+
+
 class NativeAlfworld(Environment):
     """An episode of a game of a store; many of them share it."""
 
@@ -88,6 +94,7 @@ class NativeAlfworld(Environment):
     def reset(self, task: types.Task) -> types.Observation:
         self._game = None
         game = self._games.game(task.path)
+        refuse_won(task, game.won_at_start)
         self._game, self._state, self._view = game, game.root, game.view(game.root)
         return types.Observation(game.intro, self._view.actions)
 

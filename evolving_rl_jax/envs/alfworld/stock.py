@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from evolving_rl_jax import types
+from evolving_rl_jax.envs.alfworld.env import refuse_won
 from evolving_rl_jax.envs.base import EnvError, Environment, one_line
 
 __all__ = ["StockAlfworld"]
@@ -34,6 +35,7 @@ class StockAlfworld(Environment):
             raise
         except BaseException as error:  # malformed games raise anything, SystemExit included
             raise EnvError(f"cannot load game {task.path}: {one_line(error)}") from error
+        refuse_won(task, state.won)
         return types.Observation(state.feedback, tuple(state.admissible_commands))
 
     def step(self, action: str) -> types.StepResult:

@@ -111,6 +111,7 @@ class Game:
     Attributes:
       root: the initial state.
       intro: the first text.
+      won_at_start: whether the goal holds before the first action.
     """
 
     def __init__(self, data: dict[str, Any], max_nodes: int):
@@ -135,6 +136,7 @@ class Game:
         self.forget()
         self.intro = self._text.derive("#intro#", "#intro#", {}, self.root)
         self.view(self.root)
+        self.won_at_start = bool(self._goal.run(self._world, self.root, Reads()))
 
     def _show_unchanging(self, init: list, shown: set[str]) -> set:
         """Tells texts the facts that never change; returns all initial facts."""
