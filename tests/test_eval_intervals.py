@@ -5,7 +5,8 @@ import pytest
 from doubles import make_task
 
 from evolving_rl_jax.eval import statistics, tables
-from evolving_rl_jax.eval.stream import Side, StreamPlay, with_and_without
+from evolving_rl_jax.eval.growth import with_and_without
+from evolving_rl_jax.eval.stream import Side, StreamPlay
 from evolving_rl_jax.report import results
 from evolving_rl_jax.skills import SkillRecord
 

@@ -5,9 +5,9 @@ import random
 import pytest
 from doubles import FakeEngine, FakePool, compact_prompts, make_task, skill_text
 
-from evolving_rl_jax.eval import stream
+from evolving_rl_jax.eval.growth import stream_result, stream_table
 from evolving_rl_jax.eval.journal import Journal
-from evolving_rl_jax.eval.stream import StreamSettings, arrival_order, play_streams, stream_result
+from evolving_rl_jax.eval.stream import StreamSettings, arrival_order, play_streams
 from evolving_rl_jax.rollout.episode import Driver, PlaySettings
 from evolving_rl_jax.skills import SkillRetriever
 from evolving_rl_jax.skills.bank import new_bank
@@ -96,7 +96,7 @@ def test_the_curve_counts_every_play_once(tmp_path):
     assert everything["with"]["success"] == pytest.approx(0.75)
     assert everything["difference"]["value"] == pytest.approx(0.75)
     assert everything["difference"]["n"] == 60 and everything["without"]["success"] == 0
-    table = stream.stream_table({**result, "name": "x", "temperature": 1.0})
+    table = stream_table({**result, "name": "x", "temperature": 1.0})
     assert "after 18-19 tasks" in table and "later half" in table
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from evolving_rl_jax.config import ConfigError
 from evolving_rl_jax.data.tasks import list_hash, source_split
+from evolving_rl_jax.eval.growth import stream_result, stream_table
 from evolving_rl_jax.eval.journal import Journal, play_settings
 from evolving_rl_jax.eval.panel import success_table
 from evolving_rl_jax.eval.play import make_panel, play_panel
@@ -15,8 +16,6 @@ from evolving_rl_jax.eval.stream import (
     STREAM_ITERATION,
     StreamSettings,
     play_streams,
-    stream_result,
-    stream_table,
 )
 from evolving_rl_jax.files import write_json
 from evolving_rl_jax.run import skills as skill_parts
