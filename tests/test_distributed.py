@@ -186,6 +186,67 @@ def test_two_processes_exchange_messages_weights_and_rows():
         assert code == 0 and out.strip().endswith("well"), err[-3000:]
 
 
+COMPILED_ONCE = """
+import jax
+import jax.monitoring
+import numpy as np
+from evolving_rl_jax.parallel import *
+
+compiled = []
+jax.monitoring.register_event_duration_secs_listener(
+    lambda name, *_, **__: compiled.append(name) if name.endswith("backend_compile_duration") else None
+)
+with joined(address, start_timeout_s=60, heartbeat_timeout_s=10) as hosts:
+    mesh, local = make_mesh(1, -1, 1), generation_mesh(4, jax.local_devices())
+    seen = []
+    for iteration in range(3):
+        values = np.full((1, 8, 4), iteration, np.float32)
+        tree = {"q_proj": {"kernel": values}}
+        params = jax.tree.map(
+            lambda x, s: jax.make_array_from_callback(x.shape, s, lambda i: x[i]),
+            tree, shardings(tree, mesh),
+        )
+        moved = on_this_host(params, local, "bfloat16")
+        assert (np.asarray(moved["q_proj"]["kernel"]) == iteration).all()
+        assert hosts.gather("x" * 100 * iteration)[1] == "x" * 100 * iteration
+        seen.append(len(compiled))
+    assert 0 < seen[0] == seen[1] == seen[2], seen
+print("well")
+"""
+
+
+def test_weights_and_messages_of_later_iterations_compile_nothing():
+    for code, out, err in finish(start(COMPILED_ONCE, 2)):
+        assert code == 0 and out.strip().endswith("well"), err[-3000:]
+
+
+NOTICE = """
+import time
+from evolving_rl_jax.run.preemption import Preemption, raise_if_preempted
+
+with joined(address, start_timeout_s=60, heartbeat_timeout_s=30) as hosts:
+    preemption = Preemption()
+    preemption.defer()
+    with shared_notices(hosts, preemption):
+        if hosts.index == 1:
+            preemption.notice("SIGTERM")
+        end = time.monotonic() + 60
+        while not preemption:  # playing, and meeting nobody
+            assert time.monotonic() < end
+            time.sleep(0.01)
+    try:
+        raise_if_preempted(hosts, preemption)
+    except Preempted as e:
+        assert str(e) == "SIGTERM" and e.agreed and e.exit_code == EXIT_AGAIN
+        print("well")
+"""
+
+
+def test_a_notice_to_one_process_reaches_the_others_while_they_play():
+    for code, out, err in finish(start(NOTICE, 2)):
+        assert code == 0 and out.strip().endswith("well"), err[-3000:]
+
+
 ALONE = """
 with joined(address, start_timeout_s=4, heartbeat_timeout_s=10) as hosts:
     print("never")

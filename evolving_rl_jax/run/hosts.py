@@ -229,7 +229,11 @@ def _share_notices(hosts: Hosts, preemption: Preemption, over: threading.Event) 
     from jax._src import distributed  # jax has no public name for its key-value store
 
     store = distributed.global_state.client
-    while not over.wait(_NOTICE_POLL_S):
+    ended = False
+    while not ended:
+        ended = over.wait(
+            _NOTICE_POLL_S
+        )  # once more at the end: whoever leaves may leave by a notice
         try:
             if preemption.reason:
                 store.key_value_set(f"{_NOTICE}/{hosts.index}", preemption.reason)
