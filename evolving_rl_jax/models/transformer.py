@@ -210,7 +210,9 @@ def apply(
     shape = tokens.shape
     if positions is None:
         positions = jnp.broadcast_to(jnp.arange(shape[1], dtype=jnp.int32), shape)
-    x = params["embedding"].astype(cfg.dtype)[tokens.reshape(-1)]
+    # Looked up in the stored dtype and cast after: the gradient is a sum over tokens, and one in
+    # bfloat16 stops growing at 256 times its terms.
+    x = params["embedding"][tokens.reshape(-1)].astype(cfg.dtype)
     angles = positions[:, None, :, None].astype(jnp.float32) * rope_frequencies(cfg)
     rope = jnp.cos(angles), jnp.sin(angles)
     if cache is None:
