@@ -104,6 +104,18 @@ def constrain_rows(x: jax.Array, mesh: Mesh | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
 
 
+def cast(params: Any, dtype: Any) -> Any:
+    """Parameters in the dtype of a computation, which they do not change.
+
+    The scales of norms act in float32 whatever that dtype is, so they stay as they are.
+    """
+
+    def one(path, x):
+        return x if path[-1].key.endswith("norm") else x.astype(dtype)
+
+    return jax.tree_util.tree_map_with_path(one, params)
+
+
 def gather_weights(layer: Any, stacked: Any, dtype: Any) -> Any:
     """The weights of one layer, whole over ``fsdp`` and in the type that they are multiplied in.
 
@@ -220,9 +232,7 @@ def on_this_host(params: Any, local: Mesh, dtype: Any) -> Any:
     return jax.tree.map(own, placed, wanted)
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def _cast(params, dtype):
-    return jax.tree.map(lambda x: x.astype(dtype), params)
+_cast = jax.jit(cast, static_argnums=1)  # one function: a new one would be compiled at each call
 
 
 def _copies_mesh(tensor: int) -> Mesh:

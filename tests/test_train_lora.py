@@ -192,13 +192,19 @@ def test_checkpoint_holds_adapters_and_optimizer_only(
     assert lora_step._cache_size() == 1
 
 
+def kinds_of(params):
+    """Dtypes but for the scales of norms, which act in float32 and are kept as they are."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return {x.dtype for path, x in leaves if not path[-1].key.endswith("norm")}
+
+
 def test_frozen_weights_are_kept_in_the_compute_dtype(base, optimizer, mesh):
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), base)
     for params in (base, half):
         state = state_lib.state_from_params(
             params, BF16, optimizer, mesh, lora=LORA, key=jax.random.key(0)
         )
-        assert {x.dtype for x in jax.tree.leaves(state.ref_params)} == {jnp.dtype("bfloat16")}
+        assert kinds_of(state.ref_params) == {jnp.dtype("bfloat16")}
         assert {x.dtype for x in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
 
 
@@ -218,7 +224,7 @@ def test_bfloat16_computes_and_float32_is_kept(batch, base, full_step, place, me
     after = jax.device_get(state)
     floats = [x for x in jax.tree.leaves((after.params, after.opt_state)) if x.ndim]
     assert {x.dtype for x in floats} == {jnp.dtype("float32")}
-    assert {x.dtype for x in jax.tree.leaves(after.ref_params)} == {jnp.dtype("bfloat16")}
+    assert kinds_of(after.ref_params) == {jnp.dtype("bfloat16")}
     moved = jax.tree.map(lambda a, b: np.mean(a != b), after.params, before.params)
     assert min(jax.tree.leaves(moved["layers"]["mlp"]["up_proj"])) > 0.5
     single = state_lib.state_from_params(base, MODEL, optimizer, mesh)

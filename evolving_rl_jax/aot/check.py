@@ -232,9 +232,9 @@ def _lower_generation(config, cfg, mesh):
         chunks=r.prefill_buckets, rows=r.row_buckets or None, columns=r.column_buckets or None,
         on_cpu=False,
     )  # fmt: skip
-    shapes = jax.eval_shape(lambda: models.init(cfg, jax.random.key(0)))
+    shapes = jax.eval_shape(lambda: parallel.cast(models.init(cfg, jax.random.key(0)), cfg.dtype))
     weights = jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, cfg.dtype, sharding=s),
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
         shapes,
         parallel.shardings(shapes, mesh),
     )

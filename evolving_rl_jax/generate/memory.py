@@ -6,9 +6,10 @@ import dataclasses
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
+from evolving_rl_jax import parallel
 from evolving_rl_jax.generate.cache import cache_bytes
+from evolving_rl_jax.generate.weights import changes
 from evolving_rl_jax.models import ModelConfig
 
 
@@ -93,7 +94,7 @@ def free_bytes(device: jax.Device) -> int | None:
 def own_weights(params: Any, dtype, copy: bool = False) -> int:
     """Bytes of the weights in ``dtype`` that an engine keeps beside the trainer's; 0 when it makes
     no copy, neither for another dtype nor because ``copy`` asks for one."""
-    leaves = jax.tree.leaves(params)
-    if not copy and all(x.dtype == dtype for x in leaves):
+    if not copy and not changes(params, dtype):
         return 0
-    return sum(x.size for x in leaves) * jnp.dtype(dtype).itemsize
+    kept = jax.eval_shape(lambda p: parallel.cast(p, dtype), params)
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(kept))

@@ -33,18 +33,20 @@ class Relayout:
           copy: give buffers of the engine's own, so that the trainer may donate its arrays while
             the engine still generates with these.
         """
-        leaves = jax.tree.leaves(params)
-        if copy or any(leaf.dtype != self._dtype for leaf in leaves):
+        if copy or changes(params, self._dtype):
             params = self._cast(params, copy=copy)
         on_mesh = isinstance(self._place, jax.sharding.Mesh)
         place = parallel.shardings(params, self._place) if on_mesh else self._place
         return jax.device_put(params, place)
 
 
-def _cast(params, *, dtype, copy):
-    def one(x):
-        if x.dtype != dtype:
-            return x.astype(dtype)
-        return jnp.copy(x) if copy else x
+def changes(params: Any, dtype: Any) -> bool:
+    """Whether a cast to ``dtype`` (`parallel.cast`) changes any array."""
+    return jax.eval_shape(lambda p: parallel.cast(p, dtype), params) != jax.eval_shape(
+        lambda p: p, params
+    )
 
-    return jax.tree.map(one, params)
+
+def _cast(params, *, dtype, copy):
+    params = parallel.cast(params, dtype)
+    return jax.tree.map(jnp.copy, params) if copy else params

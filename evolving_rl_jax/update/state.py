@@ -26,18 +26,21 @@ class TrainState(NamedTuple):
     step: Any  # [] int32: updates tried
     params: Any  # nested dict, float32: what is trained
     opt_state: Any  # optax state of params
-    ref_params: Any  # nested dict of a whole model in its compute dtype, or None
+    ref_params: Any  # nested dict of a whole model, see `parallel.cast`, or None
     skipped: Any  # [] int32: updates left out because the gradient was not finite
 
 
 def _new_state(params, model_cfg, optimizer, reference, lora, key):
     # Copies, not aliases: the state is donated and a buffer can be given away only once.
-    def copied(dtype):
-        return jax.tree.map(lambda p: jnp.copy(p.astype(dtype)), params)
+    def copied(tree):
+        return jax.tree.map(jnp.copy, tree)
 
     # What is not trained is kept as it is computed with: that changes no result.
-    frozen = copied(model_cfg.dtype) if reference or lora else None
-    trained = lora_lib.init(model_cfg, lora, key) if lora else copied(jnp.float32)
+    frozen = copied(parallel.cast(params, model_cfg.dtype)) if reference or lora else None
+    if lora:
+        trained = lora_lib.init(model_cfg, lora, key)
+    else:
+        trained = copied(jax.tree.map(lambda p: p.astype(jnp.float32), params))
     zero = jnp.zeros((), jnp.int32)
     return TrainState(zero, trained, optimizer.init(trained), frozen, zero + 0)
 
