@@ -59,5 +59,5 @@ setup(
             "transformers>=4.51",  # reads what we export; first release with Qwen3
         ],
     },
-    entry_points={"console_scripts": ["evolving-rl = evolving_rl_jax.cli.main:main"]},
+    entry_points={"console_scripts": ["evolving-rl = evolving_rl_jax.__main__:main"]},
 )

@@ -285,6 +285,37 @@ def test_the_process_itself_leaves_with_2_and_one_line(program, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("package", "arguments"),
+    [
+        ("ml_collections", ["--help"]),
+        ("tqdm", ["train", "--help"]),
+        ("flax", ["train", DEBUG, "--workdir={}"]),
+        ("alfworld", ["games", "--num=6", "--out={}"]),
+    ],
+)
+def test_a_package_that_is_missing_is_one_line(program, tmp_path, package, arguments):
+    """As in the base install, which is jax and numpy alone."""
+    hide = """
+import sys
+package = sys.argv.pop(1)
+class Hidden:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == package:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Hidden())
+import importlib.util
+found = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *a: None if name == package else found(name, *a)
+from evolving_rl_jax.__main__ import main
+sys.exit(main())
+"""
+    result = program(package, *(a.format(tmp_path / "new") for a in arguments), code=hide)
+    assert result.returncode == 2 and not result.stdout
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"evolving-rl: the package {package} must be installed (it comes with")
+
+
 def test_ctrl_c_says_how_to_go_on(monkeypatch, capsys):
     def interrupted(*_):
         raise KeyboardInterrupt

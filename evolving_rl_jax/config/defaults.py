@@ -233,7 +233,7 @@ _COLLAPSE = {  # limits that end in a collapse; 0 = off
 _WARMSTART = {
     "enabled": False,
     "episodes": least_1(4000),
-    "steps": least_1(800),
+    "steps": Key(800, Accepted(">= 2 (the first warms up)", lambda x: x >= 2)),
     "batch_rows": least_1(32),
     "learning_rate": above_0(3e-3),
     "action_noise": share(0.05),  # of turns with a random admissible action

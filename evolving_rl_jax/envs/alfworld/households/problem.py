@@ -106,11 +106,12 @@ def engine_logic() -> tuple[str, str]:
     """The PDDL domain and the text grammar of the installed ``alfworld`` package.
 
     Raises:
-      FileNotFoundError: the package is not installed, or lacks one of the two files.
+      ModuleNotFoundError: the package is not installed.
+      FileNotFoundError: it lacks one of the two files.
     """
     spec = importlib.util.find_spec("alfworld")
     if spec is None or not spec.submodule_search_locations:
-        raise FileNotFoundError("generating games needs the alfworld package: pip install alfworld")
+        raise ModuleNotFoundError("generating games needs the package alfworld", name="alfworld")
     folder = os.path.join(next(iter(spec.submodule_search_locations)), "data")
     texts = []
     for name in ("alfred.pddl", "alfred.twl2"):
