@@ -133,6 +133,11 @@ class Episode:
         """Whether the episode counts (it is not an infrastructure failure)."""
         return self.status in SCORED
 
+    @property
+    def observations(self) -> list[str]:
+        """Everything that the episode read, the answer to its last action included."""
+        return [t.observation for t in self.turns] + [self.last_observation]
+
 
 class TokenBatch(NamedTuple):
     """The only training data that crosses from host to device.  Shapes follow from the config alone.

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import random
 
 import numpy as np
 
+from evolving_rl_jax.envs.alfworld.texts import TEXTS
 from evolving_rl_jax.generate.sessions import Generation
 from evolving_rl_jax.rollout.prompts import COMPACT_SPECIAL_TOKENS, CompactPrompts
 from evolving_rl_jax.types import ENV_ERROR, OK, Observation, StepResult, Task
@@ -31,13 +33,13 @@ class ByteTokenizer:
 
 
 def compact_prompts() -> CompactPrompts:
-    return CompactPrompts(ByteTokenizer())
+    return CompactPrompts(ByteTokenizer(), TEXTS.compact)
 
 
 def make_task(name: str, **changes) -> Task:
     fields = {
         "id": name,
-        "env": "fake",
+        "env": "alfworld",
         "split": "train",
         "task_type": "pick",
         "text": f"find {name}",
@@ -201,6 +203,15 @@ class FakeEngine:
         session.parts.append((1, ids, logprobs))
         session.turn += 1
         return Generation(session, ids, logprobs, logprobs / 2, reason)
+
+
+def digest(demonstrations) -> str:
+    """What demonstrations teach, in 16 characters: their ids and masks."""
+    hashed = hashlib.sha256()
+    for sample in (s for d in demonstrations for s in d.samples):
+        hashed.update(sample.tokens.astype("<i4").tobytes())
+        hashed.update(sample.loss_mask.astype("<f4").tobytes())
+    return hashed.hexdigest()[:16]
 
 
 def skill_text(name="a skill", description="the mug is in cabinet 3") -> str:

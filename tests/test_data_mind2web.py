@@ -1,21 +1,21 @@
 """Compacting Mind2Web: what is read, counted, reported and refused."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from web_data import FORM, action, official, write_split, zipcrypto
 
 from evolving_rl_jax import envs
 from evolving_rl_jax.cli import main as cli
-from evolving_rl_jax.config import default_config
+from evolving_rl_jax.config import ConfigError, default_config
 from evolving_rl_jax.data.tasks import TaskError, source_split
 from evolving_rl_jax.envs.mind2web import official as mind2web_official
-from evolving_rl_jax.envs.mind2web.env import options_from_config
 from evolving_rl_jax.envs.mind2web.index import build_index
 from evolving_rl_jax.envs.mind2web.official import DataError, find_files
 from evolving_rl_jax.envs.mind2web.records import RecordError, from_official
 from evolving_rl_jax.envs.mind2web.store import load_web_tasks, read_task
-from evolving_rl_jax.envs.mind2web.tasks import prepare_web_tasks
+from evolving_rl_jax.run.environments import prepare_games
 
 pytest.importorskip("tensorflow_datasets")
 
@@ -276,19 +276,27 @@ def test_tasks_of_a_run_are_generated_once_or_read(tmp_path):
         num_train=2, tasks_per_site=2, test_tasks=2, num_test=2, tasks_per_test_site=1
     )
     config.data.sites.update(warmstart_sites=2, tasks_per_warmstart_site=1)
+    config.env.name, config.data.train_types = "mind2web", ("Shopping", "Travel")
+    config.rollout.num_retrieved = 1
+    config.eval.splits = ("test_task", "test_website", "test_domain")
     folder = tmp_path / "run" / "games"
-    tasks = prepare_web_tasks(config.data, folder, 0)
+    run = SimpleNamespace(path=folder.parent, begin=lambda: None)
+    tasks = prepare_games(config, run)
     stamp = (folder / "index.json").stat().st_mtime_ns
-    assert prepare_web_tasks(config.data, folder, 1) == tasks  # what is there is kept
+    config.seed = 1
+    assert prepare_games(config, run) == tasks  # what is there is kept
     assert (folder / "index.json").stat().st_mtime_ns == stamp
     assert [p.name for p in folder.parent.iterdir()] == ["games"]
     config.data.games = str(folder)
-    assert prepare_web_tasks(config.data, tmp_path / "unused", 0) == tasks
+    assert (
+        prepare_games(config, SimpleNamespace(path=tmp_path / "unused", begin=run.begin)) == tasks
+    )
     splits = {t.split for t in tasks}
     assert source_split("test_website", splits) == "test_website_sources"
     assert source_split("test_task", splits) == "train"
     assert source_split("test_website", {"train", "test_website"}) == "train"
     config.data.games = str(tmp_path)
-    with pytest.raises(TaskError, match="index.json: must exist"):
-        prepare_web_tasks(config.data, folder, 0)
-    assert envs.make("mind2web", **options_from_config(config.env)).reset(tasks[0]).status == "ok"
+    with pytest.raises(ConfigError, match="config.data.games: .*index.json: must exist"):
+        prepare_games(config, run)
+    options = envs.benchmark("mind2web").worker_options(config.env)
+    assert envs.make("mind2web", **options).reset(tasks[0]).status == "ok"

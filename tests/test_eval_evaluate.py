@@ -278,9 +278,9 @@ def test_further_audits_and_the_limit_of_a_prompt_apply_to_own_skills():
 
 def test_given_skills_of_a_game_are_fixed():
     task = PANEL[0]
-    wrong = [given_skill("misleading", task, i) for i in range(4)]
+    wrong = [given_skill("misleading", task, i, PROMPTS) for i in range(4)]
     assert wrong[0] == wrong[2] != wrong[1] == wrong[3]
-    assert given_skill("none", task, 0) == ""
+    assert given_skill("none", task, 0, PROMPTS) == ""
 
 
 @pytest.fixture(scope="module")

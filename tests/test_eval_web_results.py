@@ -8,6 +8,7 @@ import pytest
 from doubles import make_task
 
 from evolving_rl_jax.config import ConfigError, default_config
+from evolving_rl_jax.envs.mind2web.benchmark import BENCHMARK
 from evolving_rl_jax.envs.mind2web.metrics import SHOWN
 from evolving_rl_jax.eval import play
 from evolving_rl_jax.eval import web as web_results
@@ -175,7 +176,7 @@ def test_training_on_the_protected_archive_is_refused(tmp_path, monkeypatch):
         web_task(f"a{i}", split="train", task_type="Travel", meta={"sealed": True}) for i in "12"
     ]
     tasks.append(web_task("b1", meta={"sealed": True}))
-    monkeypatch.setattr(environments, "prepare_web_tasks", lambda *_: tasks)
+    monkeypatch.setattr(BENCHMARK, "load", lambda _folder: tasks)
     config = default_config()
     config.env.name, config.data.train_types, config.data.games = "mind2web", ("Travel",), "x"
     config.eval.update(splits=("test_task",), conditions=("none",))

@@ -11,6 +11,7 @@ pytest.importorskip("tokenizers")
 pytest.importorskip("jinja2")
 
 from evolving_rl_jax import models
+from evolving_rl_jax.envs.alfworld.texts import TEXTS
 from evolving_rl_jax.generate import Engine
 from evolving_rl_jax.models.tokenizer import load_tokenizer
 from evolving_rl_jax.rollout import evolve
@@ -35,7 +36,7 @@ class Retriever:
 @pytest.fixture(scope="module")
 def prompts(tmp_path_factory):
     folder = make_tokenizer_folder(tmp_path_factory.mktemp("chat"))
-    return make_prompts("chat", load_tokenizer(folder))
+    return make_prompts("chat", load_tokenizer(folder), TEXTS)
 
 
 @pytest.mark.parametrize("context", ["full", "recent"])

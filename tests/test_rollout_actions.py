@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from evolving_rl_jax.rollout.actions import parse_compact, parse_tagged
+from evolving_rl_jax.envs.answers import parse_compact, parse_tagged
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "actions_alfworld.json").read_text())
 
@@ -70,7 +70,7 @@ def test_many_unclosed_tags_are_read_in_one_pass():
 
 def test_actions_and_skills_do_not_import_jax():
     code = (
-        "import sys, evolving_rl_jax.skills, evolving_rl_jax.rollout.actions\n"
+        "import sys, evolving_rl_jax.skills, evolving_rl_jax.envs.answers\n"
         "print(sorted({'jax', 'jaxlib', 'sklearn', 'flax'} & set(sys.modules)))"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

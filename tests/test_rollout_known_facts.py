@@ -1,16 +1,19 @@
 """Facts that a task states, seen by episodes and stated by skills, of households and of web sites."""
 
-from doubles import make_task
+from doubles import compact_prompts, make_task
 
 from evolving_rl_jax.rollout import known_facts
 from evolving_rl_jax.types import Episode, Turn
 
+PROMPTS = compact_prompts()
 HOME = make_task(
     "h",
     meta={"object": "mug", "place": "cabinet 3", "habits": {"mug": "cabinet 3", "pan": "drawer 1"}},
 )
 SITE = make_task(
     "w",
+    env="mind2web",
+    group="birch bay",
     meta={
         "habits": {"search": ["left", "right"], "save": ["top", "bottom"]},
         "solution": [
@@ -45,12 +48,19 @@ def web_episode(*refs, won=False):
 
 def test_given_skills():
     assert (
-        known_facts.given_skill("none", HOME, 0) == "" == known_facts.given_skill("none", SITE, 0)
+        known_facts.given_skill("none", HOME, 0, PROMPTS)
+        == ""
+        == known_facts.given_skill("none", SITE, 0, PROMPTS)
     )
-    assert known_facts.given_skill("oracle", HOME, 0) == "the mug is in cabinet 3"
-    assert known_facts.given_skill("misleading", HOME, 0) == "the mug is in drawer 1"
-    assert known_facts.given_skill("oracle", SITE, 0) == "press search left, press save top"
-    assert known_facts.given_skill("misleading", SITE, 1) == "press search right, press save bottom"
+    assert known_facts.given_skill("oracle", HOME, 0, PROMPTS) == "the mug is in cabinet 3"
+    assert known_facts.given_skill("misleading", HOME, 0, PROMPTS) == "the mug is in drawer 1"
+    assert (
+        known_facts.given_skill("oracle", SITE, 0, PROMPTS) == "press search left, press save top"
+    )
+    assert (
+        known_facts.given_skill("misleading", SITE, 1, PROMPTS)
+        == "press search right, press save bottom"
+    )
 
 
 def test_what_a_web_episode_showed_and_a_skill_states():

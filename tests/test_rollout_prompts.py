@@ -12,6 +12,7 @@ from doubles import FakeEngine, FakePool, compact_prompts, make_task
 pytest.importorskip("tokenizers")
 pytest.importorskip("jinja2")
 
+from evolving_rl_jax.envs.alfworld.texts import TEXTS
 from evolving_rl_jax.models.tokenizer import load_tokenizer
 from evolving_rl_jax.rollout.episode import Driver, PlaySettings
 from evolving_rl_jax.rollout.evolve import make_candidate
@@ -33,7 +34,7 @@ SKILL = {"name": "Mugs", "description": "Where mugs are.", "decision_rules": ["T
 def prompts(tmp_path_factory):
     root = tmp_path_factory.mktemp("prompts")
     return {
-        name: make_prompts("chat", load_tokenizer(make_tokenizer_folder(root / name, name)))
+        name: make_prompts("chat", load_tokenizer(make_tokenizer_folder(root / name, name)), TEXTS)
         for name in FAMILIES
     }
 
@@ -157,15 +158,17 @@ def test_styles_have_the_same_interface():
     names = [{n for n in dir(style) if not n.startswith("_")} for style in STYLES.values()]
     assert names[0] == names[1]
     with pytest.raises(ValueError, match="rollout.style must be one of compact, chat, got 'x'"):
-        make_prompts("x", compact_prompts().tokenizer)
+        make_prompts("x", compact_prompts().tokenizer, TEXTS)
 
 
 def test_a_tokenizer_without_a_usable_template_is_refused_at_the_start(tmp_path):
     with pytest.raises(ValueError, match="must have a chat template"):
-        ChatPrompts(load_tokenizer(make_tokenizer_folder(tmp_path / "a", template="")))
+        ChatPrompts(load_tokenizer(make_tokenizer_folder(tmp_path / "a", template="")), TEXTS.chat)
     counted = FAMILIES["chatml"][0].replace("m.role +", "m.role + (messages | length | string) +")
     with pytest.raises(ValueError, match="a later turn changes the text of earlier ones"):
-        ChatPrompts(load_tokenizer(make_tokenizer_folder(tmp_path / "b", template=counted)))
+        ChatPrompts(
+            load_tokenizer(make_tokenizer_folder(tmp_path / "b", template=counted)), TEXTS.chat
+        )
 
 
 CONFIG = """

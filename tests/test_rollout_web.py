@@ -6,29 +6,34 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from chat_models import make_tokenizer_folder
+from doubles import ByteTokenizer, digest
 from web_data import SMALL
 
 from evolving_rl_jax.envs.mind2web import facts as web_facts
 from evolving_rl_jax.envs.mind2web.actions import WebAction, parse_action
-from evolving_rl_jax.envs.mind2web.corpus import collect_web_texts
+from evolving_rl_jax.envs.mind2web.corpus import collect_texts
 from evolving_rl_jax.envs.mind2web.index import build_index
 from evolving_rl_jax.envs.mind2web.sites import generate_sites
 from evolving_rl_jax.envs.mind2web.store import load_web_tasks
+from evolving_rl_jax.envs.mind2web.teacher import WebExpert, make_extraction, make_skill
+from evolving_rl_jax.envs.mind2web.texts import (
+    TEXTS,
+    compact_text,
+    parse_web,
+    parse_web_compact,
+)
 from evolving_rl_jax.envs.pool.pool import EnvPool
 from evolving_rl_jax.models.tokenizer import NUMBERED_PIECES, load_tokenizer, train_tokenizer
-from evolving_rl_jax.rollout.actions import parse_web, parse_web_compact
-from evolving_rl_jax.rollout.prompts import COMPACT_SPECIAL_TOKENS
-from evolving_rl_jax.rollout.web_demonstrations import (
-    WebDemonstrator,
-    WebExpert,
-    make_extraction,
-    make_skill,
-)
-from evolving_rl_jax.rollout.web_prompts import compact_text, make_web_prompts
+from evolving_rl_jax.rollout.demonstrations import Demonstrator
+from evolving_rl_jax.rollout.prompts import COMPACT_SPECIAL_TOKENS, make_prompts
 from evolving_rl_jax.skills.schema import Skill, parse_skill
 from evolving_rl_jax.types import Turn
 
 pytest.importorskip("tensorflow_datasets")
+
+ROLLOUT = SimpleNamespace(
+    context="recent", recent_turns=0, max_steps=4, max_length=256, max_skill_tokens=40
+)
 
 OBSERVATION = (
     'Task: at birch bay find mug\nEarlier actions:\n1. TYPE textbox "Find": mug\nPage:\n'
@@ -46,7 +51,7 @@ def tasks(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tokenizer(tasks, tmp_path_factory):
-    texts = collect_web_texts([t for t in tasks if t.split == "warmstart"])
+    texts = collect_texts([t for t in tasks if t.split == "warmstart"])
     return train_tokenizer(
         texts,
         vocab_size=800,
@@ -63,7 +68,7 @@ def test_compact_lines():
 
 
 def test_compact_prompts(tokenizer, tasks):
-    prompts = make_web_prompts("compact", tokenizer)
+    prompts = make_prompts("compact", tokenizer, TEXTS)
     text = tokenizer.decode(prompts.solver_prompt(tasks[0], "Press Search footer", OBSERVATION))
     assert text == (
         f"<task> {tasks[0].text}<skill> press search footer<obs> type textbox find : mug<obs> "
@@ -72,7 +77,7 @@ def test_compact_prompts(tokenizer, tasks):
     following = tokenizer.decode(prompts.next_turn(OBSERVATION))
     assert following == "<obs> search footer 1 combobox size 12 of s m<act>"
     assert tokenizer.decode(prompts.extractor_prompt(False, "x")) == "<extract> failure<skill>"
-    ids = prompts.action_ids("Size", WebAction("SELECT", 12, "M"))
+    ids = prompts.action_ids("Size", WebAction("SELECT", 12, "M").to_json())
     assert ids[-1] == tokenizer.eos_id
     action, valid = prompts.parse_action(tokenizer.decode(ids[:-1]))
     assert valid and parse_action(action) == WebAction("SELECT", 12, "m")
@@ -81,12 +86,12 @@ def test_compact_prompts(tokenizer, tasks):
 
 
 def test_prompts_of_a_step_do_not_depend_on_how_it_was_reached(tokenizer, tasks):
-    prompts = make_web_prompts("compact", tokenizer)
+    prompts = make_prompts("compact", tokenizer, TEXTS)
     assert prompts.solver_prompt(tasks[0], "", OBSERVATION) == prompts.solver_prompt(
         tasks[0], "", OBSERVATION
     )
     with pytest.raises(ValueError, match="rollout.style must be one of compact, chat, got 'x'"):
-        make_web_prompts("x", tokenizer)
+        make_prompts("x", tokenizer, TEXTS)
 
 
 @pytest.mark.parametrize(
@@ -124,6 +129,12 @@ def test_facts_are_written_and_read():
     assert skill.name == "birch bay" and web_facts.claims(skill.description) == facts
 
 
+def share_of_habits(task, skill_text):
+    """Share of the habits of the task's site that a skill names rightly."""
+    said, right = web_facts.claims(skill_text), web_facts.habits(task)
+    return sum(said.get(slot) == place for slot, place in right.items()) / len(right)
+
+
 def walk(task, pool, beliefs):
     """Turns and outcome of an expert without noise."""
     expert = WebExpert(task, np.random.default_rng(0), beliefs, 0.0)
@@ -131,9 +142,9 @@ def walk(task, pool, beliefs):
     ((_, reply),) = pool.poll(None)
     turns = []
     while not getattr(reply, "done", False):
-        _, action = expert.act(reply.text, len(turns))
-        turns.append(Turn(reply.text, "", action.to_json(), True))
-        pool.step(0, action.to_json())
+        action = expert.act(reply.text)
+        turns.append(Turn(reply.text, "", action, True))
+        pool.step(0, action)
         ((_, reply),) = pool.poll(None)
     return turns, reply.won
 
@@ -152,10 +163,10 @@ def test_what_an_episode_reveals(tasks):
             assert result == won
             # also of a wrong button the right one follows
             assert web_facts.revealed(task, turns, result) == {s: right[s] for s in known}
-        assert web_facts.share_stated(task, web_facts.given_skill("oracle", task)) == 1.0
-        assert web_facts.share_stated(task, web_facts.given_skill("misleading", task)) == 0.0
-        assert web_facts.share_stated(task, web_facts.fact_sentence(first, right[first])) == 0.5
-    assert web_facts.given_skill("none", tasks[0]) == ""
+        oracle = web_facts.given_skill(task, misleading=False)
+        assert share_of_habits(task, oracle) == 1.0
+        assert share_of_habits(task, web_facts.given_skill(task, misleading=True)) == 0.0
+        assert share_of_habits(task, web_facts.fact_sentence(first, right[first])) == 0.5
 
 
 def test_a_wrong_element_of_another_kind_reveals_nothing(tasks):
@@ -171,12 +182,14 @@ def test_a_wrong_element_of_another_kind_reveals_nothing(tasks):
 
 def test_demonstrations_are_of_mixed_quality(tasks, tokenizer):
     settings = SimpleNamespace(follow_skill=0.8, action_noise=0.02, good_extraction=0.4)
-    prompts = make_web_prompts("compact", tokenizer)
+    prompts = make_prompts("compact", tokenizer, TEXTS)
     chosen = [t for t in tasks if t.split == "warmstart"] * 20
     runs = []
     for workers in (0, 1):
         with EnvPool("mind2web", num_workers=workers) as pool:
-            runs.append(WebDemonstrator(pool, prompts, settings, 1).play(chosen, concurrent=50))
+            runs.append(
+                Demonstrator(pool, prompts, ROLLOUT, settings, 1).play(chosen, concurrent=50)
+            )
     assert len(runs[0]) == len(chosen)
     for one, other in zip(*runs, strict=True):  # the same, whoever answers first
         assert [s.tokens.tolist() for s in one.samples] == [
@@ -198,26 +211,40 @@ def test_demonstrations_are_of_mixed_quality(tasks, tokenizer):
     assert longest <= 200
 
 
+def test_what_is_taught_does_not_change(tasks):
+    """Warm starts stay the same to the last digit; a new value here changes every run from scratch."""
+    settings = SimpleNamespace(follow_skill=0.8, action_noise=0.02, good_extraction=0.4)
+    prompts = make_prompts("compact", ByteTokenizer(), TEXTS)
+    rollout = SimpleNamespace(**{**vars(ROLLOUT), "max_length": 10_000})
+    chosen = [t for t in tasks if t.split == "warmstart"] * 20
+    with EnvPool("mind2web", num_workers=0) as pool:
+        assert (
+            digest(Demonstrator(pool, prompts, rollout, settings, 1).play(chosen))
+            == "5fc9d2b60d4ae59c"
+        )
+
+
 def test_shares_of_skills_and_extractions(tasks):
     rng = np.random.default_rng(0)
     task = tasks[0]
     right = web_facts.habits(task)
     skills = [make_skill(task, rng) for _ in range(2000)]
-    for text, beliefs in skills:
+    texts = [web_facts.skill_json(task.group, beliefs) for beliefs in skills]
+    for text, beliefs in zip(texts, skills, strict=True):
         assert web_facts.claims(text) == beliefs
-    shares = [web_facts.share_stated(task, text) for text, _ in skills]
+    shares = [share_of_habits(task, text) for text in texts]
     assert np.mean(np.array(shares) == 1.0) == pytest.approx(0.35, abs=0.04)
-    assert np.mean([not text for text, _ in skills]) == pytest.approx(0.25, abs=0.04)
+    assert np.mean([not beliefs for beliefs in skills]) == pytest.approx(0.25, abs=0.04)
     good = [json.loads(make_extraction(task, right, rng, 1.0))["description"] for _ in range(5)]
     assert good == [web_facts.facts_text(right)] * 5
     mixed = [make_extraction(task, right, rng, 0.4) for _ in range(2000)]
-    full = np.mean([web_facts.share_stated(task, text) == 1.0 for text in mixed])
+    full = np.mean([share_of_habits(task, text) == 1.0 for text in mixed])
     assert full == pytest.approx(0.4 + 0.6 / 4, abs=0.04)
     assert web_facts.claims(make_extraction(task, {}, rng, 1.0))  # nothing seen: a guess
 
 
 def test_texts_for_the_tokenizer_cover_the_test_sites(tasks, tokenizer):
-    prompts = make_web_prompts("compact", tokenizer)
+    prompts = make_prompts("compact", tokenizer, TEXTS)
     pool = EnvPool("mind2web", num_workers=0)
     for task in (t for t in tasks if t.split != "warmstart"):
         turns, _ = walk(task, pool, web_facts.habits(task))
@@ -228,7 +255,7 @@ def test_texts_for_the_tokenizer_cover_the_test_sites(tasks, tokenizer):
 @pytest.fixture(scope="module", params=["chatml", "reasoning", "llama3"])
 def chat(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("chat") / request.param
-    return make_web_prompts("chat", load_tokenizer(make_tokenizer_folder(folder, request.param)))
+    return make_prompts("chat", load_tokenizer(make_tokenizer_folder(folder, request.param)), TEXTS)
 
 
 def test_chat_prompts_hold_rules_skill_and_observation(chat, tasks):
@@ -242,7 +269,7 @@ def test_chat_prompts_hold_rules_skill_and_observation(chat, tasks):
 
 
 def test_chat_turns_are_appended_as_the_template_writes_them(chat, tasks):
-    answer = chat.action_ids('button "Search"', WebAction("TYPE", 3, "Oslo"))
+    answer = chat.action_ids('button "Search"', WebAction("TYPE", 3, "Oslo").to_json())
     action, valid = chat.parse_action(chat.tokenizer.decode(answer[:-1]))
     assert valid and parse_action(action) == WebAction("TYPE", 3, "Oslo")
     following = chat.tokenizer.decode(chat.next_turn(OBSERVATION, last_id=answer[-1]))

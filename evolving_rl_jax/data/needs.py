@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from evolving_rl_jax.config import ConfigError
 from evolving_rl_jax.data.tasks import source_split
+from evolving_rl_jax.envs import benchmark
 from evolving_rl_jax.types import Task
 
 __all__ = ["check_games"]
@@ -144,7 +145,8 @@ def _other_panels(sizes: Counter[str], train_split: str) -> list[str]:
 
 def _without_facts(games: Sequence[Any]) -> Counter[str]:
     """Tasks of each split that do not say what decides them; what is only planned will."""
-    return Counter(g.split for g in games if isinstance(g, Task) and "habits" not in g.meta)
+    tasks = (game for game in games if isinstance(game, Task))
+    return Counter(t.split for t in tasks if not benchmark(t.env).states_facts(t))
 
 
 def _names(sizes: Counter[str]) -> str:

@@ -1,23 +1,51 @@
 """Environments: text in, text out.
 
-One folder holds all that is particular to a benchmark; ``base`` is what they have in common and
-``pool`` plays them in worker processes.  Import ``make``, ``check`` and the errors from here, pools
-from ``envs.pool``.  Nothing here imports jax, so workers never claim a device, and nothing of
-``data``, ``rollout`` or above.
+One folder holds all that is particular to a benchmark, as text.  They have in common ``base`` (the
+environment), ``benchmark`` (what else a run asks of one), ``texts`` and ``answers`` (prompts), and ``pool``
+plays them in worker processes.  Import ``make``, ``check``, ``benchmark`` and the errors from here, pools
+from ``envs.pool``; what is in a benchmark's folder is for its own tests and commands.  Nothing here
+imports jax, so workers never claim a device, and nothing of ``data``, ``rollout`` or above.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 from collections.abc import Sequence
-from types import ModuleType
 from typing import Any
 
 from evolving_rl_jax.envs.base import EngineMismatch, EnvError, Environment, Progress
+from evolving_rl_jax.envs.benchmark import Benchmark
 from evolving_rl_jax.types import Task
 
-__all__ = ["EngineMismatch", "EnvError", "Environment", "check", "make", "validate"]
+__all__ = [
+    "Benchmark",
+    "EngineMismatch",
+    "EnvError",
+    "Environment",
+    "benchmark",
+    "check",
+    "make",
+    "validate",
+]
+
+# Name of an environment -> module and attribute of its benchmark.
+_BENCHMARKS = {
+    "alfworld": "evolving_rl_jax.envs.alfworld.benchmark:BENCHMARK",
+    "alfworld_check": "evolving_rl_jax.envs.alfworld.benchmark:COMPARISON",  # both its engines at once
+    "mind2web": "evolving_rl_jax.envs.mind2web.benchmark:BENCHMARK",
+}
+
+
+def benchmark(name: str) -> Benchmark:
+    """The benchmark of an environment.
+
+    Raises:
+      ValueError: unknown name.
+    """
+    if name not in _BENCHMARKS:
+        raise ValueError(f"environment must be one of {sorted(_BENCHMARKS)}, got {name!r}")
+    module, attribute = _BENCHMARKS[name].split(":")
+    return getattr(importlib.import_module(module), attribute)
 
 
 def make(name: str, **options: Any) -> Environment:
@@ -31,7 +59,7 @@ def make(name: str, **options: Any) -> Environment:
     Raises:
       ValueError: unknown name or option, or a wrong value.
     """
-    return _module(name).make(validate(name, **options))
+    return benchmark(name).make_environment(validate(name, **options))
 
 
 def validate(name: str, **options: Any) -> Any:
@@ -40,12 +68,7 @@ def validate(name: str, **options: Any) -> Any:
     Raises:
       ValueError: as ``make``.
     """
-    accepted = _module(name).Options
-    known = {field.name for field in dataclasses.fields(accepted)}
-    for key in options:
-        if key not in known:
-            raise ValueError(f"option of {name} must be one of {sorted(known)}, got {key!r}")
-    return accepted(**options)
+    return benchmark(name).options(**options)
 
 
 def check(name: str, tasks: Sequence[Task], progress: Progress, **options: Any) -> str:
@@ -62,18 +85,4 @@ def check(name: str, tasks: Sequence[Task], progress: Progress, **options: Any) 
     Raises:
       EngineMismatch: they differ.
     """
-    compare = getattr(_module(name), "check", None)
-    return compare(validate(name, **options), tasks, progress) if compare else ""
-
-
-def _module(name: str) -> ModuleType:
-    if name not in _MODULES:
-        raise ValueError(f"environment must be one of {sorted(_MODULES)}, got {name!r}")
-    return importlib.import_module(_MODULES[name])
-
-
-_MODULES = {
-    "alfworld": "evolving_rl_jax.envs.alfworld.env",
-    "alfworld_check": "evolving_rl_jax.envs.alfworld.check",  # both its engines at once
-    "mind2web": "evolving_rl_jax.envs.mind2web.env",
-}
+    return benchmark(name).check(validate(name, **options), tasks, progress)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from evolving_rl_jax import envs
 from evolving_rl_jax.config import ConfigError
 from evolving_rl_jax.data.tasks import list_hash, source_split
 from evolving_rl_jax.eval.growth import stream_result, stream_table
@@ -223,7 +224,7 @@ def data_facts(parts: Parts) -> dict[str, Any]:
     """What the games are: where from, how many of all, and the hash of all of them."""
     env = parts.config.env
     return {
-        "environment": f"{env.name}/{env.engine if env.name == 'alfworld' else env.protocol}",
+        "environment": f"{env.name}/{envs.benchmark(env.name).variant(env)}",
         "from": "a folder" if parts.config.data.games else "generated",
         "all_games": len(parts.tasks),
         "all_games_hash": list_hash(parts.tasks),

@@ -27,7 +27,7 @@ from evolving_rl_jax.eval.results import (
 )
 from evolving_rl_jax.rollout import known_facts
 from evolving_rl_jax.rollout.episode import Driver
-from evolving_rl_jax.rollout.evolve import Candidate, make_candidate, observations
+from evolving_rl_jax.rollout.evolve import Candidate, make_candidate
 from evolving_rl_jax.rollout.known_facts import given_skill
 from evolving_rl_jax.run.hosts import ALONE, Hosts
 from evolving_rl_jax.skills.audit import AuditRules
@@ -39,7 +39,6 @@ __all__ = [
     "Panel",
     "PanelGame",
     "given_skill",
-    "observations",
     "success_table",
     "summarise",
     "write_result",
@@ -122,7 +121,7 @@ class Panel:
         for i, game in hosts.share(list(enumerate(games))):
             for condition in conditions:
                 if condition != "own":
-                    skill = given_skill(condition, game.task, i)
+                    skill = given_skill(condition, game.task, i, self.prompts)
                     self._play_game(driver, game, i, condition, skill)
         sources = _Sources()
         if "own" in conditions:

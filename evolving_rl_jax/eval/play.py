@@ -7,8 +7,8 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from evolving_rl_jax import envs
 from evolving_rl_jax.data.tasks import panel_sample
-from evolving_rl_jax.envs.mind2web.env import PROTOCOLS
 from evolving_rl_jax.eval.panel import PANEL_ITERATION, Panel
 from evolving_rl_jax.eval.results import skill_records, write_result
 from evolving_rl_jax.eval.resume import KeptDriver, forget, panel_journal
@@ -48,10 +48,8 @@ def make_panel(parts, num_games: int = 0) -> Panel:
 
 
 def protocols(config) -> tuple[str, ...]:
-    """How web tasks are played in a panel: as in training, then the other way; () elsewhere."""
-    if config.env.name != "mind2web":
-        return ()
-    return config.env.protocol, *(p for p in PROTOCOLS if p != config.env.protocol)
+    """How tasks are played in a panel: as in training, then in other ways; () = one way only."""
+    return envs.benchmark(config.env.name).protocols(config.env)
 
 
 def play_panel(

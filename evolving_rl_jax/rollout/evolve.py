@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from evolving_rl_jax.envs import benchmark
 from evolving_rl_jax.rollout.episode import Driver
 from evolving_rl_jax.skills.audit import AuditResult, AuditRules, audit
 from evolving_rl_jax.skills.schema import Skill, parse_skill, text_to_audit
@@ -80,7 +81,7 @@ class StepScoring:
     @classmethod
     def from_config(cls, config) -> StepScoring | None:
         """What the configuration asks for; None where the environment scores episodes only."""
-        if config.env.name != "mind2web":
+        if not benchmark(config.env.name).scores_steps:
             return None
         return cls(config.rollout.max_steps, config.algorithm.extractor_score)
 
@@ -252,11 +253,6 @@ def make_candidate(
     if rules is None:
         result = audit(said, max_chars=max_chars)
     else:
-        result = rules.apply(said, episode.task, observations(episode))
+        result = rules.apply(said, episode.task, episode.observations)
     text = prompts.render_skill(skill)
     return Candidate(raw, sample, skill, "; ".join(result.reasons), result.passed, text, result)
-
-
-def observations(episode: Episode) -> list[str]:
-    """Everything that the episode read, the answer to its last action included."""
-    return [t.observation for t in episode.turns] + [episode.last_observation]

@@ -10,16 +10,13 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from evolving_rl_jax import envs
 from evolving_rl_jax.config import ConfigError
 from evolving_rl_jax.data.tasks import TaskOrder, copies_of, select, source_split
 from evolving_rl_jax.envs.pool.pool import EnvPool
-from evolving_rl_jax.rollout.prompts import COMPACT_SPECIAL_TOKENS
+from evolving_rl_jax.rollout.prompts import COMPACT_SPECIAL_TOKENS, make_prompts
 from evolving_rl_jax.run.console import progress, say, user_errors
-from evolving_rl_jax.run.environments import (
-    ENVIRONMENTS,
-    make_pool,
-    prepare_games,
-)
+from evolving_rl_jax.run.environments import make_pool, prepare_games
 from evolving_rl_jax.run.folder import RunFolder
 from evolving_rl_jax.run.hosts import ALONE, Hosts, check_hosts
 from evolving_rl_jax.run.preemption import Preemption
@@ -104,7 +101,8 @@ def open_parts(
     with make_pool(config, tasks, hosts) as pool:
         tokenizer = prepare_tokenizer(config, folder, hosts, pool, tasks, train)
         with user_errors((ValueError,), "config"):
-            prompts = ENVIRONMENTS[config.env.name].make_prompts(config.rollout.style, tokenizer)
+            texts = envs.benchmark(config.env.name).texts
+            prompts = make_prompts(config.rollout.style, tokenizer, texts)
         yield Parts(
             config=config,
             folder=folder,
@@ -155,7 +153,7 @@ def prepare_tokenizer(
     if hosts.first and not (path / "tokenizer.json").is_file():
         shown = select(tasks, split="warmstart") or train
         train_tokenizer(
-            ENVIRONMENTS[config.env.name].collect_texts(pool, shown),
+            envs.benchmark(config.env.name).corpus(pool, shown),
             vocab_size=config.model.vocab_size,
             out_dir=path,
             special_tokens=COMPACT_SPECIAL_TOKENS,

@@ -16,7 +16,8 @@ from evolving_rl_jax import models, parallel
 from evolving_rl_jax.config import ConfigError
 from evolving_rl_jax.files import write_atomic
 from evolving_rl_jax.rollout.batch import pack_rows
-from evolving_rl_jax.run.environments import ENVIRONMENTS
+from evolving_rl_jax.rollout.demonstrations import Demonstrator
+from evolving_rl_jax.run.skills import fit_to_prompt
 from evolving_rl_jax.types import Sample
 from evolving_rl_jax.update.state import init_state
 from evolving_rl_jax.update.step import make_cloning_step
@@ -102,8 +103,13 @@ def clone(parts, mesh: Mesh):
 def demonstrations(parts) -> list[Sample]:
     """The sequences to clone: every scripted episode, and the extraction after those without a skill."""
     config = parts.config
-    demonstrator = ENVIRONMENTS[config.env.name].demonstrator(
-        parts.pool, parts.prompts, config.warmstart, config.seed
+    demonstrator = Demonstrator(
+        parts.pool,
+        parts.prompts,
+        config.rollout,
+        config.warmstart,
+        config.seed,
+        fit_to_prompt(config, parts.tokenizer),
     )
     tasks = parts.split("warmstart")
     n = config.warmstart.episodes

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 
-from evolving_rl_jax.types import Task
+from evolving_rl_jax.types import Episode, Task
 
 _CLAIM = re.compile(r"\bthe (\w+) is (not )?in (\w+ \d+)")
 _LISTING = re.compile(r"\b(?:In it|On the (?P<on>\w+ \d+)), you see (?P<items>[^.]*)\.")
@@ -60,3 +60,25 @@ def fact_seen(task: Task, observations: list[str]) -> bool:
 def fact_stated(task: Task, skill_text: str) -> bool:
     """Whether a skill says where the object of ``task`` is kept, and is right."""
     return claims(skill_text)[0].get(task.meta["object"]) == task.meta["place"]
+
+
+def share_seen(episode: Episode) -> float | None:
+    """Share of the facts of an episode's task that it revealed; None where the task states none."""
+    if "place" not in episode.task.meta:
+        return None
+    return float(fact_seen(episode.task, episode.observations))
+
+
+def share_stated(episode: Episode, skill_text: str) -> float:
+    """Share of the facts of an episode's task that it revealed and that a skill states rightly."""
+    task = episode.task
+    return float(fact_seen(task, episode.observations) and fact_stated(task, skill_text))
+
+
+def given_skill(task: Task, i: int, *, misleading: bool) -> str:
+    """A skill (JSON text) that states where the object of ``task`` is, or the i-th wrong place."""
+    obj, place = task.meta["object"], task.meta["place"]
+    if misleading:
+        wrong = sorted(p for p in task.meta["habits"].values() if p != place)
+        place = wrong[i % len(wrong)]
+    return skill_json(obj, fact_sentence(obj, place))

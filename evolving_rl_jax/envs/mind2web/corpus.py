@@ -8,11 +8,11 @@ from evolving_rl_jax.envs.mind2web import facts as web_facts
 from evolving_rl_jax.envs.mind2web.env import gold_line
 from evolving_rl_jax.envs.mind2web.snapshot import element_line
 from evolving_rl_jax.envs.mind2web.store import read_task
-from evolving_rl_jax.rollout.web_prompts import compact_text
+from evolving_rl_jax.envs.mind2web.texts import compact_text
 from evolving_rl_jax.types import Task
 
 
-def collect_web_texts(tasks: list[Task], num_tasks: int = 256) -> list[str]:
+def collect_texts(tasks: list[Task], num_tasks: int = 256) -> list[str]:
     """Task sentences and skills of all tasks, pages and actions of some."""
     texts = [task.text.lower() for task in tasks]
     for task in tasks:

@@ -31,7 +31,6 @@ __all__ = [
     "action_line",
     "make",
     "observation_text",
-    "options_from_config",
     "split_observation",
 ]
 
@@ -63,11 +62,6 @@ class Options:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
-
-
-def options_from_config(env) -> dict[str, Any]:
-    """What ``envs.make("mind2web")`` and ``EnvPool`` take, from ``config.env``."""
-    return {"protocol": env.protocol, "snapshot_tokens": env.snapshot_tokens}
 
 
 class _TaskStore:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from evolving_rl_jax.envs.mind2web.actions import parse_action
 from evolving_rl_jax.envs.mind2web.env import split_observation
-from evolving_rl_jax.types import Task, Turn
+from evolving_rl_jax.types import Episode, Task, Turn
 
 _CLAIM = re.compile(r"\bpress (\w+) (\w+)")
 _LINE = re.compile(r'^(\w+) "(.*?)"(?: \((.*?)\))? \[ref=e(\d+)\]')
@@ -72,14 +72,22 @@ def _other(places: Sequence[str], place: str) -> str:
     return places[1] if place == places[0] else places[0]
 
 
-def share_stated(task: Task, skill_text: str) -> float:
-    """Share of the habits of the task's site that a skill names rightly."""
-    said, right = claims(skill_text), habits(task)
-    return sum(said.get(slot) == place for slot, place in right.items()) / max(len(right), 1)
+def share_seen(episode: Episode) -> float | None:
+    """Share of the facts of an episode's task that it revealed; None where the task states none."""
+    task = episode.task
+    if "habits" not in task.meta:
+        return None
+    return len(revealed(task, episode.turns, episode.won)) / len(task.meta["habits"])
 
 
-def given_skill(condition: str, task: Task) -> str:
-    """The skill text of a condition that does not depend on the policy: none, oracle, misleading."""
-    if condition == "none":
-        return ""
-    return facts_text(habits(task, wrong=condition == "misleading"))
+def share_stated(episode: Episode, skill_text: str) -> float:
+    """Share of the facts of an episode's task that it revealed and that a skill states rightly."""
+    task, said = episode.task, claims(skill_text)
+    shown = revealed(task, episode.turns, episode.won)
+    right = sum(said.get(slot) == place for slot, place in shown.items())
+    return right / len(task.meta["habits"])
+
+
+def given_skill(task: Task, *, misleading: bool) -> str:
+    """A skill (JSON text) that states all facts of the site of ``task``, or all of them wrongly."""
+    return skill_json(task.group, habits(task, wrong=misleading))

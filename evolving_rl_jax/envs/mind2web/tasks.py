@@ -1,4 +1,4 @@
-"""The web tasks of a run: a compacted data set, or generated sites compacted into the run folder."""
+"""Generated web tasks: sites written in the official layout, then compacted as real ones are."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ import shutil
 
 from evolving_rl_jax.envs.mind2web.index import build_index
 from evolving_rl_jax.envs.mind2web.sites import SitesSpec, generate_sites
-from evolving_rl_jax.envs.mind2web.store import INDEX, load_web_tasks
-from evolving_rl_jax.types import Task
 
-__all__ = ["prepare_web_tasks", "sites_spec"]
+__all__ = ["generate_tasks", "sites_spec"]
 
 
 def sites_spec(sites) -> SitesSpec:
@@ -26,27 +24,16 @@ def sites_spec(sites) -> SitesSpec:
     )
 
 
-def prepare_web_tasks(data, folder: pathlib.Path, seed: int) -> list[Task]:
-    """All tasks of ``config.data``, sorted by id.
-
-    Args:
-      data: ``config.data``: ``games`` is the folder of a compacted data set; where it is empty, sites are
-        generated as ``sites`` says.
-      folder: where generated data is kept; what is there already is read.
-      seed: of the generator.
+def generate_tasks(sites, folder: pathlib.Path, seed: int) -> None:
+    """Makes the data set of ``config.data.sites`` in ``folder``; nothing of it is there before it is whole.
 
     Raises:
-      TaskError: ``data.games`` is no compacted data set.
-      ValueError: ``data.sites`` asks for what cannot be.
+      ValueError: ``sites`` asks for what cannot be.
     """
-    if data.games:
-        return load_web_tasks(data.games)
-    if not (folder / INDEX).is_file():
-        raw = folder.with_name(f".{folder.name}.raw")
+    raw = folder.with_name(f".{folder.name}.raw")
+    shutil.rmtree(raw, ignore_errors=True)
+    try:
+        generate_sites(raw, seed=seed, spec=sites_spec(sites))
+        build_index([raw], folder, budgets=(), inside_run=True)
+    finally:
         shutil.rmtree(raw, ignore_errors=True)
-        try:
-            generate_sites(raw, seed=seed, spec=sites_spec(data.sites))
-            build_index([raw], folder, budgets=(), inside_run=True)
-        finally:
-            shutil.rmtree(raw, ignore_errors=True)
-    return load_web_tasks(folder)

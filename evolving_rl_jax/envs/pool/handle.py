@@ -15,12 +15,12 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from evolving_rl_jax import envs
 from evolving_rl_jax.envs.pool import process as worker_process
 from evolving_rl_jax.envs.pool.process import Request
 
 __all__ = ["WorkerHandle"]
 
-_PRELOAD = ["evolving_rl_jax.envs.pool.process", "evolving_rl_jax.envs.alfworld.engine.game"]
 _LONGEST_SOCKET = 100  # bytes of a path that every system takes (104 with the end on macOS)
 _START_GRACE_S = 60.0  # imports of a fresh process, on top of the deadline of its first request
 
@@ -42,6 +42,7 @@ class WorkerHandle:
 
     def __init__(self, env: str, options: dict[str, Any]):
         self._arguments = (env, options)
+        self._preload = envs.benchmark(env).preload
         self.queue: collections.deque[Request] = collections.deque()
         self.sent: dict[int, Request] = {}
         self.ahead: collections.deque[Request] = collections.deque()
@@ -57,7 +58,7 @@ class WorkerHandle:
         """Starts the process (again).  What was under way must have been taken over before."""
         _keep_sockets_short()
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(_PRELOAD)
+        context.set_forkserver_preload([worker_process.__name__, *self._preload])
         self.connection, theirs = context.Pipe()
         self._current = context.RawValue(ctypes.c_longlong, -1)
         arguments = (theirs, self._current, *self._arguments)

@@ -13,9 +13,8 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+from evolving_rl_jax.envs import benchmark
 from evolving_rl_jax.eval.transfer.client import ChatClient, EndpointError, TooLong
-from evolving_rl_jax.rollout import prompts
-from evolving_rl_jax.rollout.actions import parse_tagged
 from evolving_rl_jax.types import OK, TIMEOUT, TRUNCATED, Episode, Task, Turn
 
 _DOWN_AFTER = 5  # episodes in a row without any answer that end the run
@@ -90,16 +89,17 @@ class ChatDriver:
     def _on_reply(self, key: int, result) -> bool:
         """Takes what the environment says; returns whether the policy must be asked."""
         play = self._plays[key]
+        texts = benchmark(play.task.env).texts.chat
         if result.status != OK:
             self._finish(key, False, result.status, result.text)
             return False
         if not play.messages:
             play.messages = [
-                {"role": "system", "content": prompts.system_text(play.skill_text)},
-                _user(prompts.opening_text(play.task, result.text, result.actions)),
+                {"role": "system", "content": texts.system(play.skill_text)},
+                _user(texts.opening(play.task, result.text, result.actions)),
             ]
         else:
-            play.messages.append(_user(prompts.observation_text(result.text, result.actions)))
+            play.messages.append(_user(texts.following(result.text, result.actions)))
         play.observation = result.text
         if getattr(result, "done", False) or len(play.turns) >= self._limit(play.task):
             over = getattr(result, "done", False)
@@ -126,7 +126,7 @@ class ChatDriver:
                 ) from None
             return
         self._failed_in_a_row = 0
-        action, valid = parse_tagged(text)
+        action, valid = benchmark(play.task.env).texts.chat.parse(text)
         play.turns.append(Turn(play.observation, text, action, valid))
         play.messages.append({"role": "assistant", "content": text})
         self.pool.step(key, action)

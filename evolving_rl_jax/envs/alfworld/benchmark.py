@@ -1,0 +1,112 @@
+"""ALFWorld and the households that are generated in its format, as a benchmark."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from evolving_rl_jax.envs.alfworld import env as alfworld
+from evolving_rl_jax.envs.alfworld import facts
+from evolving_rl_jax.envs.alfworld.corpus import collect_texts
+from evolving_rl_jax.envs.alfworld.folder import SPLITS
+from evolving_rl_jax.envs.alfworld.tasks import load_tasks
+from evolving_rl_jax.envs.alfworld.texts import TEXTS
+from evolving_rl_jax.envs.base import Environment, Progress
+from evolving_rl_jax.envs.benchmark import Benchmark, Teacher, checked_options
+from evolving_rl_jax.types import Episode, Task
+
+__all__ = ["BENCHMARK", "COMPARISON"]
+
+_INDEX = "games.json"  # written last
+
+
+class Alfworld(Benchmark):
+    """Household tasks in text."""
+
+    name, texts, splits = "alfworld", TEXTS, SPLITS
+    generator = "households"
+    preload = ("evolving_rl_jax.envs.alfworld.engine.game",)
+
+    def options(self, **options: Any) -> alfworld.Options:
+        return checked_options(alfworld.Options, self.name, options)
+
+    def make_environment(self, options: alfworld.Options) -> Environment:
+        return alfworld.make(options)
+
+    def check(self, options: alfworld.Options, tasks: Sequence[Task], progress: Progress) -> str:
+        return alfworld.check(options, tasks, progress)
+
+    def worker_options(self, env) -> dict[str, Any]:
+        return {"engine": env.engine, "check_games": env.check_games}
+
+    def variant(self, env) -> str:
+        return env.engine
+
+    def load(self, folder: pathlib.Path) -> Sequence[Task]:
+        return load_tasks(folder)
+
+    def is_generated(self, folder: pathlib.Path) -> bool:
+        return (folder / _INDEX).is_file()
+
+    def plan(self, data, seed: int) -> Sequence[Any]:
+        from evolving_rl_jax.envs.alfworld.households.plan import plan_games
+
+        return plan_games(_games_spec(data.households), seed)
+
+    def generate(
+        self, data, folder: pathlib.Path, seed: int, progress: Callable[[int], None]
+    ) -> None:
+        from evolving_rl_jax.envs.alfworld.households.write import generate_games
+
+        generate_games(folder, seed=seed, spec=_games_spec(data.households), progress=progress)
+
+    def corpus(self, pool, tasks: Sequence[Task]) -> list[str]:
+        return collect_texts(pool, tasks)
+
+    def teacher(self, task: Task, rng, quality) -> Teacher:
+        from evolving_rl_jax.envs.alfworld.teacher import HouseholdTeacher
+
+        return HouseholdTeacher(task, rng, quality)
+
+    def given_skill(self, task: Task, i: int, *, misleading: bool) -> str:
+        return facts.given_skill(task, i, misleading=misleading)
+
+    def share_seen(self, episode: Episode) -> float | None:
+        return facts.share_seen(episode)
+
+    def share_stated(self, episode: Episode, skill_text: str) -> float | None:
+        return facts.share_stated(episode, skill_text)
+
+
+class Comparison(Alfworld):
+    """Both engines at once, step by step; its episodes are whole games."""
+
+    name = "alfworld_check"
+
+    def options(self, **options: Any) -> Any:
+        from evolving_rl_jax.envs.alfworld import check
+
+        return checked_options(check.Options, self.name, options)
+
+    def make_environment(self, options: Any) -> Environment:
+        from evolving_rl_jax.envs.alfworld import check
+
+        return check.make(options)
+
+
+def _games_spec(households):
+    """The ``GamesSpec`` of ``config.data.households``; raises ``ValueError`` naming what cannot be."""
+    from evolving_rl_jax.envs.alfworld.households.plan import GamesSpec
+
+    return GamesSpec(
+        num_train_households=households.num_train,
+        num_unseen_households=households.num_unseen,
+        games_per_object=households.games_per_object,
+        num_heldout=households.heldout_games,
+        num_warmstart=households.warmstart_games,
+        rooms=households.rooms,
+    )
+
+
+BENCHMARK, COMPARISON = Alfworld(), Comparison()

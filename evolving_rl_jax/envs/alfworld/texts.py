@@ -1,0 +1,69 @@
+"""What the policy reads on household tasks, in short and in long form."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from evolving_rl_jax.envs.texts import ChatTexts, CompactTexts, PromptTexts
+from evolving_rl_jax.types import Task
+
+__all__ = ["TEXTS"]
+
+_BANNER = re.compile(r"^-= Welcome to TextWorld, ALFRED! =-\s*|\s*Your task is to:[^\n]*$")
+_ROOM = "You are in the middle of a room"
+
+_RULES = """\
+You are an agent that completes a household task in a text game. You read one observation at a \
+time and answer with exactly one action.
+
+Every answer has two parts:
+<reasoning>what you know, what is still missing, and why the next action helps</reasoning>
+<action>one of the admissible actions of the latest observation, copied word for word</action>
+
+Keep in mind what you have already seen, look in new places until you have found what the task \
+needs, and do not repeat an action that changed nothing."""
+
+_REQUEST = """\
+The episode is over: the task was {outcome}.
+
+Write one skill that will help with similar tasks in the future. State what this episode taught \
+that holds beyond it: where kinds of things are found, which steps worked in which order, what \
+failed and why.
+
+Answer in English with one JSON object and nothing else. Its fields:
+- "name": a short title
+- "description": what the skill does and when it helps, in one or two sentences
+- "when_to_use": a list of situations
+- "workflow": a list of steps in order, each an object with "goal", "action", \
+"tools_or_strategy" and "completion_condition"
+- "decision_rules": a list of rules for choosing between actions
+- "error_handling": a list of objects with "error", "cause" and "response".
+"""
+
+
+def _without_banner(observation: str) -> str:
+    """The first observation of a game without the greeting and the task that it repeats."""
+    return _BANNER.sub("", observation.strip()).strip()
+
+
+class HouseholdCompact(CompactTexts):
+    """Short forms: a room is not described, since its places are named when they are gone to."""
+
+    def opening(self, observation: str) -> list[str]:
+        """What of the first observation is shown, each part after a marker."""
+        seen = _without_banner(observation)
+        return [seen] if seen and not seen.startswith(_ROOM) else []
+
+
+class HouseholdChat(ChatTexts):
+    """Long forms, with all admissible actions at every turn."""
+
+    rules, request = _RULES, _REQUEST
+
+    def opening(self, task: Task, observation: str, actions: Sequence[str] = ()) -> str:
+        """The first user message: the task, what is seen, what can be done."""
+        return super().opening(task, _without_banner(observation), actions)
+
+
+TEXTS = PromptTexts(HouseholdCompact(), HouseholdChat())

@@ -1,0 +1,153 @@
+"""What a benchmark offers a run beside its environment: tasks, prompt texts, a teacher, known facts.
+
+Everything is text, and everything above ``envs/`` asks here instead of knowing a benchmark by name.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from evolving_rl_jax.envs.base import Environment, Progress
+from evolving_rl_jax.envs.texts import PromptTexts
+from evolving_rl_jax.types import Episode, Task
+
+__all__ = ["Benchmark", "Teacher"]
+
+
+class Teacher(Protocol):
+    """Plays one episode of the warm start and writes a skill after it.
+
+    Attributes:
+      given: the skill (JSON text) that its prompt holds; empty for none.
+      target: what its last action is for, as an answer in compact style names it.
+    """
+
+    given: str
+    target: str
+
+    def act(self, observation: str, actions: Sequence[str]) -> str:
+        """The next action, after what the last one (or the reset) answered."""
+
+    def skill(self, observations: Sequence[str], won: bool) -> str:
+        """A skill (JSON text) after the episode, whose last observation is how it ended."""
+
+
+class Benchmark(abc.ABC):
+    """One benchmark.
+
+    Attributes:
+      name: of its environment, as ``config.env.name`` and ``Task.env`` have it.
+      texts: what its prompts say.
+      splits: those of the published data; generated data may have more.
+      preload: modules that the server of its worker processes imports once for all of them.
+      scores_steps: whether every step has a score to learn from, or only the episode.
+      generator: the group of ``config.data`` that says what is generated where no data is given.
+    """
+
+    name: str
+    texts: PromptTexts
+    splits: tuple[str, ...]
+    generator: str
+    preload: tuple[str, ...] = ()
+    scores_steps: bool = False
+
+    # -- the environment -------------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def options(self, **options: Any) -> Any:
+        """The options of the environment, checked; raises ``ValueError`` for a wrong value."""
+
+    @abc.abstractmethod
+    def make_environment(self, options: Any) -> Environment:
+        """The environment with checked options."""
+
+    def check(self, options: Any, tasks: Sequence[Task], progress: Progress) -> str:
+        """As ``envs.check``, with checked options."""
+        return ""
+
+    @abc.abstractmethod
+    def worker_options(self, env) -> dict[str, Any]:
+        """The options that workers are given, from ``config.env``."""
+
+    @abc.abstractmethod
+    def variant(self, env) -> str:
+        """How ``config.env`` has the benchmark played, in a word for a result's file."""
+
+    def protocols(self, env) -> tuple[str, ...]:
+        """How a panel plays each task: as ``config.env`` says, then otherwise; () = one way only."""
+        return ()
+
+    # -- tasks -----------------------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def load(self, folder: pathlib.Path) -> Sequence[Task]:
+        """All tasks of a folder, sorted by id.
+
+        Raises:
+          TaskError: it holds none, or not what it should.
+        """
+
+    @abc.abstractmethod
+    def is_generated(self, folder: pathlib.Path) -> bool:
+        """Whether `generate` has finished in a folder."""
+
+    @abc.abstractmethod
+    def plan(self, data, seed: int) -> Sequence[Any]:
+        """What `generate` would make of ``config.data``: objects with ``split`` and ``task_type``.
+
+        Raises:
+          ValueError: ``config.data`` asks for what cannot be.
+        """
+
+    @abc.abstractmethod
+    def generate(
+        self, data, folder: pathlib.Path, seed: int, progress: Callable[[int], None]
+    ) -> None:
+        """Makes the tasks of ``config.data`` where no data is given."""
+
+    # -- the warm start --------------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def corpus(self, pool, tasks: Sequence[Task]) -> list[str]:
+        """The texts that a tokenizer is trained on; ``pool`` plays what has to be played."""
+
+    @abc.abstractmethod
+    def teacher(self, task: Task, rng, quality) -> Teacher:
+        """A teacher for one episode of a task that states its facts.
+
+        Args:
+          task: to play.
+          rng: numpy generator of all its choices.
+          quality: ``config.warmstart``: how well it plays and writes.
+        """
+
+    # -- known facts: what decides the next episode, where a task says it --------------------------
+
+    def states_facts(self, task: Task) -> bool:
+        """Whether a task says what decides it (generated ones do)."""
+        return "habits" in task.meta
+
+    @abc.abstractmethod
+    def given_skill(self, task: Task, i: int, *, misleading: bool) -> str:
+        """A skill (JSON text) with the facts of a task, or with wrong ones, of which i chooses."""
+
+    @abc.abstractmethod
+    def share_seen(self, episode: Episode) -> float | None:
+        """Share of the facts of an episode's task that it revealed; None where it states none."""
+
+    @abc.abstractmethod
+    def share_stated(self, episode: Episode, skill_text: str) -> float | None:
+        """Share of those facts that it revealed and that a skill states rightly; None as above."""
+
+
+def checked_options(accepted: type, name: str, options: dict[str, Any]) -> Any:
+    """An options dataclass made of keywords; raises ``ValueError`` naming an unknown one."""
+    known = {field.name for field in dataclasses.fields(accepted)}
+    for key in options:
+        if key not in known:
+            raise ValueError(f"option of {name} must be one of {sorted(known)}, got {key!r}")
+    return accepted(**options)

@@ -1,0 +1,115 @@
+"""What a benchmark says in a prompt, as text; ``rollout.prompts`` makes token ids of it.
+
+A benchmark overrides what is particular to it.  There is a short form for small policies that are
+trained from scratch and a long one for language models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from evolving_rl_jax.envs.answers import parse_compact, parse_tagged
+from evolving_rl_jax.types import Task
+
+__all__ = ["ChatTexts", "CompactTexts", "PromptTexts"]
+
+
+class CompactTexts:
+    """Short forms; the markers between the texts are of the prompt style, not of the benchmark.
+
+    An answer is the policy's own short reasoning and the action, ``mug> go to cabinet 3``: naming
+    what it is after before it acts is what lets a small policy use a skill.
+    """
+
+    def plain(self, text: str) -> str:
+        """A task or a skill as it is shown."""
+        return text
+
+    def opening(self, observation: str) -> list[str]:
+        """What of the first observation is shown, each part after a marker."""
+        return [observation] if observation else []
+
+    def following(self, observation: str) -> list[str]:
+        """What of the answer to an action is shown."""
+        return [observation]
+
+    def ending(self, observation: str) -> list[str]:
+        """What of the answer to the last action the extractor is shown."""
+        return [observation] if observation else []
+
+    def answer(self, target: str, action: str) -> str:
+        """A turn as a teacher writes it; ``target`` names what the action is for."""
+        return f"{target}> {action}"
+
+    def parse(self, text: str) -> tuple[str, bool]:
+        """(action, valid) of a turn."""
+        _, action, valid = parse_compact(text)
+        return action, valid
+
+
+class ChatTexts:
+    """Long forms: the system message, user turns and assistant turns of a chat.
+
+    Attributes:
+      rules: what an agent is told before anything else.
+      request: asks for a skill after an episode that was ``{outcome}``.
+      thought: the reasoning that a teacher writes, of a ``{target}``.
+    """
+
+    rules: str
+    request: str
+    thought = "The next thing I need is the {target}."
+
+    def system(self, skill_text: str = "", switch: str = "") -> str:
+        """The system message: the rules, and the skill if there is one.
+
+        Args:
+          skill_text: empty for none.
+          switch: what a chat template needs to be told, after the rules.
+        """
+        return self.rules + switch + (_SKILL + skill_text if skill_text else "")
+
+    def opening(self, task: Task, observation: str, actions: Sequence[str] = ()) -> str:
+        """The first user message: the task, what is seen, what can be done."""
+        return f"Task: {task.text.strip()}\n\n{self.following(observation, actions)}"
+
+    def following(self, observation: str, actions: Sequence[str] = ()) -> str:
+        """A later user message: what the action did, what can be done."""
+        text = f"Observation:\n{observation.strip()}"
+        if actions:
+            text += "\n\nAdmissible actions:\n" + "\n".join(f"- {a}" for a in actions)
+        return text
+
+    def ending(self, observation: str) -> str:
+        """What the last action did, before the request for a skill."""
+        return self.following(observation) if observation else ""
+
+    def extraction(self, won: bool, observation: str = "") -> str:
+        """The user message that asks for a skill."""
+        request = self.request.format(outcome="completed" if won else "not completed")
+        return f"{self.ending(observation)}\n\n{request}".strip()
+
+    def answer(self, target: str, action: str) -> str:
+        """A turn as a teacher writes it; ``target`` names what the action is for."""
+        thought = self.thought.format(target=target)
+        return f"<reasoning>{thought}</reasoning>\n<action>{action}</action>"
+
+    def parse(self, text: str) -> tuple[str, bool]:
+        """(action, valid) of a turn."""
+        return parse_tagged(text)
+
+
+class PromptTexts(NamedTuple):
+    """The texts of a benchmark in both forms."""
+
+    compact: CompactTexts
+    chat: ChatTexts
+
+
+_SKILL = """
+
+Below is a skill that was written down after an earlier task. It may be incomplete or wrong: use \
+what fits this task, and trust your own observations where they disagree with it.
+
+"""
