@@ -9,6 +9,8 @@ from __future__ import annotations
 import functools
 import math
 import re
+import threading
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -42,6 +44,24 @@ BATCH_RULES = (
     (r"(^|/)(tokens|positions|segment_ids|sequence_ids|loss_mask|rollout_logprobs)$", P(ROWS)),
     (r"", P()),
 )
+
+
+_starting = threading.RLock()
+
+
+def in_order(program: Callable[..., Any]) -> Callable[..., Any]:
+    """``program``, which only one thread at a time starts; it returns as soon as `program` does.
+
+    Devices run what is queued on them in its order.  Where two threads start programs over several
+    devices at once (rollouts that overlap the update), one device may get them in another order than
+    the next, and both then wait for each other for ever.
+    """
+
+    def start(*args, **options):
+        with _starting:
+            return program(*args, **options)
+
+    return start
 
 
 def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, *, devices=None) -> Mesh:

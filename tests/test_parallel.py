@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 import textwrap
+import time
+from concurrent import futures
 
 import jax
 import numpy as np
@@ -112,3 +114,20 @@ def test_eight_devices_equal_one(tmp_path):
     command = [sys.executable, "-c", textwrap.dedent(PROGRAM), str(tmp_path / "model")]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and "all equal" in done.stdout, done.stderr
+
+
+def test_programs_are_started_one_after_the_other():
+    inside, seen = [], []
+
+    def program(x, *, more):
+        inside.append(x)
+        seen.append(len(inside))
+        time.sleep(0.001)
+        inside.remove(x)
+        return x + more
+
+    first, second = parallel.in_order(program), parallel.in_order(program)
+    with futures.ThreadPoolExecutor(8) as pool:
+        numbers = range(40)
+        results = pool.map(lambda n: (first if n % 2 else second)(n, more=1), numbers)
+    assert list(results) == [n + 1 for n in numbers] and set(seen) == {1}

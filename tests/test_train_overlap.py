@@ -62,6 +62,33 @@ def test_an_overlapped_run_is_the_same_when_it_is_killed_and_resumed(
     assert (killed / bank).read_bytes() == (whole / bank).read_bytes()
 
 
+DEVICES = """
+import os, sys
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+from evolving_rl_jax.cli.main import main
+
+code = main(sys.argv[1:])
+import jax
+assert len(jax.devices()) == 8
+sys.exit(code)
+"""
+
+
+def test_rollouts_overlap_updates_on_a_mesh_of_several_devices(program, tiny_config, tmp_path):
+    """Both start programs with collectives, over all eight devices and over two of them."""
+    result = program(
+        "train", f"--config={tiny_config}", *OPTIONS, f"--workdir={tmp_path}", "--config.mesh.fsdp=4",
+        "--config.train.micro_batch_rows=8", "--config.warmstart.batch_rows=8",
+        "--config.warmstart.steps=20", code=DEVICES,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-3000:]
+    records = read_metrics(tmp_path)
+    assert [r["rollout/policy_lag"] for r in records] == [0, 2, 2, 0, 2]
+    for r in records:
+        assert r["train/update_norm"] > 0
+        assert r["train/logprob_gap_mean"] < 1e-4 or r["rollout/policy_lag"] > 0
+
+
 def test_a_failure_while_playing_ahead_ends_the_run(program, tiny_config, tmp_path):
     code = """
 import sys

@@ -68,7 +68,8 @@ class Runner:
         self.programs.warmup(self.params, self.cache)
 
     def _program(self, *sizes):
-        return self.programs.get(self.params, self.cache, *sizes)
+        program, rows = self.programs.get(self.params, self.cache, *sizes)
+        return parallel.in_order(program), rows
 
     def _batches(self, items: np.ndarray, kind: str, size: int) -> list[np.ndarray]:
         """``items`` cut to the most rows of one call."""

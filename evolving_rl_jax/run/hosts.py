@@ -160,14 +160,17 @@ class Hosts:
         """
         if self.count == 1:
             return [value]
-        from jax.experimental import multihost_utils
+        from jax.experimental.multihost_utils import process_allgather
 
+        from evolving_rl_jax.parallel import in_order
+
+        gather = in_order(process_allgather)
         data = np.frombuffer(pickle.dumps(value, pickle.HIGHEST_PROTOCOL), np.uint8)
-        sizes = multihost_utils.process_allgather(np.array([len(data)], np.int32)).reshape(-1)
+        sizes = gather(np.array([len(data)], np.int32)).reshape(-1)
         width = max(_LEAST_MESSAGE, 1 << int(sizes.max() - 1).bit_length())
         padded = np.zeros(width, np.uint8)
         padded[: len(data)] = data
-        rows = np.asarray(multihost_utils.process_allgather(padded)).reshape(self.count, width)
+        rows = np.asarray(gather(padded)).reshape(self.count, width)
         return [pickle.loads(rows[i, :size].tobytes()) for i, size in enumerate(sizes)]
 
     def from_first(self, value: Any) -> Any:

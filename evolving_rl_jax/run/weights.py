@@ -255,14 +255,14 @@ def ranking(scores: Mapping[int, float | None], steps: Sequence[int]) -> list[in
 
 def checksums(fields: Mapping[str, Any]) -> list[int]:
     """One number for each array of some fields of a state, in the order of `TrainState`."""
-    return jax.device_get(jax.jit(_checksums)(_in_order(fields))).tolist()
+    return jax.device_get(parallel.in_order(jax.jit(_checksums))(_in_order(fields))).tolist()
 
 
 def compiled_checksums(abstract: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], list[int]]:
     """`checksums`, compiled for fields of these shapes, dtypes and shardings and no others."""
     leaves = _in_order(abstract)
     whole = NamedSharding(leaves[0].sharding.mesh, PartitionSpec())
-    compute = jax.jit(_checksums, out_shardings=whole).lower(leaves).compile()
+    compute = parallel.in_order(jax.jit(_checksums, out_shardings=whole).lower(leaves).compile())
     return lambda fields: jax.device_get(compute(_in_order(fields))).tolist()
 
 

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from evolving_rl_jax.eval.play import make_panel, play_panel, played_at
 from evolving_rl_jax.models.lora import Merger
 from evolving_rl_jax.models.lora import from_config as lora_from_config
+from evolving_rl_jax.parallel import in_order
 from evolving_rl_jax.record.episodes import episode_records
 from evolving_rl_jax.record.figures import bank_records, cost_figures, rollout_figures
 from evolving_rl_jax.record.metrics import MetricsLogger
@@ -87,9 +88,11 @@ class Trainer:
             parts.say(f"going on from the checkpoint after iteration {self.start}")
         self.rule = CollapseRule(config.collapse, extra.get("collapse"))
         self.done = self.start  # iterations that `state` was trained for
-        self.train_step = make_train_step(
-            config, parts.model_cfg, self.optimizer, self.mesh,
-            lora=self.lora, attention=config.model.attention,
+        self.train_step = in_order(
+            make_train_step(
+                config, parts.model_cfg, self.optimizer, self.mesh,
+                lora=self.lora, attention=config.model.attention,
+            )
         )  # fmt: skip
         self.engine = make_engine(parts, self.policy_params())
         self.bank = Bank(parts.folder.bank_file)
