@@ -19,6 +19,8 @@ pytest.importorskip("alfworld")
 
 from evolving_rl_jax import types
 from evolving_rl_jax.envs.alfworld.households import write as households
+from evolving_rl_jax.envs.pool import pool as pool_module
+from evolving_rl_jax.envs.pool.handle import WorkerHandle
 from evolving_rl_jax.envs.pool.pool import EnvPool
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -153,6 +155,96 @@ def test_crashing_game_is_quarantined_and_reported(games, options, undisturbed, 
         ((episode, answer),) = pool.poll(5.0)
         assert (episode, answer.status) == (7, types.ENV_ERROR)
         assert pool.respawns == 3
+
+
+def test_a_game_that_was_not_to_blame_is_forgiven(games, tmp_path, caplog):
+    """A worker that others end (out of memory, say) while it serves one game, again and again."""
+    bomb = tmp_path / "bomb"
+    once = (
+        f"str(__import__('os').path.exists('{bomb}') and (__import__('os').remove('{bomb}'),"
+        " __import__('os').kill(__import__('os').getpid(), 9)))"
+    )
+    game = with_look(games[0], tmp_path / "game", once)
+    with EnvPool("alfworld", num_workers=1) as pool:
+        for episode in range(5):
+            bomb.touch()
+            pool.reset(episode, game)
+            assert pool.poll(60.0)[0][1].status == types.OK
+            pool.step(episode, "help")
+            ((_, answer),) = pool.poll(60.0)
+            assert answer.status == types.OK and answer.text == "False" and not bomb.exists()
+            os.kill(pool.worker_pids()[0], signal.SIGKILL)  # the next one remembers no text
+        assert pool.respawns >= 5 and not pool.quarantined and not caplog.records
+
+
+class Unreadable(str):
+    """An action that ends the process which unpickles it, outside anything that a game does."""
+
+    def __reduce__(self):
+        return eval, ("1 // 0",)
+
+
+def test_a_pool_that_gives_up_says_why_and_leaves_nothing(games):
+    with pytest.raises(RuntimeError, match="while starting, at last with: ZeroDivisionError"):
+        with EnvPool("alfworld", num_workers=2) as pool:
+            for episode in range(2):
+                pool.reset(episode, games[episode])
+            left = 2
+            while left:
+                left -= len(pool.poll(60.0))
+            pool.step(0, Unreadable("look"))
+            pool.poll(60.0)
+    pool.shutdown()  # may be called again
+    assert multiprocessing.active_children() == []
+
+
+def test_a_worker_that_fails_outside_a_game_prints_it():
+    read, write = multiprocessing.Pipe()
+    write.send(Unreadable("look"))
+    code = f"""
+import ctypes, multiprocessing.connection
+from evolving_rl_jax.envs.pool.process import main
+main(multiprocessing.connection.Connection({read.fileno()}), ctypes.c_longlong(-1), "alfworld", {{}})
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, pass_fds=[read.fileno()],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 1 and done.stderr.startswith("Traceback (most recent call last)")
+    assert "ZeroDivisionError: " in done.stderr.splitlines()[-1]
+    assert write.recv()[0].reason.startswith("ZeroDivisionError")
+
+
+def test_a_crash_says_how_the_worker_ended(games, tmp_path, caplog):
+    for name, ends, how in (
+        ("kill", "__import__('os').kill(__import__('os').getpid(), 9)", "SIGKILL"),
+        ("exit", "__import__('os')._exit(7)", "exit status 7"),
+    ):
+        game = with_look(games[0], tmp_path / name, ends)
+        caplog.clear()
+        with EnvPool("alfworld", num_workers=1) as pool:
+            answers = play(pool, {0: game, 1: game}, 5, plan={(0, 1): "help", (1, 3): "help"})
+            assert answers[0][-1].text.startswith(
+                f"game {game.path} ended its worker process ({how})"
+            )
+        (record,) = caplog.records  # said once
+        assert game.path in record.getMessage() and "not played any more" in record.getMessage()
+
+
+def test_all_workers_leave_by_one_deadline(games, monkeypatch):
+    given = []
+
+    def stop(worker, deadline, own=WorkerHandle.stop):
+        given.append((worker.connection.closed, deadline))
+        own(worker, deadline)
+
+    monkeypatch.setattr(WorkerHandle, "stop", stop)
+    monkeypatch.setattr(pool_module, "_LEAVE_S", 0.5)
+    with EnvPool("alfworld", num_workers=3) as pool:
+        for pid in pool.worker_pids():
+            os.kill(pid, signal.SIGSTOP)
+    assert len(given) == 3 and len({deadline for _, deadline in given}) == 1
+    assert all(closed for closed, _ in given) and multiprocessing.active_children() == []
 
 
 def test_exceptions_in_a_game_are_statuses(games, options, undisturbed, tmp_path):

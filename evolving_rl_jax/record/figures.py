@@ -117,6 +117,8 @@ def cost_figures(
         "rollout/overlapped_seconds": overlapped,
         "rollout/cache_used": stats.columns_used / max(stats.columns_held, 1),
         "rollout/policy_lag": lag,
+        "env/respawns": driver.pool.respawns,
+        "env/quarantined": len(driver.pool.quarantined),
     }
     for kind, stage in REUSED:
         counts[f"rollout/{kind}_reused_{stage}"] = driver.reused[kind, stage]

@@ -88,7 +88,7 @@ def whole_counts(figures: dict[str, float], hosts: Hosts) -> dict[str, float]:
     """
     if hosts.count == 1:
         return figures
-    counts = {name: value for name, value in figures.items() if name.startswith("rollout/")}
+    counts = {n: value for n, value in figures.items() if n.startswith(("rollout/", "env/"))}
     everyone = hosts.gather(counts)
     for name in counts:
         total = sum(part[name] for part in everyone)

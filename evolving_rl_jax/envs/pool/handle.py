@@ -1,27 +1,25 @@
-"""A worker process as ``workers.EnvPool`` sees it: start it, talk to it, replace it."""
+"""A worker process as ``pool.EnvPool`` sees it: talk to it, see that it hangs, end it."""
 
 from __future__ import annotations
 
 import collections
 import contextlib
 import ctypes
-import multiprocessing
-import multiprocessing.util
 import os
 import signal
-import sys
-import tempfile
 import time
 from collections.abc import Iterator
+from multiprocessing.connection import Connection
 from typing import Any
 
 from evolving_rl_jax import envs
 from evolving_rl_jax.envs.pool import process as worker_process
-from evolving_rl_jax.envs.pool.process import Request
+from evolving_rl_jax.envs.pool.process import LastWords, Request
+from evolving_rl_jax.envs.pool.spawn import CONTEXT, spawn
 
 __all__ = ["WorkerHandle"]
 
-_LONGEST_SOCKET = 100  # bytes of a path that every system takes (104 with the end on macOS)
+_REAPED_S = 1.0  # longest wait for the exit status of a process that closed its pipe
 _START_GRACE_S = 60.0  # imports of a fresh process, on top of the deadline of its first request
 
 
@@ -56,16 +54,14 @@ class WorkerHandle:
 
     def start(self) -> None:
         """Starts the process (again).  What was under way must have been taken over before."""
-        _keep_sockets_short()
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([worker_process.__name__, *self._preload])
-        self.connection, theirs = context.Pipe()
-        self._current = context.RawValue(ctypes.c_longlong, -1)
+        self.connection, theirs = CONTEXT.Pipe()
+        self._current = CONTEXT.RawValue(ctypes.c_longlong, -1)
         arguments = (theirs, self._current, *self._arguments)
-        self.process = context.Process(target=worker_process.main, args=arguments, daemon=True)
-        with _main_module_hidden():
-            self.process.start()
+        self.process = spawn(
+            worker_process.main, arguments, [worker_process.__name__, *self._preload]
+        )
         theirs.close()
+        self._ended, self._last_words = False, ""
         self._closed = []
         self.busy = False
         self.starts += 1
@@ -103,6 +99,8 @@ class WorkerHandle:
                 for answer in message:
                     if answer is None:
                         self.busy = False
+                    elif isinstance(answer, LastWords):
+                        self._last_words = answer.reason
                     else:
                         answers.append(answer)
         except (EOFError, OSError):
@@ -112,6 +110,11 @@ class WorkerHandle:
             self.fruitless = 0
             self._last_seen = (-2, time.monotonic())
         return answers
+
+    @property
+    def connections(self) -> list[Connection]:
+        """What to wait on for answers."""
+        return [self.connection]
 
     def under_way(self) -> Request | None:
         """The request that the worker is serving, or was when it stopped."""
@@ -145,47 +148,42 @@ class WorkerHandle:
             with contextlib.suppress(OSError, ValueError):
                 os.kill(self.process.pid, signal.SIGKILL)
 
+    def how_it_ended(self) -> str:
+        """Why a process whose pipe is closed is gone: what it said of it, or its exit status."""
+        with contextlib.suppress(EOFError, OSError):
+            self.receive()  # what came before the end
+        if self._last_words:
+            return self._last_words
+        self.process.join(_REAPED_S)
+        code = self.process.exitcode
+        if code is None or code >= 0:
+            return f"exit status {code}"
+        with contextlib.suppress(ValueError):
+            return signal.Signals(-code).name
+        return f"signal {-code}"
+
     def kill(self) -> None:
         """Ends the process at once."""
-        self.process.kill()
-        self._end()
+        self.hang_up()
+        if not self._ended:
+            self.process.kill()
+            self._end()
 
-    def stop(self, timeout_s: float = 5.0) -> None:
-        """Lets the process leave by itself, or ends it when it does not in time."""
+    def hang_up(self) -> None:
+        """Closes the pipe: a process that serves nothing leaves by itself."""
         self.connection.close()
-        self.process.join(timeout_s)
+
+    def stop(self, deadline: float) -> None:
+        """Lets the process leave by itself until a time of ``time.monotonic``, or ends it then."""
+        self.hang_up()
+        if self._ended:
+            return
+        self.process.join(max(deadline - time.monotonic(), 0.0))
         if self.process.is_alive():
             self.process.kill()
         self._end()
 
     def _end(self) -> None:
-        self.connection.close()
+        self._ended = True
         self.process.join()
         self.process.close()
-
-
-def _keep_sockets_short() -> None:
-    """Has multiprocessing put its sockets into /tmp where $TMPDIR is too long a name for them."""
-    longest = os.path.join(tempfile.gettempdir(), "pymp-xxxxxxxx", "listener-xxxxxxxx")
-    if len(os.fsencode(longest)) <= _LONGEST_SOCKET:
-        return
-    chosen, tempfile.tempdir = tempfile.tempdir, "/tmp"
-    try:
-        multiprocessing.util.get_temp_dir()  # made once, used from then on, removed at the end
-    finally:
-        tempfile.tempdir = chosen
-
-
-@contextlib.contextmanager
-def _main_module_hidden() -> Iterator[None]:
-    """Keeps a new process from importing the main script, which may import jax."""
-    main = sys.modules["__main__"]
-    saved = {name: main.__dict__.get(name) for name in ("__file__", "__spec__")}
-    try:
-        main.__spec__ = None
-        main.__dict__.pop("__file__", None)
-        yield
-    finally:
-        main.__spec__ = saved["__spec__"]
-        if saved["__file__"] is not None:
-            main.__file__ = saved["__file__"]

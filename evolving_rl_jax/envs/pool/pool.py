@@ -17,25 +17,31 @@ exception.  Start the pool before jax is used; this module never imports it.
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import multiprocessing.connection
 import threading
 import time
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
+
+import cachetools
 
 from evolving_rl_jax import envs, types
 from evolving_rl_jax.envs.base import EngineMismatch
 from evolving_rl_jax.envs.pool.handle import WorkerHandle
-from evolving_rl_jax.envs.pool.process import LOAD, Player, Request, failure
+from evolving_rl_jax.envs.pool.local import LocalWorker
+from evolving_rl_jax.envs.pool.process import LOAD, Request, failure
+from evolving_rl_jax.envs.pool.suspects import Suspects
 
 __all__ = ["EnvPool"]
 
 Result = types.Observation | types.StepResult
 
-_MAX_CRASHES = 3  # of one game before it is quarantined; also of a worker that never answers
+_MAX_STARTS = 3  # of a worker that never answers
 _MAX_HOMES = 10_000  # games whose worker is remembered
+_LEAVE_S = 5.0  # for all workers together to leave by themselves
 
 
 @dataclasses.dataclass
@@ -54,7 +60,6 @@ class EnvPool:
 
     Attributes:
       respawns: how often a worker was replaced.
-      quarantined: task path -> reason, for games that kept killing their worker.
     """
 
     def __init__(
@@ -81,18 +86,23 @@ class EnvPool:
         options = dict(options or {})
         envs.validate(env, **options)
         self.respawns = 0
-        self.quarantined: dict[str, str] = {}
+        self._suspects = Suspects()
         self._deadline_s = deadline_s
         self._number = 0
-        self._crashes: collections.Counter[str] = collections.Counter()
         self._episodes: dict[int, _Episode] = {}
         self._ready: list[tuple[int, Result]] = []
-        self._player = Player(env, options) if num_workers == 0 else None
-        self._homes: collections.OrderedDict[str, int] = collections.OrderedDict()
-        self._local: collections.deque[Request] = collections.deque()
-        self._workers = [WorkerHandle(env, options) for _ in range(num_workers)]
+        self._homes = cachetools.LRUCache(_MAX_HOMES)  # game -> worker
+        self._workers: list[WorkerHandle | LocalWorker] = []
         self._over = threading.Event()
-        if self._workers:
+        try:
+            for _ in range(num_workers):
+                self._workers.append(WorkerHandle(env, options))
+        except BaseException:
+            self.shutdown()
+            raise
+        if num_workers == 0:
+            self._workers = [LocalWorker(env, options)]
+        else:
             watched = (weakref.ref(self), self._over, min(deadline_s / 4, 1.0))
             threading.Thread(target=_watch, args=watched, daemon=True).start()
 
@@ -101,6 +111,11 @@ class EnvPool:
 
     def __exit__(self, *_: Any) -> None:
         self.shutdown()
+
+    @property
+    def quarantined(self) -> Mapping[str, str]:
+        """Task path -> reason, for games that kept ending their worker and are played no more."""
+        return self._suspects.quarantined
 
     def reset(self, episode: int, task: types.Task) -> None:
         """Queues the start of an episode; ``episode`` is a number >= 0 of the caller's choice."""
@@ -127,12 +142,7 @@ class EnvPool:
         """Ends an episode, if it runs; answers still under way are dropped."""
         held = self._episodes.pop(episode, None)
         self._ready = [(e, r) for e, r in self._ready if e != episode]
-        if held is None:
-            return
-        if self._player is not None:
-            self._local = collections.deque(r for r in self._local if r.episode != episode)
-            self._player.close(episode)
-        else:
+        if held is not None:
             self._workers[held.worker].forget(episode)
 
     def flush(self) -> None:
@@ -169,36 +179,33 @@ class EnvPool:
         Returns at once; the work is done while ``poll`` is called.  Failures show at ``reset``.
         """
         for task in tasks:
-            request = self._request(LOAD, 0, None)._replace(task=task)
-            if self._player is not None:
-                self._local.append(request)
-            elif task.path not in self.quarantined:
+            if task.path not in self.quarantined:
+                request = self._request(LOAD, 0, None)._replace(task=task)
                 self._workers[self._worker_of(task)].ahead.append(request)
 
     def _worker_of(self, task: types.Task) -> int:
         """The worker of a game: all its episodes go to one, a new game to the least busy one."""
         key = task.content_hash or task.path
         if key not in self._homes:
-            if len(self._homes) >= _MAX_HOMES:
-                self._homes.popitem(last=False)
             running = collections.Counter(e.worker for e in self._episodes.values())
             load = [(running[i] + len(w.ahead), i) for i, w in enumerate(self._workers)]
-            self._homes[key] = min(load)[1] if load else 0
-        self._homes.move_to_end(key)
+            self._homes[key] = min(load)[1]
         return self._homes[key]
 
     def worker_pids(self) -> list[int]:
         """Process ids of the workers (for monitoring)."""
-        return [worker.process.pid for worker in self._workers]
+        return [w.process.pid for w in self._workers if isinstance(w, WorkerHandle)]
 
     def shutdown(self) -> None:
-        """Ends the workers; the pool cannot be used afterwards."""
+        """Ends the workers; the pool cannot be used afterwards.  May be called again."""
         self._over.set()
         workers, self._workers = self._workers, []
-        for worker in workers:
-            worker.connection.close()  # all of them first, so that they leave at the same time
-        for worker in workers:
-            worker.stop()
+        deadline = time.monotonic() + _LEAVE_S  # of all of them together
+        with contextlib.ExitStack() as stack:
+            for worker in workers:
+                stack.callback(worker.stop, deadline)
+            for worker in workers:
+                worker.hang_up()  # all of them first, so that they leave at the same time
         self._episodes.clear()
 
     def _request(self, episode: int, position: int, action: str | None) -> Request:
@@ -212,8 +219,6 @@ class EnvPool:
         if held.task.path in self.quarantined:
             reason = self.quarantined[held.task.path]
             self._accept(request, failure(request, types.ENV_ERROR, reason))
-        elif self._player is not None:
-            self._local.append(self._complete(request, 1))
         else:
             self._workers[held.worker].queue.append(request)
 
@@ -242,24 +247,16 @@ class EnvPool:
 
     def _advance(self, timeout: float) -> None:
         """Sends what can be sent, waits for something to arrive, and takes it in."""
-        if self._player is not None:
-            self._advance_local()
-            return
         for worker in self._workers:
             self._send(worker)
-        timeout = min(timeout, self._deadline_s / 4)
-        by_connection = {worker.connection: worker for worker in self._workers}
-        for connection in multiprocessing.connection.wait(list(by_connection), timeout):
-            self._receive(by_connection[connection])
+        waited_on = [c for worker in self._workers for c in worker.connections]
+        if waited_on:
+            multiprocessing.connection.wait(waited_on, min(timeout, self._deadline_s / 4))
         for worker in self._workers:
+            self._receive(worker)
             if worker.overdue(self._deadline_s):
                 self._replace(worker, types.TIMEOUT)
             self._send(worker)
-
-    def _advance_local(self) -> None:
-        while self._local:
-            request = self._local.popleft()
-            self._accept(request, self._player.answer(request))
 
     def _receive(self, worker: WorkerHandle) -> None:
         try:
@@ -274,8 +271,9 @@ class EnvPool:
         """Takes in an answer, unless its episode was closed or started again meanwhile."""
         if isinstance(answer, EngineMismatch):
             raise answer
-        if request.episode == LOAD:
-            return
+        task = request.task or self._task(request)
+        if answer.status == types.OK and task is not None:
+            self._suspects.clear(task.path, request.number, getattr(answer, "done", False))
         held = self._episodes.get(request.episode)
         if held is None or held.pending != request.number:
             return
@@ -289,34 +287,33 @@ class EnvPool:
     def _replace(self, worker: WorkerHandle, status: str | None) -> None:
         """Starts a worker anew after a crash or hang; only the request that it served can fail."""
         culprit = worker.under_way() if status is not None else None
+        how = worker.how_it_ended() if status != types.TIMEOUT else ""
         worker.kill()
         again = [*worker.sent.values(), *worker.queue]
         worker.sent, worker.queue = {}, collections.deque()
-        if culprit is not None and self._blame(culprit, status):
+        if culprit is not None and self._blame(culprit, status, how):
             again.remove(culprit)
-        if culprit is None and worker.fruitless > _MAX_CRASHES:
-            raise RuntimeError(f"an environment worker ended {_MAX_CRASHES} times while starting")
+        if culprit is None and worker.fruitless > _MAX_STARTS:
+            raise RuntimeError(
+                f"an environment worker ended {_MAX_STARTS} times while starting, at last with: {how}"
+            )
         worker.start()
         self.respawns += 1
         for request in again:
             self._queue_again(worker, request)
 
-    def _blame(self, request: Request, status: str) -> bool:
+    def _blame(self, request: Request, status: str, how: str) -> bool:
         """Counts a crash or hang against a game; returns whether the request is given up."""
         task = request.task or self._task(request)
         if task is None:  # its episode was closed meanwhile
             return True
-        self._crashes[task.path] += 1
         if status == types.TIMEOUT:
             reason = f"game {task.path} did not answer within {self._deadline_s:g} s"
         else:
-            reason = f"game {task.path} ended its worker process"
-        given_up = self._crashes[task.path] >= _MAX_CRASHES
-        if given_up:
-            reason += f" ({_MAX_CRASHES} failures: not played any more)"
-            self.quarantined[task.path] = reason
+            reason = f"game {task.path} ended its worker process ({how})"
+        given_up = self._suspects.blame(task.path, request.number, reason)
         if given_up or status == types.TIMEOUT:
-            self._accept(request, failure(request, status, reason))
+            self._accept(request, failure(request, status, given_up or reason))
             return True
         return False
 
@@ -349,4 +346,5 @@ def _watch(pool: weakref.ref[EnvPool], over: threading.Event, every_s: float) ->
 
 def _free(pool: EnvPool | None) -> None:
     for worker in [] if pool is None else list(pool._workers):
-        worker.free(pool._deadline_s)
+        if isinstance(worker, WorkerHandle):
+            worker.free(pool._deadline_s)

@@ -1,18 +1,21 @@
-"""The process that plays environments for ``workers.EnvPool``; it must never import jax."""
+"""The process that plays environments for ``pool.EnvPool``; it must never import jax."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gc
 import os
 import signal
+import sys
 import time
+import traceback
 from typing import Any, NamedTuple
 
 from evolving_rl_jax import envs, types
 from evolving_rl_jax.envs.base import EngineMismatch, one_line
 
-__all__ = ["LOAD", "Player", "Request", "failure", "main"]
+__all__ = ["LOAD", "LastWords", "Player", "Request", "failure", "main"]
 
 LOAD = -1  # episode number of requests that belong to no episode
 
@@ -37,6 +40,12 @@ class Request(NamedTuple):
     action: str | None = None
     task: types.Task | None = None
     history: tuple[str, ...] = ()
+
+
+class LastWords(NamedTuple):
+    """Sent in place of answers by a process that ends: why."""
+
+    reason: str
 
 
 def failure(request: Request, status: str, reason: str) -> types.Observation | types.StepResult:
@@ -140,9 +149,14 @@ def main(connection: Any, current: Any, env: str, options: dict[str, Any]) -> No
         player = Player(env, options)
         while True:
             _serve(connection, current, player, *connection.recv())
-    except (EOFError, OSError):  # the pool is gone or has finished
+    except (EOFError, ConnectionError):  # the pool is gone or has finished
         code = 0
+    except BaseException as error:  # not of a game, which would be an answer
+        traceback.print_exc()
+        with contextlib.suppress(OSError):
+            connection.send([LastWords(one_line(error))])
     finally:
+        sys.stderr.flush()
         os._exit(code)  # the C library must not be unloaded
 
 
