@@ -72,7 +72,7 @@ class Driver:
 
     Args:
       engine: a ``generate.Engine``.
-      pool: an ``envs.workers.EnvPool``.
+      pool: an ``envs.pool.pool.EnvPool``.
       prompts: a style of ``rollout.prompts``.
       settings: how to play.
       iteration: first part of every sampling key; the second is the episode's ``key``.

@@ -36,7 +36,7 @@ class ChatDriver:
 
     Args:
       client: of the endpoint.
-      pool: an ``envs.workers.EnvPool``.
+      pool: an ``envs.pool.pool.EnvPool``.
       max_steps: most turns of an episode; a task with a smaller limit of its own keeps it.
     """
 
