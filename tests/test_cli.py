@@ -184,6 +184,16 @@ def test_export_before_there_is_anything(fails, tmp_path):
     assert f"--out must be a new or empty folder, got {str(tmp_path)!r}" in line
 
 
+@pytest.mark.parametrize(
+    "command", [("export",), ("export", "--what=skills"), ("games", "--num=6")], ids=" ".join
+)
+def test_an_out_that_cannot_be_made(fails, tmp_path, command):
+    (tmp_path / "config.json").write_text(to_json(default_config()), encoding="utf-8")
+    run = [f"--workdir={tmp_path}"] if command[0] == "export" else []
+    line = fails(*command, *run, f"--out={tmp_path / 'config.json' / 'x'}")
+    assert "--out must be a folder that can be written, got" in line and "below" in line
+
+
 @pytest.mark.parametrize("temperature", ["-1", "nan", "inf", ""])
 def test_a_wrong_temperature(fails, tmp_path, temperature):
     line = fails("eval", f"--workdir={tmp_path}", f"--temperature={temperature}")

@@ -49,11 +49,11 @@ def run(args, _overrides) -> None:
     from evolving_rl_jax.envs.alfworld.households.plan import spread_spec
     from evolving_rl_jax.envs.alfworld.households.write import generate_even, generate_games
     from evolving_rl_jax.run.console import progress
+    from evolving_rl_jax.run.folder import check_unused
 
     out = pathlib.Path(args.out)
     options = {"rooms": args.rooms, "slack": args.slack}
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"--out must be a new or empty folder, got {args.out!r}")
+    check_unused(out)
     try:
         with progress("generating games", args.num) as bar:
             if args.split == "all":

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from evolving_rl_jax.config import ConfigError
 from evolving_rl_jax.run.console import say, user_errors
+from evolving_rl_jax.run.folder import check_unused
 from evolving_rl_jax.run.skills import make_embedder
 from evolving_rl_jax.skills import Bank
 from evolving_rl_jax.skills.curate import merge_banks, retire_duplicates, retire_harmful
@@ -42,8 +43,7 @@ def export_skills(bank: pathlib.Path, out: pathlib.Path, top: int) -> None:
     Raises:
       ConfigError: there is no bank or no usable skill, or ``out`` is in use.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"--out must be a new or empty folder, got {str(out)!r}")
+    check_unused(out)
     records = open_bank(bank, "--bank").records
     if not any(record.usable for record in records):
         raise ConfigError(f"--bank must hold usable skills, got {bank} with {len(records)} records")

@@ -178,3 +178,14 @@ class RunFolder:
         path.parent.mkdir(exist_ok=True)
         # mtime=0: the same episodes give the same bytes.
         write_atomic(path, gzip.compress(text.encode("utf-8"), mtime=0))
+
+
+def check_unused(out: pathlib.Path) -> None:
+    """Raises ConfigError unless the option ``--out`` names a new or empty folder that can be made."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise config_lib.ConfigError(f"--out must be a new or empty folder, got {str(out)!r}")
+    above = next(p for p in (out.absolute(), *out.absolute().parents) if p.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise config_lib.ConfigError(
+            f"--out must be a folder that can be written, got {str(out)!r} below {str(above)!r}"
+        )

@@ -13,7 +13,7 @@ from evolving_rl_jax.models import lora as lora_lib
 from evolving_rl_jax.models.tokenizer import load_tokenizer
 from evolving_rl_jax.parallel import make_mesh
 from evolving_rl_jax.run.console import user_errors
-from evolving_rl_jax.run.folder import RunFolder
+from evolving_rl_jax.run.folder import RunFolder, check_unused
 from evolving_rl_jax.run.hosts import ALONE, Hosts
 from evolving_rl_jax.run.parts import model_config
 from evolving_rl_jax.run.weights import CheckpointReader, abstract_params
@@ -85,11 +85,12 @@ def export_policy(folder: RunFolder, out: pathlib.Path, which: str) -> None:
     Raises:
       ConfigError: ``out`` is in use, or there is no such checkpoint.
     """
-    _check_unused(out)
+    check_unused(out)
     params, model_cfg, _ = load_policy(folder, which)
     config = folder.load_config()
     tokenizer = config.model.hf_path or folder.path / "tokenizer"
-    models.save_hf(params, model_cfg, out, tokenizer_dir=tokenizer)
+    with user_errors((OSError,), "--out"):
+        models.save_hf(params, model_cfg, out, tokenizer_dir=tokenizer)
 
 
 def export_adapter(folder: RunFolder, out: pathlib.Path, which: str) -> None:
@@ -98,7 +99,7 @@ def export_adapter(folder: RunFolder, out: pathlib.Path, which: str) -> None:
     Raises:
       ConfigError: ``out`` is in use, the run trains no adapters, or there is no such checkpoint.
     """
-    _check_unused(out)
+    check_unused(out)
     config = folder.load_config()
     lora = lora_lib.from_config(config.model.lora)
     if lora is None:
@@ -107,9 +108,5 @@ def export_adapter(folder: RunFolder, out: pathlib.Path, which: str) -> None:
         raise ConfigError("--checkpoint must be latest, best or an iteration with --what=adapter, "
                           "got 'warmstart', which has no adapters")  # fmt: skip
     adapters, _, _ = _restore(folder, config, which)
-    lora_lib.save_adapter(adapters, lora, out, base_model=_base_model(folder, config))
-
-
-def _check_unused(out: pathlib.Path) -> None:
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"--out must be a new or empty folder, got {str(out)!r}")
+    with user_errors((OSError,), "--out"):
+        lora_lib.save_adapter(adapters, lora, out, base_model=_base_model(folder, config))
