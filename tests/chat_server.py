@@ -25,8 +25,8 @@ class ChatServer:
     Args:
       say: messages -> text.
       faults: number of the request (from 0) -> (status, headers, body), where the body is a dict
-        (JSON), bytes, ``"stall"`` (nothing comes), ``"trickle"`` (byte by byte) or ``"drop"``
-        (the connection is closed).
+        (JSON), bytes, ``"stall"`` (nothing comes), ``"trickle"`` (byte by byte), ``"headers"``
+        (one header after the other) or ``"drop"`` (the connection is closed).
     """
 
     def __init__(self, say, faults=None):
@@ -48,6 +48,14 @@ class ChatServer:
             self.ended.wait(5)
         if answer in ("stall", "drop"):
             handler.close_connection = True
+            return
+        if answer == "headers":  # they never come to an end
+            handler.wfile.write(b"HTTP/1.1 200 OK\r\n")
+            for number in range(100):
+                handler.wfile.write(b"X-More: %d\r\n" % number)
+                handler.wfile.flush()
+                if self.ended.wait(0.1):
+                    return
             return
         if answer == "trickle":
             answer, slow = completion("late"), True

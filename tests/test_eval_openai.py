@@ -1,7 +1,9 @@
 """A policy behind an endpoint that fails, stalls, rate-limits and answers rubbish."""
 
+import concurrent.futures
 import dataclasses
 import json
+import math
 import threading
 import time
 
@@ -68,22 +70,53 @@ def test_request_and_answer():
         (200, {}, b"<html>not JSON</html>"),
         (200, {}, b"\xff\xfe\x00"),
         (200, {}, {"choices": []}),
-        (200, {}, {"choices": [{"message": {"content": None}}]}),
+        (200, {}, {"choices": [{"message": {"content": 5}}]}),
+        (200, {}, {"choices": [{"message": "hello"}]}),
+        (200, {"Content-Encoding": "gzip"}, b"\x1f\x8b\x08 damaged"),
         (200, {}, {"choices": "x"}),
         (200, {}, [1, 2]),
         (200, {}, b"[" * 100_000),
         (200, {}, "drop"),
         (200, {}, "stall"),
         (200, {}, "trickle"),
+        (200, {}, "headers"),
     ],
     ids=lambda f: f"{f[0]}-{str(f[2])[:24]}",
 )
 def test_a_failure_is_tried_again(fault):
-    silent = fault[2] in ("stall", "trickle")  # for 5 s and more
+    silent = fault[2] in ("stall", "trickle", "headers")  # for 5 s and more
     with serve(echo, first(fault, fault)) as (server, url):
         text, usage = ask(url, timeout_s=1.5 if silent else 60.0)
         assert text == "1 messages"
         assert len(server.requests) == usage.requests == 3 and usage.retries == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (None, ""),  # reasoning took all tokens, a refusal, a call of a tool
+        ([{"type": "text", "text": "go "}, {"type": "text", "text": "on"}], "go on"),
+        ([{"type": "refusal", "refusal": "no"}], ""),
+        ([], ""),
+        ("half a pair \ud83d", "half a pair ?"),
+    ],
+)
+def test_an_answer_without_plain_text_is_an_answer(content, text):
+    """It is played as what it is; asked again, an episode would be left out."""
+    body = {**completion(""), "choices": [{"message": {"role": "assistant", "content": content}}]}
+    with serve(echo, first((200, {}, body))) as (server, url):
+        assert ask(url)[0] == text
+        assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("fault", [(500, {}, b""), (200, {}, "drop"), (200, {}, b"rubbish")])
+def test_there_are_no_more_attempts_than_were_asked_for(fault):
+    with serve(echo, lambda n: fault) as (server, url):
+        client = ChatClient(settings(url, attempts=3))
+        with pytest.raises(TimeoutError, match="no answer after 3 attempts"):
+            client.complete(MESSAGES)
+        client.close()
+        assert len(server.requests) == client.usage.requests == 3
 
 
 def test_a_failure_that_stays_is_named():
@@ -135,6 +168,9 @@ def test_the_server_says_how_long_to_wait():
 
 def test_usage_that_the_server_does_not_count_is_estimated_from_above():
     bad = [None, {"prompt_tokens": "many"}, {"prompt_tokens": -5, "completion_tokens": 1}]
+    bad += [{"prompt_tokens": math.inf, "completion_tokens": 1}]
+    bad += [{"prompt_tokens": 1e300, "completion_tokens": math.nan}]
+    bad += [{"prompt_tokens": 10**400, "completion_tokens": 1}]
     for usage in bad:
         body = completion("four", usage=None)
         body |= {"usage": usage} if usage else {}
@@ -162,6 +198,36 @@ def test_the_cap_is_never_exceeded():
         client.close()
     assert client.usage.cost <= 1.0 and len(server.requests) == 5
     assert client.usage.cost == pytest.approx(1.0)
+
+
+def test_a_cap_that_holds_one_request_at_a_time_is_used_up():
+    """Others wait for those under way; they do not end the run with nothing spent."""
+    prices = {"price_in": 1000.0, "price_out": 10_000.0, "max_tokens": 10}
+    with serve(echo) as (server, url):  # 0.113 at worst, 0.2 as the server counts
+        client = ChatClient(settings(url, max_cost=1.0, concurrency=8, **prices))
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            asked = [pool.submit(client.complete, MESSAGES) for _ in range(8)]
+            ends = [type(f.exception()) for f in asked]
+        client.close()
+    assert ends.count(type(None)) == len(server.requests) == client.usage.requests >= 4
+    assert ends.count(BudgetSpent) == 8 - len(server.requests)
+    assert client.usage.cost > 0.7
+
+
+def test_what_is_thrown_away_at_the_end_is_booked():
+    asked = threading.Event()
+    with serve(echo, lambda n: asked.set() or (200, {}, "stall")) as (_, url):
+        client = ChatClient(settings(url, price_in=1000.0, price_out=0.0))
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(client.complete, MESSAGES)
+            assert asked.wait(60)
+            client.close()
+            assert isinstance(answer.exception(), TimeoutError)
+    assert client.usage.requests == client.usage.estimated == 1
+    assert client.usage.cost >= len("hello") / 1000
+    client.close()  # as often as one likes
+    with pytest.raises(TimeoutError, match="stopped"):
+        client.complete(MESSAGES)
 
 
 def test_answers_that_never_came_count_as_charged():
@@ -228,6 +294,24 @@ def test_what_the_model_says_is_played_however_odd():
         episodes, error, pool = play(url, [(make_task("t"), "")])
     assert error is None and not episodes[0].won and episodes[0].status == TRUNCATED
     assert len(episodes[0].turns) == 4 and not any(t.valid for t in episodes[0].turns)
+
+
+def test_a_thought_is_not_an_action():
+    thought = "<think>Perhaps <action>lose</action>?</think>"
+    with serve(lambda m: thought + winner(m)) as (server, url):
+        episodes, error, pool = play(url, [(make_task("t"), "")])
+    assert error is None and episodes[0].won and pool.actions[0] == ["look", "win"]
+    assert episodes[0].turns[0].output.startswith("<think>") and episodes[0].turns[0].valid
+    assert "<think>" not in server.requests[-1]["messages"][2]["content"]
+
+
+def test_a_model_that_only_thinks_loses_its_turns():
+    """Its empty answers are played: they are its own, and the episode counts."""
+    body = {**completion(""), "choices": [{"message": {"content": None, "reasoning": "Hm."}}]}
+    with serve(winner, lambda n: (200, {}, body)) as (_, url):
+        episodes, error, _ = play(url, [(make_task("t"), "")])
+    assert error is None and episodes[0].status == TRUNCATED and episodes[0].scored
+    assert [t.output for t in episodes[0].turns] == [""] * 4
 
 
 def test_one_lost_episode_does_not_touch_the_others():

@@ -126,9 +126,10 @@ class ChatDriver:
                 ) from None
             return
         self._failed_in_a_row = 0
-        action, valid = benchmark(play.task.env).texts.chat.parse(text)
+        said = without_thoughts(text)
+        action, valid = benchmark(play.task.env).texts.chat.parse(said)
         play.turns.append(Turn(play.observation, text, action, valid))
-        play.messages.append({"role": "assistant", "content": text})
+        play.messages.append({"role": "assistant", "content": said or text})
         self.pool.step(key, action)
 
     def _finish(self, key: int, won: bool, status: str, error: str = "") -> None:
@@ -141,6 +142,20 @@ class ChatDriver:
             error=error,
         )  # fmt: skip
         play.on_done(episode, None)
+
+
+def without_thoughts(text: str) -> str:
+    """What a reasoning model says after it has thought: an action named in ``<think>`` is none.
+
+    >>> without_thoughts("<think>I could <action>look</action></think> <action>open fridge 1</action>")
+    '<action>open fridge 1</action>'
+    >>> without_thoughts("so <action>look</action>?</think>go")  # the opening tag is part of some prompts
+    'go'
+    >>> without_thoughts("<think>I never came to an end")
+    ''
+    """
+    said = text.rpartition("</think>")[2]
+    return said.partition("<think>")[0].strip()
 
 
 def _user(text: str) -> dict[str, str]:

@@ -6,6 +6,8 @@ no answer.
 
 from __future__ import annotations
 
+import asyncio
+import concurrent.futures
 import dataclasses
 import email.utils
 import json
@@ -18,6 +20,7 @@ import tenacity
 
 _MAX_WAIT_S = 60.0  # between attempts, also where the server asks for more
 _MAX_ANSWER_BYTES = 4_000_000
+_MAX_TOKENS = 10**9  # that a server may say it counted
 _TRY_AGAIN = (408, 409, 425, 429)
 _REFUSED = (400, 413, 422)
 # How servers say that a conversation is too long: OpenAI, Azure, vLLM, SGLang, llama.cpp, TGI, Anthropic.
@@ -57,7 +60,7 @@ class EndpointSettings:
       model: name that the server knows it by.
       api_key: sent as a bearer token; "" sends none.
       temperature, top_p, max_tokens: of every request.
-      timeout_s: of one attempt.
+      timeout_s: of one attempt, all of it, however it trickles in.
       attempts: of one request.
       requests_per_minute: most requests, retries counted; 0 = any.
       concurrency: requests at a time.
@@ -105,10 +108,13 @@ class ChatClient:
     def __init__(self, settings: EndpointSettings, usage: Usage | None = None):
         self.settings, self.usage = settings, Usage() if usage is None else usage
         headers = {"Authorization": f"Bearer {settings.api_key}"} if settings.api_key else {}
-        self._http = httpx.Client(
-            headers=headers, timeout=settings.timeout_s, follow_redirects=False
-        )
-        self._lock = threading.Lock()
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=settings.concurrency)
+        # Asynchronous, because only so can an attempt as a whole be given a time limit.
+        self._http = httpx.AsyncClient(headers=headers, timeout=None, limits=limits)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        self._lock = threading.Condition()
         self._reserved = 0.0  # worst-case cost of requests under way
         self._next_start = 0.0
         self._stopped = threading.Event()
@@ -116,7 +122,20 @@ class ChatClient:
     def close(self) -> None:
         """Ends waiting requests soon and closes the connections."""
         self._stopped.set()
-        self._http.close()
+        with self._lock:
+            self._lock.notify_all()
+        if self._thread.is_alive():
+            asyncio.run_coroutine_threadsafe(self._end(), self._loop).result()
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()
+
+    async def _end(self) -> None:
+        requests = asyncio.all_tasks() - {asyncio.current_task()}
+        for request in requests:
+            request.cancel()
+        await asyncio.gather(*requests, return_exceptions=True)
+        await self._http.aclose()
 
     def complete(self, messages: list[dict[str, str]]) -> str:
         """The text of the next assistant message.
@@ -158,6 +177,7 @@ class ChatClient:
         finally:
             with self._lock:
                 self._reserved -= worst
+                self._lock.notify_all()
 
     def _post(self, messages, size: int) -> tuple[tuple[int, int, bool], str]:
         s = self.settings
@@ -187,23 +207,34 @@ class ChatClient:
         return usage or (size, len(text.encode()), True), text
 
     def _send(self, body, size: int) -> tuple[int, httpx.Headers, bytes]:
-        """(status, headers, body); the time limit is for all of it, however it trickles in."""
-        s = self.settings
-        deadline = time.monotonic() + s.timeout_s
-        url = f"{s.base_url.rstrip('/')}/chat/completions"
-        sent = False
+        """(status, headers, body).  What may have been charged for without an answer is counted."""
         try:
-            with self._http.stream("POST", url, json=body) as response:
-                sent, raw = True, b""
-                for chunk in response.iter_bytes():
+            return self._submit(self._fetch(body)).result()
+        except (httpx.ConnectError, httpx.InvalidURL) as error:  # it never arrived
+            reason = error
+        except (httpx.HTTPError, TimeoutError, concurrent.futures.CancelledError) as error:
+            self._count(size, self.settings.max_tokens, True)
+            reason = error
+        if self._stopped.is_set():
+            raise TimeoutError("the run was stopped")
+        raise _Retry(f"{type(reason).__name__} {reason}".strip()) from None
+
+    def _submit(self, fetching) -> concurrent.futures.Future:
+        try:
+            return asyncio.run_coroutine_threadsafe(fetching, self._loop)
+        except RuntimeError:  # the loop is closed
+            fetching.close()
+            raise TimeoutError("the run was stopped") from None
+
+    async def _fetch(self, body) -> tuple[int, httpx.Headers, bytes]:
+        url, raw = f"{self.settings.base_url.rstrip('/')}/chat/completions", b""
+        async with asyncio.timeout(self.settings.timeout_s):
+            async with self._http.stream("POST", url, json=body) as response:
+                async for chunk in response.aiter_bytes():
                     raw += chunk
-                    if len(raw) > _MAX_ANSWER_BYTES or time.monotonic() > deadline:
-                        raise httpx.ReadTimeout(f"incomplete after {len(raw)} bytes")
+                    if len(raw) > _MAX_ANSWER_BYTES:
+                        raise httpx.ReadError(f"more than {_MAX_ANSWER_BYTES} bytes")
                 return response.status_code, response.headers, raw
-        except httpx.TransportError as error:
-            if sent or isinstance(error, httpx.ReadTimeout):
-                self._count(size, s.max_tokens, True)  # perhaps charged for
-            raise _Retry(f"{type(error).__name__} {error}".strip()) from None
 
     def _count(self, tokens_in: int, tokens_out: int, estimated: bool) -> None:
         s = self.settings
@@ -214,9 +245,14 @@ class ChatClient:
             self.usage.cost += (tokens_in * s.price_in + tokens_out * s.price_out) / 1e6
 
     def _reserve(self, worst: float) -> None:
+        """Sets the worst case aside; waits for requests under way where only these stand in its way."""
         cap = self.settings.max_cost
         with self._lock:
-            if cap and self.usage.cost + self._reserved + worst > cap:
+            while cap and self._reserved and self.usage.cost + self._reserved + worst > cap:
+                if self._stopped.is_set():
+                    raise TimeoutError("the run was stopped")
+                self._lock.wait()
+            if cap and self.usage.cost + worst > cap:
                 raise BudgetSpent(
                     f"the cap of {cap:g} is reached: {self.usage.cost:.4g} spent, and one more "
                     f"request may cost {worst:.4g}"
@@ -262,16 +298,29 @@ def _retry_after(headers: httpx.Headers) -> float | None:
 
 
 def _read(raw: bytes) -> tuple[str, tuple[int, int, bool] | None] | None:
-    """(text, (tokens in, tokens out, False) or None) of an answer; None when it is no answer."""
+    """(text, (tokens in, tokens out, False) or None) of an answer; None when it is no answer.
+
+    A message without content (reasoning took all tokens, a refusal, a tool call) is an empty answer.
+    """
     try:
         body = json.loads(raw)
-        text = body["choices"][0]["message"]["content"]
-    except (ValueError, KeyError, IndexError, TypeError, RecursionError):
-        return None
-    if not isinstance(text, str):
+        text = _text_of(body["choices"][0]["message"]["content"])
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
         return None
     try:
         counts = [int(body["usage"][key]) for key in ("prompt_tokens", "completion_tokens")]
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         return text, None
-    return text, (*counts, False) if min(counts) >= 0 else None
+    return text, (*counts, False) if 0 <= min(counts) <= max(counts) < _MAX_TOKENS else None
+
+
+def _text_of(content) -> str:
+    """The text of a message: nothing, a text, or a list of parts."""
+    if isinstance(content, list):
+        content = "".join(
+            part if isinstance(part, str) else str(part.get("text") or "") for part in content
+        )
+    if not isinstance(content, str | None):
+        raise TypeError(f"content must be text, got {type(content).__name__}")
+    # A half of a surrogate pair is valid JSON and no text that could be sent on.
+    return (content or "").encode("utf-8", "replace").decode()
