@@ -290,6 +290,9 @@ def test_the_command_keeps_to_its_cap_and_goes_on(run, tmp_path, capsys):
         assert command(folder, url, *prices) == 0
         last = json.loads((out / "result.json").read_text())
         assert last["missing"] == 0 and len(server.requests) > before
+        # of both starts, not of the last one alone
+        assert last["usage"]["requests"] == len(server.requests)
+        assert last["usage"]["cost"] > first["usage"]["cost"] > 0
         kept = {(p["id"], p["condition"]) for p in first["plays"]}
         assert kept and len(last["plays"]) == 10
 

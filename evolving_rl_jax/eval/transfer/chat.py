@@ -154,8 +154,9 @@ def without_thoughts(text: str) -> str:
     >>> without_thoughts("<think>I never came to an end")
     ''
     """
-    said = text.rpartition("</think>")[2]
-    return said.partition("<think>")[0].strip()
+    if "<think>" not in text and "</think>" not in text:
+        return text
+    return text.rpartition("</think>")[2].partition("<think>")[0].strip()
 
 
 def _user(text: str) -> dict[str, str]:

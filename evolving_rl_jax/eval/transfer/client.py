@@ -96,6 +96,10 @@ class Usage:
     estimated: int = 0  # requests whose tokens the server did not count
     cost: float = 0.0
 
+    def __add__(self, other: Usage) -> Usage:
+        pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
+        return Usage(*(a + b for a, b in pairs))
+
 
 class ChatClient:
     """Chat completions with retries, a rate limit and a cap on cost.  Safe to use from threads.

@@ -86,6 +86,7 @@ def play_transfer(
     render: Callable[[list[SkillRecord]], str],
     top: int = 1,
     progress: Callable[[int], None] | None = None,
+    after: Callable[[], None] = lambda: None,
 ) -> None:
     """Plays whatever the journal does not hold yet, and writes it there.
 
@@ -98,6 +99,7 @@ def play_transfer(
       render: skills -> their text in the prompt.
       top: skills in a prompt, at most.
       progress: called with the number of plays that the journal holds.
+      after: called after every play that was written.
     """
     panel = sorted(panel, key=lambda t: t.id)
     kept = 0
@@ -110,7 +112,7 @@ def play_transfer(
                     continue
                 found = banks[condition].retriever.retrieve(task, top) if condition in banks else []
                 text = render([record for record, _ in found]) if found else ""
-                done = _keeper(journal, task, seed, condition, found)
+                done = _keeper(journal, task, seed, condition, found, after)
                 driver.play(_KEYS[condition] * 1_000_000 + i, task, text, done)
                 pending += 1
         if pending:
@@ -120,7 +122,7 @@ def play_transfer(
             kept += pending
 
 
-def _keeper(journal: Journal, task: Task, seed: int, condition: str, found):
+def _keeper(journal: Journal, task: Task, seed: int, condition: str, found, after):
     def done(episode: Episode, _handle) -> None:
         journal.add(
             {
@@ -140,6 +142,7 @@ def _keeper(journal: Journal, task: Task, seed: int, condition: str, found):
                 "skill": episode.skill_text,
             }
         )
+        after()
 
     return done
 

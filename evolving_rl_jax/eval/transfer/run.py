@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import json
 import os
 import pathlib
 import re
@@ -26,6 +27,7 @@ from evolving_rl_jax.eval.transfer.client import (
     ChatClient,
     EndpointError,
     EndpointSettings,
+    Usage,
 )
 from evolving_rl_jax.eval.transfer.play import (
     OTHER,
@@ -38,6 +40,7 @@ from evolving_rl_jax.eval.transfer.play import (
     transfer_table,
     write_transfer,
 )
+from evolving_rl_jax.files import write_json
 from evolving_rl_jax.rollout.prompts import COMPACT_MARKERS
 from evolving_rl_jax.run import skills as skill_parts
 from evolving_rl_jax.run.banks import open_bank
@@ -185,20 +188,15 @@ def _over_http(options, folder, config, banks) -> dict[str, Any]:
         return fit_text(text, limit, lambda t: len(_PIECE.findall(t))) if limit else text
 
     with make_pool(config, tasks) as pool:
-        clients: list[ChatClient] = []
+        spent = Usage()
 
         def driver(_seed: int):
-            spent = clients[-1].usage if clients else None
-            clients.append(ChatClient(options.endpoint, usage=spent))
-            return ChatDriver(clients[-1], pool, config.rollout.max_steps)
+            client = ChatClient(options.endpoint, usage=spent)
+            return ChatDriver(client, pool, config.rollout.max_steps)
 
         facts = {"policy": options.policy, "model": options.endpoint.model, "style": "chat"}
         facts |= {"top_p": options.endpoint.top_p, "max_tokens": options.endpoint.max_tokens}
-
-        def used():
-            return {"usage": dataclasses.asdict(clients[-1].usage) if clients else {}}
-
-        return _play(options, folder, config, banks, tasks, driver, render, facts, used)
+        return _play(options, folder, config, banks, tasks, driver, render, facts, spent)
 
 
 def _play(
@@ -210,7 +208,7 @@ def _play(
     driver: Callable[[int], Any],
     render: Callable[[list[SkillRecord]], str],
     facts: dict[str, Any],
-    more: Callable[[], dict[str, Any]] = dict,
+    spent: Usage | None = None,
 ) -> dict[str, Any]:
     panel = panel_tasks(config, tasks)
     seeds = list(range(config.eval.seed, config.eval.seed + options.num_seeds))
@@ -223,6 +221,12 @@ def _play(
     settings = _settings(options, config, panel, banks, facts)
     with user_errors((ValueError, OSError), "--out"):
         journal = Journal(out / "plays.jsonl", settings | play_settings(config))
+        before = _read_usage(out / "usage.json")
+
+    def keep_usage() -> None:
+        if spent is not None:
+            write_json(out / "usage.json", dataclasses.asdict(before + spent))
+
     stopped = ""
     total = len(panel) * len(seeds) * (1 + len(ready))
     with contextlib.ExitStack() as stack:
@@ -230,7 +234,7 @@ def _play(
         try:
             play_transfer(
                 driver, panel, ready, journal, seeds=seeds, render=render, top=options.top,
-                progress=bar,
+                progress=bar, after=keep_usage,
             )  # fmt: skip
         except (BudgetSpent, EndpointError) as error:
             stopped = str(error)
@@ -238,8 +242,10 @@ def _play(
         "games": len(panel),
         "split_games": sum(task.split in config.eval.splits for task in tasks),
     }
-    about = {**facts, **settings, **more(), "stopped": stopped, "dataset": sizes}
-    about["played"] = play_settings(config)
+    keep_usage()
+    about = {**facts, **settings, "stopped": stopped, "dataset": sizes}
+    about |= {"played": play_settings(config)}
+    about |= {} if spent is None else {"usage": dataclasses.asdict(before + spent)}
     result = transfer_result(journal, panel, ready, seeds=seeds, facts=about)
     write_transfer(out, result, measured_skills(journal, ready[OURS]))
     print(transfer_table(result))
@@ -247,6 +253,16 @@ def _play(
     if stopped:
         raise ConfigError(f"--policy: {stopped}; finished games are kept, the same command goes on")
     return result
+
+
+def _read_usage(path: pathlib.Path) -> Usage:
+    """What earlier starts of the command asked of the endpoint."""
+    if not path.is_file():
+        return Usage()
+    try:
+        return Usage(**json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} must hold the usage of earlier starts, got {error}") from error
 
 
 def panel_tasks(config, tasks: Sequence[Task]) -> list[Task]:
