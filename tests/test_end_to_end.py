@@ -403,3 +403,19 @@ def test_a_longer_run_goes_on_and_is_evaluated_again(finished, program, tiny_con
     assert "iteration 5/5" in result.stdout and "iteration 4/5" not in result.stdout
     assert unclocked(workdir)[:4] == unclocked(finished[0])
     assert panel_of(workdir, "final")["iteration"] == 5
+
+
+def test_a_run_whose_episodes_all_fail_ends_and_says_why(finished, program, tiny_config, tmp_path):
+    left_out = shutil.ignore_patterns("metrics.jsonl", "checkpoints", "report.html", "bank.jsonl")
+    workdir = shutil.copytree(finished[0], tmp_path / "run", ignore=left_out)
+    options = (f"--config={tiny_config}", "--config.rollout.deadline_s=1e-4")
+    result = program("train", *options, f"--workdir={workdir}")
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    *_, last = result.stderr.strip().splitlines()
+    assert "got 3 iterations in a row without any (config.train.max_unscored)" in last
+    assert "not finished within config.rollout.deadline_s = 0.0001" in last
+    records = read_metrics(workdir)
+    assert len(records) == 3 and not (workdir / "report.html").exists()
+    for record in records:
+        assert record["rollout/source_failures"] > 0 == record["rollout/sources"]
+        assert "rollout/win_rate" not in record and "train/loss" not in record

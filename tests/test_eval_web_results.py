@@ -16,6 +16,7 @@ from evolving_rl_jax.eval.evaluation import stream_tasks
 from evolving_rl_jax.eval.games import gather_panel
 from evolving_rl_jax.eval.panel import Panel, PanelGame, write_result
 from evolving_rl_jax.eval.results import success_table
+from evolving_rl_jax.record.figures import SourceFigures
 from evolving_rl_jax.report.page import before_after_table, write_report
 from evolving_rl_jax.run import environments
 from evolving_rl_jax.skills.retrieval import Retriever
@@ -198,16 +199,12 @@ def test_hosts_complete_each_others_games():
     mine = [full[0], PanelGame(full[1].task, full[1].source, seed=1)]
     other = [PanelGame(full[0].task, full[0].source, seed=1), full[1]]
 
-    @dataclasses.dataclass
-    class Counts:
-        played: int = 1
-
     class Two:
         count = 2
 
         def gather(self, value):
-            return [value, (other, Counts())]
+            return [value, (other, SourceFigures(failed=1))]
 
-    assert gather_panel(Two(), mine, Counts()).played == 2
+    assert gather_panel(Two(), mine, SourceFigures(failed=1)).failed == 2
     assert mine[1].others["teacher_forced"].keys() == set(CONDITIONS)
     assert mine[0].under("teacher_forced")["own"].infos == [RIGHT, HALF]

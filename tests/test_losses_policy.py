@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from evolving_rl_jax import losses
-from evolving_rl_jax.losses.policy import token_weights
+from evolving_rl_jax.losses.policy import _token_weights
 
 M = 4
 KINDS = ("k1", "k2", "k3", "low_var_kl")
@@ -170,7 +170,7 @@ def test_vmap_over_batches_equals_separate_calls():
 def test_token_weights_sum_to_one_a_sequence():
     sequences, _ = make_sequences()
     arrays, ids = lay_out(sequences, [[0, 1], [2, 3]], width=12)
-    weights = token_weights(arrays["mask"], ids, M)
+    weights, _, _ = _token_weights(arrays["mask"], ids, M)
     sums = [float(weights[ids == m].sum()) for m in range(M)]
     np.testing.assert_allclose(sums, [1, 1, 1, 0], rtol=1e-6)
     assert not np.any(weights[ids < 0])

@@ -90,9 +90,7 @@ def assert_same_tokens(one, other):
 
 def test_the_number_of_slots_changes_no_text():
     """The same iteration on 1, 3 and 8 slots, through driver and stages."""
-    rollouts = [
-        make_collector(make_engine(n, seed=2)).take(4, lambda: make_params(1)) for n in (3, 1, 8)
-    ]
+    rollouts = [make_collector(make_engine(n, seed=2)).take(4, make_params(1)) for n in (3, 1, 8)]
     for rollout in rollouts[1:]:
         assert_same_tokens(tokens_of(rollout), tokens_of(rollouts[0]))
     assert len({tuple(t) for t in tokens_of(rollouts[0])}) == len(tokens_of(rollouts[0])) == 8
@@ -102,20 +100,22 @@ def test_an_iteration_played_ahead_is_the_one_of_the_weights_before_the_update()
     order = []
     collector = make_collector(make_engine(), order)
     params = make_params(1)
-    first = collector.take(0, lambda: params)
+    first = collector.take(0, params)
     assert (first.version, first.iteration) == (0, 0) and first.waited >= first.seconds
     collector.start(1, 0, params)
     # The update donates the weights that the thread generates with a copy of.
     update = jax.jit(lambda p: jax.tree.map(lambda x: x * 1.5, p), donate_argnums=0)
     params = jax.block_until_ready(update(params))
-    ahead = collector.take(1, lambda: pytest.fail("it has been played already"))
+    weights, collector._weights = collector._weights, lambda _: pytest.fail("it was played already")
+    ahead = collector.take(1, params)
+    collector._weights = weights
     assert (ahead.version, ahead.iteration) == (0, 1)
-    now = collector.take(2, lambda: params)
+    now = collector.take(2, params)
     assert [entry[:2] for entry in order] == [(0, 0), (1, 0), (2, 2)]
     assert [entry[2] == "rollout" for entry in order] == [False, True, False]
     alone = make_collector(make_engine())
-    assert_same_tokens(tokens_of(ahead), tokens_of(alone.take(1, lambda: make_params(1))))
-    assert_same_tokens(tokens_of(now), tokens_of(alone.take(2, lambda: params)))
+    assert_same_tokens(tokens_of(ahead), tokens_of(alone.take(1, make_params(1))))
+    assert_same_tokens(tokens_of(now), tokens_of(alone.take(2, params)))
     assert ahead.stats.decoded_tokens > 0 and now.stats is not ahead.stats
 
 
@@ -131,7 +131,7 @@ def test_what_fails_in_the_thread_is_raised_where_the_result_is_taken():
     broken.start(1, 0, params)
     broken.wait()  # not here
     with pytest.raises(OSError, match="the disk is gone"):
-        broken.take(1, lambda: params)
+        broken.take(1, params)
     broken.close()
 
 
@@ -157,7 +157,7 @@ def test_iterations_are_taken_in_order():
     collector._play = lambda driver, iteration, stop: None
     collector.start(1, 0, make_params(1))
     with pytest.raises(RuntimeError, match="iteration 2 must be next, got 1"):
-        collector.take(2, lambda: make_params(1))
+        collector.take(2, make_params(1))
 
 
 def test_the_games_of_the_next_iteration_are_loaded_while_one_is_played():
@@ -170,7 +170,7 @@ def test_the_games_of_the_next_iteration_are_loaded_while_one_is_played():
         lambda iteration: [make_task(f"t{iteration}")] if iteration < 2 else [],
     )
     for iteration in range(2):
-        collector.take(iteration, lambda: None)
+        collector.take(iteration, None)
     assert order == [["t1"], 0, 1]
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from evolving_rl_jax.record import metrics
-from evolving_rl_jax.record.metrics import MetricsLogger, StageTimer, read_metrics
+from evolving_rl_jax.record.metrics import MetricsLogger, read_metrics
 
 
 def _logger(folder, **options):
@@ -117,37 +117,3 @@ def test_tensorboard_holds_the_same_scalars(tmp_path):
     (events,) = (tmp_path / "tensorboard").iterdir()
     data = events.read_bytes()
     assert b"train/loss" in data and b"train/kl" not in data
-
-
-def test_stages_nest_and_add_up(monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr(metrics.time, "perf_counter", lambda: now[0])
-    timer = StageTimer()
-    with timer("decode"):
-        now[0] += 3
-        with timer("environment"):
-            now[0] += 2
-        timer.add("prefill", 0.5)
-        now[0] += 1
-    now[0] += 4
-    assert timer.metrics() == {
-        "time/environment": 2,
-        "time/prefill": 0.5,
-        "time/decode": 3.5,
-        "time/train": 0,
-        "time/other": 4,
-        "time/total": 10,
-    }
-    assert timer.metrics()["time/total"] == 0
-
-
-def test_a_stage_that_raises_is_counted(monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr(metrics.time, "perf_counter", lambda: now[0])
-    timer = StageTimer()
-    with pytest.raises(KeyError), timer("train"), timer("environment"):
-        now[0] += 2
-        raise KeyError
-    with timer("train"):
-        now[0] += 1
-    assert (timer.seconds["environment"], timer.seconds["train"]) == (2, 1)

@@ -206,6 +206,7 @@ _TRAIN = {
     "micro_batch_rows": least_1(8),
     "logprob_chunk": least_1(512),
     "remat": one_of("full", "dots", "none"),  # what the gradient recomputes; dots: all but products
+    "max_unscored": least_1(3),  # iterations in a row without a scored episode that end the run
     "log_episodes": least_0(8),  # sources an iteration written to episodes/*.jsonl.gz (0 = none)
     "wandb": Key(  # W&B project that gets the metrics too; empty = none
         "",

@@ -150,6 +150,7 @@ RESUMABLE = (
     *("model.attention", "rollout.num_slots", "rollout.memory_limit_gb", "rollout.prefill_buckets"),
     *("rollout.decode_window", "rollout.row_buckets", "rollout.column_buckets"),
     "optimizer.decay_updates",  # what it comes to may not: see schedule_change
+    "train.max_unscored",
 )
 
 

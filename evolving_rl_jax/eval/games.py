@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import operator
 from typing import Any
 
 from evolving_rl_jax.run.hosts import Hosts
@@ -51,7 +53,7 @@ def gather_panel(hosts: Hosts, games: list[PanelGame], counts: Any) -> Any:
     Args:
       hosts: all must call it.
       games: the whole panel, of which this host played a share.
-      counts: a dataclass of numbers.
+      counts: of this host's share, that can be added up.
     """
     if hosts.count == 1:
         return counts
@@ -59,8 +61,7 @@ def gather_panel(hosts: Hosts, games: list[PanelGame], counts: Any) -> Any:
     for i, game in enumerate(games):
         for part, _ in everyone:
             _fill(game, part[i])
-    names = [f.name for f in dataclasses.fields(counts)]
-    return type(counts)(*(sum(getattr(c, name) for _, c in everyone) for name in names))
+    return functools.reduce(operator.add, (found for _, found in everyone))
 
 
 def _fill(game: PanelGame, other: PanelGame) -> None:

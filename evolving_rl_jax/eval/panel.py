@@ -15,6 +15,8 @@ batch size, and two policies are compared on the same draws.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import operator
 from collections.abc import Callable, Mapping, Sequence
 
 from evolving_rl_jax.data.tasks import list_hash
@@ -25,9 +27,9 @@ from evolving_rl_jax.eval.results import (
     summarise,
     write_result,
 )
-from evolving_rl_jax.rollout import known_facts
+from evolving_rl_jax.record.figures import SourceFigures
 from evolving_rl_jax.rollout.episode import Driver
-from evolving_rl_jax.rollout.evolve import Candidate, make_candidate
+from evolving_rl_jax.rollout.evolve import make_candidate
 from evolving_rl_jax.rollout.known_facts import given_skill
 from evolving_rl_jax.run.hosts import ALONE, Hosts
 from evolving_rl_jax.skills.audit import AuditRules
@@ -123,11 +125,12 @@ class Panel:
                 if condition != "own":
                     skill = given_skill(condition, game.task, i, self.prompts)
                     self._play_game(driver, game, i, condition, skill)
-        sources = _Sources()
+        sources: list[SourceFigures] = []
         if "own" in conditions:
             self._play_sources(driver, games, sources, hosts)
         driver.run(progress, stop)
-        return games, gather_panel(hosts, games, sources).figures()
+        total = functools.reduce(operator.add, sources, SourceFigures())
+        return games, gather_panel(hosts, games, total).figures()
 
     def play_given(
         self,
@@ -176,7 +179,7 @@ class Panel:
             )
 
     def _play_sources(
-        self, driver: Driver, games: list[PanelGame], sources: _Sources, hosts: Hosts
+        self, driver: Driver, games: list[PanelGame], sources: list[SourceFigures], hosts: Hosts
     ) -> None:
         """Plays each needed source once; its one skill serves every panel game that retrieved it."""
         users: dict[str, list[int]] = {}
@@ -191,7 +194,7 @@ class Panel:
             done = self._after_source(driver, games, users[source_id], s, sources)
             driver.play(8_000_000 + s, by_id[source_id], "", done, keep_session=True)
 
-    def _after_source(self, driver, games, users: list[int], s: int, sources: _Sources):
+    def _after_source(self, driver, games, users: list[int], s: int, sources: list[SourceFigures]):
         def start(skill: str) -> None:
             for i in users:
                 self._play_game(driver, games[i], i, "own", skill)
@@ -200,7 +203,7 @@ class Panel:
             for i in users:
                 games[i].source_episode = episode
             if handle is None:
-                sources.failed += 1
+                sources.append(SourceFigures.of(episode, ()))
                 start("")  # the game is played all the same, but does not count
                 return
 
@@ -208,7 +211,7 @@ class Panel:
                 candidate = make_candidate(
                     raw, sample, self.prompts, self.max_chars, self.rules, episode
                 )
-                sources.add(episode, candidate)
+                sources.append(SourceFigures.of(episode, [candidate]))
                 for i in users:
                     games[i].candidate = candidate
                 start(self.fit(candidate.text) if candidate.valid else "")
@@ -217,35 +220,3 @@ class Panel:
             driver.release(handle)
 
         return done
-
-
-@dataclasses.dataclass
-class _Sources:
-    """Counts over the source episodes of a panel."""
-
-    played: int = 0
-    won: int = 0
-    failed: int = 0
-    valid: int = 0
-    seen: float = 0.0  # shares of the facts of an episode's task
-    stated: float = 0.0
-
-    def add(self, episode: Episode, candidate: Candidate) -> None:
-        self.played += 1
-        self.won += episode.won
-        self.valid += candidate.valid
-        seen = known_facts.share_seen(episode)
-        if seen:
-            self.seen += seen
-            self.stated += known_facts.share_stated(episode, candidate.text) * candidate.valid
-
-    def figures(self) -> dict[str, float]:
-        n = max(self.played, 1)
-        return {
-            "sources": self.played,
-            "source_failures": self.failed,
-            "source_success": self.won / n,
-            "skill_valid": self.valid / n,
-            "fact_seen": self.seen / n,
-            "fact_stated_when_seen": self.stated / max(self.seen, 1),
-        }

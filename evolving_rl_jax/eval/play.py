@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from evolving_rl_jax import envs
@@ -13,7 +14,8 @@ from evolving_rl_jax.eval.panel import PANEL_ITERATION, Panel
 from evolving_rl_jax.eval.results import skill_records, write_result
 from evolving_rl_jax.eval.resume import KeptDriver, forget, panel_journal
 from evolving_rl_jax.generate import Engine
-from evolving_rl_jax.run.engine import make_driver
+from evolving_rl_jax.record.figures import pooled
+from evolving_rl_jax.run.engine import make_driver, on_this_host
 from evolving_rl_jax.run.preemption import raise_if_preempted
 from evolving_rl_jax.run.skills import audit_rules, fit_to_prompt, make_retriever
 from evolving_rl_jax.skills.bank import write_bank
@@ -104,7 +106,7 @@ def play_panel(
         write_bank(path.with_suffix(".skills.jsonl"), skill_records(games, name, iteration, steps))
     result = write_result(
         path, panel, games, name=name, iteration=iteration, temperature=temperature,
-        seed=seeds[0], conditions=conditions, figures=mean_figures(figures), data=data,
+        seed=seeds[0], conditions=conditions, figures=pooled(figures), data=data,
         writes=parts.hosts.first,
     )  # fmt: skip
     if parts.hosts.first:
@@ -112,16 +114,57 @@ def play_panel(
     return result
 
 
-def mean_figures(figures: Sequence[dict[str, float]]) -> dict[str, float]:
-    """The figures of several seeds as one: counts are added, shares weighted by what they are of."""
-    if len(figures) == 1:
-        return figures[0]
-    total = {key: sum(f[key] for f in figures) for key in ("sources", "source_failures")}
-    for key in ("source_success", "skill_valid", "fact_seen"):
-        total[key] = sum(f[key] * f["sources"] for f in figures) / max(total["sources"], 1)
-    seen = [f["fact_seen"] * f["sources"] for f in figures]
-    stated = sum(f["fact_stated_when_seen"] * n for f, n in zip(figures, seen, strict=True))
-    return {**total, "fact_stated_when_seen": stated / max(sum(seen), 1)}
+class Panels:
+    """The panels of a run while it trains: each is made once, and played once for an iteration.
+
+    Args:
+      parts: of the run; all its hosts make the same calls.
+      engine: plays them, and has other weights afterwards.
+      wait: returns when nothing else uses the engine and the environments.
+    """
+
+    def __init__(self, parts, engine: Engine, wait: Callable[[], None]):
+        self._parts, self._engine, self._wait = parts, engine, wait
+        self._make = functools.cache(functools.partial(make_panel, parts))
+
+    def play(self, name: str, params: Any, iteration: int) -> None:
+        """The panel of ``config.eval``, unless its result for this iteration is already there.
+
+        Args:
+          name: of the policy.
+          params: its whole weights.
+          iteration: that they were trained for.
+        """
+        config = self._parts.config.eval
+        self._play(
+            name, params, iteration, config.num_games, config.temperatures, config.conditions
+        )
+
+    def due(self, iteration: int) -> bool:
+        """Whether ``config.eval.every`` asks for a small panel after so many iterations."""
+        every = self._parts.config.eval.every
+        return bool(every) and iteration % every == 0
+
+    def play_small(self, params: Any, iteration: int) -> None:
+        """The panel of ``config.eval.every``, as `play`."""
+        config = self._parts.config.eval
+        name, first = f"iteration_{iteration:05d}", config.temperatures[:1]
+        self._play(name, params, iteration, config.every_games, first, ("none", "own"))
+
+    def _play(self, name, params, iteration, num_games, temperatures, conditions) -> None:
+        parts = self._parts
+        for temperature in temperatures:
+            played = played_at(parts.folder.eval_file(name, temperature))
+            if parts.hosts.from_first(played) == iteration:
+                continue
+            panel = self._make(num_games)
+            self._wait()
+            self._engine.warmup()
+            self._engine.set_params(on_this_host(parts, params), f"{name}-{iteration}")
+            play_panel(
+                parts, self._engine, panel, name=name, iteration=iteration,
+                temperature=temperature, conditions=conditions,
+            )  # fmt: skip
 
 
 def played_at(path: pathlib.Path) -> int | None:

@@ -146,32 +146,6 @@ def truncated_importance(
     return jax.lax.stop_gradient(weights)
 
 
-def token_weights(mask: jax.Array, sequence_ids: jax.Array, num_sequences: int) -> jax.Array:
-    """Weights that make a sum over tokens the sum over sequences of their token means.
-
-    Only the integer token counts are summed by index, so the result does not depend on the order
-    in which a device adds.
-
-    Args:
-      mask: [B, T], 1 = trained token.
-      sequence_ids: [B, T] integers in [0, num_sequences); anything else is padding.
-      num_sequences: M.
-
-    Returns:
-      float32 [B, T]: 1 / (trained tokens of the sequence) on trained tokens, else 0.
-
-    Raises:
-      ValueError: a wrong shape or a non-integer ``sequence_ids``.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> ids = jnp.array([[0, 0, 1, -1]])
-      >>> token_weights(jnp.array([[1, 1, 1, 1]]), ids, 2).tolist()
-      [[0.5, 0.5, 1.0, 0.0]]
-    """
-    return _token_weights(mask, sequence_ids, num_sequences)[0]
-
-
 def evolving_rl_loss(
     logprobs: jax.Array,
     old_logprobs: jax.Array,
@@ -216,7 +190,7 @@ def evolving_rl_loss(
 
     Returns:
       ``(loss_sum, metrics)``.  In metrics, ``loss``, ``policy_loss``, ``entropy``, ``kl``,
-      ``clip_fraction``, ``ratio``, ``ratio_deviation`` (|ratio - 1|) and ``approx_kl`` (old - new
+      ``clip_fraction``, ``ratio_deviation`` (|ratio - 1|) and ``approx_kl`` (old - new
       log-probability) are sums over sequences of token means, to be added up and divided like the
       loss; ``sequences`` (with a trained token) and ``tokens`` (trained) are counts.
 
@@ -265,14 +239,12 @@ def evolving_rl_loss(
     kl = kl_estimate(new, ref, kind=kl_kind)
     loss_sum = jnp.sum(weights * (policy - entropy_coef * entropy + kl_coef * kl))
 
-    ratio = jnp.exp(_log_ratio(new, old))
     means = {
         "policy_loss": policy,
         "entropy": entropy,
         "kl": kl,
         "clip_fraction": clipped,
-        "ratio": ratio,
-        "ratio_deviation": jnp.abs(ratio - 1.0),
+        "ratio_deviation": jnp.abs(jnp.exp(_log_ratio(new, old)) - 1.0),
         "approx_kl": old - new,
     }
     metrics = {name: jnp.sum(weights * value) for name, value in means.items()}
@@ -283,7 +255,11 @@ def evolving_rl_loss(
 
 
 def _token_weights(mask, sequence_ids, num_sequences):
-    """Weights [B, T], ids made safe to index with [B, T], trained tokens of each sequence [M]."""
+    """Weights [B, T], ids made safe to index with [B, T], trained tokens of each sequence [M].
+
+    The weights make a sum over tokens the sum over sequences of their token means.  Only the integer
+    token counts are summed by index, so the result does not depend on the order in which a device adds.
+    """
     check_rank("mask", mask, "BT")
     check_shape("sequence_ids", sequence_ids, jnp.shape(mask), "[B, T]")
     check_integer("sequence_ids", sequence_ids)

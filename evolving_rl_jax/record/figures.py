@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import operator
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
 from evolving_rl_jax.generate import Stats
 from evolving_rl_jax.rollout import known_facts
 from evolving_rl_jax.rollout.episode import Driver
-from evolving_rl_jax.rollout.evolve import Experience, StepScoring
+from evolving_rl_jax.rollout.evolve import Candidate, Experience, StepScoring
 from evolving_rl_jax.skills.bank import SkillRecord
 from evolving_rl_jax.types import Episode
+from evolving_rl_jax.update.step import CUMULATIVE, STEP_COUNTS
 
 # Where the engine found prompt tokens in its cache, by stage; an extraction is a single turn.
 REUSED = (
@@ -58,34 +65,161 @@ def _skill_reward(candidate, played: list[Episode], scoring: StepScoring | None)
     return sum(scores) / len(scores) if scores else None
 
 
+@dataclasses.dataclass(frozen=True)
+class Mean:
+    """A mean that knows of how many things it is, so that the mean of two groups is that of both."""
+
+    total: float = 0.0
+    count: int = 0
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> Mean:
+        values = list(values)
+        return cls(sum(values), len(values))
+
+    def __add__(self, other: Mean) -> Mean:
+        return Mean(self.total + other.total, self.count + other.count)
+
+    def figures(self, name: str, count: str) -> dict[str, float]:
+        """The mean and its count by these names; of nothing there is no mean."""
+        return {count: self.count} | ({name: self.total / self.count} if self.count else {})
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceFigures:
+    """What source episodes and the skills written after them gave; a sum is that of both groups.
+
+    Attributes:
+      failed: source episodes that the infrastructure failed; nothing else here counts them.
+      success: share of the others that were won.
+      skill_valid: share of the extractions that parsed and passed the audits.
+      fact_seen: mean share of the facts of their task that source episodes saw, where tasks state any.
+      fact_stated: mean share of the facts that its source episode saw that a skill states rightly, of
+        the skills after an episode that saw any; 0 for an invalid one.
+    """
+
+    failed: int = 0
+    success: Mean = Mean()
+    skill_valid: Mean = Mean()
+    fact_seen: Mean = Mean()
+    fact_stated: Mean = Mean()
+
+    @classmethod
+    def of(cls, episode: Episode, candidates: Sequence[Candidate]) -> SourceFigures:
+        """Those of one source episode and the skills written after it."""
+        if not episode.scored:
+            return cls(failed=1)
+        seen = known_facts.share_seen(episode)
+        stated = (
+            known_facts.share_stated(episode, c.text) / seen if c.valid else 0.0
+            for c in (candidates if seen else ())
+        )
+        return cls(
+            success=Mean.of([episode.won]),
+            skill_valid=Mean.of(c.valid for c in candidates),
+            fact_seen=Mean.of([] if seen is None else [seen]),
+            fact_stated=Mean.of(stated),
+        )
+
+    def __add__(self, other: SourceFigures) -> SourceFigures:
+        names = [f.name for f in dataclasses.fields(self)]
+        return SourceFigures(*(getattr(self, n) + getattr(other, n) for n in names))
+
+    def figures(self) -> dict[str, float]:
+        """By the names of docs/metrics.md; those of facts only where tasks state any."""
+        found = {
+            "source_failures": self.failed,
+            **self.success.figures("source_success", "sources"),
+        }
+        found |= self.skill_valid.figures("skill_valid", "extractions")
+        if self.fact_seen.count:
+            found |= self.fact_seen.figures("fact_seen", "fact_episodes")
+            found |= self.fact_stated.figures("fact_stated_when_seen", "fact_skills")
+        return found
+
+
+# A mean of `SourceFigures.figures` -> its count.
+SOURCE_MEANS = {
+    "source_success": "sources",
+    "skill_valid": "extractions",
+    "fact_seen": "fact_episodes",
+    "fact_stated_when_seen": "fact_skills",
+}
+
+
+def pooled(figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Figures of several groups of sources -> those of all of them.
+
+    Groups written down before every mean had its count stand there with their number of sources.
+    """
+    if len(figures) == 1:
+        return dict(figures[0])
+    total = {"source_failures": sum(f["source_failures"] for f in figures)}
+    for name, count in SOURCE_MEANS.items():
+        sizes = [f.get(count, f["sources"] if name in f else 0) for f in figures]
+        if any(count in f or name in f for f in figures):
+            total[count] = sum(sizes)
+        if any(sizes):
+            weighted = sum(f[name] * n for f, n in zip(figures, sizes, strict=True) if n)
+            total[name] = weighted / sum(sizes)
+    return total
+
+
 def rollout_figures(experience: Experience) -> dict[str, float]:
-    """The rollout's own figures; see docs/metrics.md."""
+    """The rollout's own figures; see docs/metrics.md.  A mean over nothing is left out."""
     sources = [s for s in experience.sources if s.episode is not None]
-    candidates = [c for s in sources for c in s.candidates]
-    scored = experience.episode_mask.sum()
-    figures = {
-        "rollout/win_rate": float(
-            (experience.wins * experience.episode_mask).sum() / max(scored, 1)
-        ),
-        "rollout/scored_episodes": float(scored),
-    }
     episodes = [e for s in experience.sources for e in s.episodes.values()]
-    if episodes:
-        turns = [t for e in episodes for t in e.turns]
-        figures["rollout/failed_episodes"] = float(sum(not e.scored for e in episodes))
-        figures["rollout/turns"] = len(turns) / len(episodes)
-        figures["rollout/valid_actions"] = sum(t.valid for t in turns) / max(len(turns), 1)
+    scored = [e for e in episodes if e.scored]
+    turns = [t for e in scored for t in e.turns]
+    figures: dict[str, float] = {
+        "rollout/scored_episodes": float(experience.episode_mask.sum()),
+        "rollout/failed_episodes": float(len(episodes) - len(scored)),
+    }
+    if scored:
+        figures |= _outcomes(experience)
+        figures["rollout/turns"] = len(turns) / len(scored)
+    figures |= Mean.of(t.valid for t in turns).figures(
+        "rollout/valid_actions", "rollout/scored_turns"
+    )
+    if sources:
+        found = (SourceFigures.of(s.episode, s.candidates) for s in sources)
+        total = functools.reduce(operator.add, found)
+        figures |= {f"rollout/{name}": float(value) for name, value in total.figures().items()}
+    lengths = [int(c.sample.loss_mask.sum()) for s in sources for c in s.candidates]
+    if lengths:
+        figures["rollout/skill_tokens"] = sum(lengths) / len(lengths)
+    return figures
+
+
+def _outcomes(experience: Experience) -> dict[str, float]:
+    """Of the scored episodes, of which there is at least one."""
+    scored = experience.episode_mask.sum()
+    wins = (experience.wins * experience.episode_mask).sum()
+    figures = {"rollout/win_rate": float(wins / scored)}
     if experience.step_mask is not None:
         attempted, correct = experience.step_mask.sum(), (experience.step_rewards > 0).sum()
-        figures["rollout/action_accuracy"] = float(correct / max(attempted, 1))
-        figures["rollout/correct_steps"] = float(correct / max(scored, 1))
-    if sources:
-        figures["rollout/source_success"] = sum(s.episode.won for s in sources) / len(sources)
-    if candidates:
-        figures["rollout/skill_valid"] = sum(c.valid for c in candidates) / len(candidates)
-        lengths = [int(c.sample.loss_mask.sum()) for c in candidates]
-        figures["rollout/skill_tokens"] = sum(lengths) / len(lengths)
-        figures.update(_fact_figures(sources))
+        if attempted:
+            figures["rollout/action_accuracy"] = float(correct / attempted)
+        figures["rollout/correct_steps"] = float(correct / scored)
+    return figures
+
+
+def update_figures(steps: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The metrics of an iteration's optimizer steps as one; see docs/metrics.md.
+
+    The mean over the steps that a metric says something about; what is counted over the whole run is
+    the last step's.  How the log-probabilities of trainer and engine agree is the first step's: before
+    it, both hold the same weights.
+    """
+    figures: dict[str, float] = {}
+    for name in steps[0]:
+        chosen = [s for s in steps if name not in STEP_COUNTS or s[STEP_COUNTS[name]] > 0]
+        if name in CUMULATIVE:
+            chosen = steps[-1:]
+        elif name.startswith("logprob_"):
+            chosen = chosen[:1]
+        if chosen:
+            figures[f"train/{name}"] = float(sum(s[name] for s in chosen) / len(chosen))
     return figures
 
 
@@ -127,23 +261,4 @@ def cost_figures(
         "time/other": total + overlapped - sum(stages.values()),
         "time/total": total,
         **counts,
-    }
-
-
-def _fact_figures(sources) -> dict[str, float]:
-    known = [s for s in sources if known_facts.share_seen(s.episode) is not None]
-    if not known:
-        return {}
-    seen = sum(known_facts.share_seen(s.episode) for s in known)
-    revealed = [s for s in known if known_facts.share_seen(s.episode)]
-    told = [
-        known_facts.share_stated(s.episode, c.text) / known_facts.share_seen(s.episode)
-        if c.valid
-        else 0.0
-        for s in revealed
-        for c in s.candidates
-    ]
-    return {
-        "rollout/fact_seen": seen / len(known),
-        "rollout/fact_stated_when_seen": sum(told) / max(len(told), 1),
     }

@@ -7,7 +7,6 @@ reports and resumed runs read; TensorBoard, W&B and the console show the same nu
 from __future__ import annotations
 
 import collections
-import contextlib
 import json
 import logging
 import math
@@ -15,7 +14,7 @@ import os
 import pathlib
 import statistics
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from evolving_rl_jax.files import write_atomic
@@ -39,8 +38,6 @@ RATES = {
     "rollout/episodes": "rate/episodes_per_s",
     "rollout/decoded_tokens": "rate/tokens_per_s",
 }
-
-STAGES = ("environment", "prefill", "decode", "train")
 
 
 class MetricsLogger:
@@ -157,57 +154,6 @@ class MetricsLogger:
             if value is not None:
                 self._writer.add_scalar(name, value, iteration)
         self._writer.flush()
-
-
-class StageTimer:
-    """Seconds of wall time by stage; nested stages count once, for the innermost one.
-
-    ::
-
-        timer = StageTimer()
-        with timer("train"):
-            state, metrics = train_step(state, batch)
-        timer.metrics()  # {"time/environment": 0.0, ..., "time/other": 0.1, "time/total": 2.3}
-
-    For one thread: what runs at the same time elsewhere is only counted when it is waited for.
-    """
-
-    def __init__(self, stages: tuple[str, ...] = STAGES):
-        self._stages = stages
-        self.reset()
-
-    def reset(self) -> None:
-        """Forgets everything and starts counting the total from now."""
-        self.seconds: dict[str, float] = dict.fromkeys(self._stages, 0.0)
-        self._inner = [0.0]  # for each open level, the seconds already given to deeper stages
-        self._start = time.perf_counter()
-
-    @contextlib.contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        """Counts the body for ``stage``, less the stages opened inside it."""
-        begin = time.perf_counter()
-        self._inner.append(0.0)
-        try:
-            yield
-        finally:
-            duration = time.perf_counter() - begin
-            own = duration - self._inner.pop()
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + own
-            self._inner[-1] += duration
-
-    def add(self, stage: str, seconds: float) -> None:
-        """Gives ``stage`` seconds measured elsewhere, taken from the open stage if there is one."""
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
-        self._inner[-1] += seconds
-
-    def metrics(self, *, reset: bool = True) -> dict[str, float]:
-        """``time/<stage>``, ``time/other`` (what no stage took) and ``time/total``, in seconds."""
-        total = time.perf_counter() - self._start
-        other = max(total - sum(self.seconds.values()), 0.0)
-        result = {f"time/{stage}": seconds for stage, seconds in self.seconds.items()}
-        if reset:
-            self.reset()
-        return {**result, "time/other": other, "time/total": total}
 
 
 def read_metrics(workdir: str | os.PathLike) -> list[dict[str, Any]]:

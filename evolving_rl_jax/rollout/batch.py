@@ -8,6 +8,7 @@ rows in use decides how many micro-batches the step runs.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -76,24 +77,8 @@ def make_batch(experience: Experience, shape: BatchShape) -> TokenBatch:
     """Packs the sequences of ``experience`` into rows; see ``types.TokenBatch`` for the fields."""
     samples, role, index, step = _collect(experience, shape)
     rows, _ = pack_rows([len(s.tokens) for s in samples], shape.row_length)
-    b, t = shape.num_rows, shape.row_length
-    ints = {f: np.zeros((b, t), np.int32) for f in ("tokens", "positions", "segment_ids")}
-    ints["sequence_ids"] = np.full((b, t), -1, np.int32)
-    floats = {f: np.zeros((b, t), np.float32) for f in ("loss_mask", "rollout_logprobs")}
-    for row, members in enumerate(rows):
-        start = 0
-        for segment, m in enumerate(members, start=1):
-            s, end = samples[m], start + len(samples[m].tokens)
-            ints["tokens"][row, start:end] = s.tokens
-            ints["positions"][row, start:end] = np.arange(len(s.tokens))
-            ints["segment_ids"][row, start:end] = segment
-            ints["sequence_ids"][row, start:end] = m
-            floats["loss_mask"][row, start:end] = s.loss_mask
-            floats["rollout_logprobs"][row, start:end] = s.logprobs
-            start = end
     return TokenBatch(
-        **ints,
-        **floats,
+        **fill_rows(samples, rows, shape.num_rows, shape.row_length),
         **experience.arrays(),
         role=role,
         index=index,
@@ -123,6 +108,35 @@ def _collect(experience: Experience, shape: BatchShape):
             )
         role[m], index[m], step[m] = kind, flat, sample.step
     return [e[0] for e in entries], role, index, step
+
+
+def fill_rows(
+    samples: Sequence[Sample], rows: list[list[int]], num_rows: int, row_length: int
+) -> dict[str, np.ndarray]:
+    """The fields [B, T] of a TokenBatch.
+
+    Args:
+      samples: the sequences.
+      rows: numbers of the sequences that lie in each row, see `pack_rows`.
+      num_rows: B; rows that are not used are padding.
+      row_length: T.
+    """
+    shape = num_rows, row_length
+    ints = {f: np.zeros(shape, np.int32) for f in ("tokens", "positions", "segment_ids")}
+    ints["sequence_ids"] = np.full(shape, -1, np.int32)
+    floats = {f: np.zeros(shape, np.float32) for f in ("loss_mask", "rollout_logprobs")}
+    for row, members in enumerate(rows):
+        start = 0
+        for segment, m in enumerate(members, start=1):
+            s, end = samples[m], start + len(samples[m].tokens)
+            ints["tokens"][row, start:end] = s.tokens
+            ints["positions"][row, start:end] = np.arange(len(s.tokens))
+            ints["segment_ids"][row, start:end] = segment
+            ints["sequence_ids"][row, start:end] = m
+            floats["loss_mask"][row, start:end] = s.loss_mask
+            floats["rollout_logprobs"][row, start:end] = s.logprobs
+            start = end
+    return ints | floats
 
 
 def pack_rows(

@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from evolving_rl_jax import models, parallel
 from evolving_rl_jax.config import ConfigError
 from evolving_rl_jax.files import write_atomic
-from evolving_rl_jax.rollout.batch import pack_rows
+from evolving_rl_jax.rollout.batch import fill_rows, pack_rows
 from evolving_rl_jax.rollout.demonstrations import Demonstrator
 from evolving_rl_jax.run.skills import fit_to_prompt
 from evolving_rl_jax.types import Sample
@@ -23,6 +23,7 @@ from evolving_rl_jax.update.state import init_state
 from evolving_rl_jax.update.step import make_cloning_step
 
 DONE = "done"
+FIELDS = ("tokens", "positions", "segment_ids", "loss_mask")  # of a batch to clone
 
 
 def initial_params(parts, mesh: Mesh, *, dtype="float32"):
@@ -145,24 +146,8 @@ def row_batches(samples: list[Sample], config, *, seed: int):
     while True:
         while len(queue) < per_batch:
             queue += rng.permutation(len(samples)).tolist()
-        chosen, left = pack_rows([len(samples[i].tokens) for i in queue[:per_batch]], length, rows)
-        yield cloning_batch([[samples[queue[m]] for m in row] for row in chosen], rows, length)
+        drawn = [samples[i] for i in queue[:per_batch]]
+        chosen, left = pack_rows([len(s.tokens) for s in drawn], length, rows)
+        filled = fill_rows(drawn, chosen, rows, length)
+        yield {name: filled[name] for name in FIELDS}
         queue = [queue[m] for m in left] + queue[per_batch:]
-
-
-def cloning_batch(rows: list[list[Sample]], num_rows: int, length: int) -> dict[str, np.ndarray]:
-    """Packed rows as arrays [B, T]: tokens, positions, segment_ids, loss_mask."""
-    batch = {
-        n: np.zeros((num_rows, length), np.int32) for n in ("tokens", "positions", "segment_ids")
-    }
-    batch["loss_mask"] = np.zeros((num_rows, length), np.float32)
-    for row, members in enumerate(rows):
-        start = 0
-        for segment, s in enumerate(members, start=1):
-            end = start + len(s.tokens)
-            batch["tokens"][row, start:end] = s.tokens
-            batch["positions"][row, start:end] = np.arange(len(s.tokens))
-            batch["segment_ids"][row, start:end] = segment
-            batch["loss_mask"][row, start:end] = s.loss_mask
-            start = end
-    return batch

@@ -21,8 +21,7 @@ from evolving_rl_jax.files import write_atomic
 FILE_NAME = "collapses.jsonl"
 OFF, WARN, STOP, RESTORE_BEST = "off", "warn", "stop", "restore_best"
 
-# Limit -> its figure, and the count that must be above 0 for a figure that is always there to say
-# anything.  A limit that is called min_* is broken below it, one that is called max_* above it.
+# Limit -> its figure, and the count that must be above 0 for it to say anything.  A limit that is called min_* is broken below it, one that is called max_* above it.
 LIMITS = {
     "min_entropy.solver": ("train/entropy_solver", "train/sequences_solver"),
     "min_entropy.extractor": ("train/entropy_extractor", "train/sequences_extractor"),

@@ -1,4 +1,6 @@
-"""Collecting experience for the training loop, in its own thread where that may overlap training.
+"""Collecting experience for the training loop: the tasks of an iteration, and the stages on them.
+
+It is done in its own thread where that may overlap training.
 
 With ``config.rollout.overlap`` 0 an iteration is played when it is asked for, by the newest weights.
 With 1 the next iteration is played by the weights of before the update while the update runs, so it
@@ -16,7 +18,10 @@ from typing import Any
 
 from evolving_rl_jax.generate import Engine, Stats
 from evolving_rl_jax.rollout.episode import Driver
-from evolving_rl_jax.rollout.evolve import Experience
+from evolving_rl_jax.rollout.evolve import Evolver, Experience, StepScoring
+from evolving_rl_jax.run.engine import make_driver, on_this_host
+from evolving_rl_jax.run.parts import Parts
+from evolving_rl_jax.run.skills import audit_rules, fit_to_prompt, make_retriever
 from evolving_rl_jax.types import Task
 
 
@@ -53,6 +58,27 @@ class Rollout:
         return self.iteration - self.version
 
 
+def make_collector(
+    parts: Parts, engine: Engine, sources: Sequence[int], weights: Callable[[Any], Any]
+) -> Collector:
+    """The collector of a run.
+
+    Args:
+      parts: of the run.
+      engine: plays the iterations.
+      sources: numbers of the source tasks, out of the iteration's G, that are this host's.
+      weights: training state -> the policy's whole weights on the training mesh.
+    """
+    stages, temperature = Stages(parts, sources), parts.config.rollout.temperature
+    return Collector(
+        engine,
+        lambda iteration: make_driver(parts, engine, iteration, temperature),
+        stages.collect,
+        stages.coming,
+        lambda state: on_this_host(parts, weights(state)),
+    )
+
+
 class Collector:
     """Plays iterations one after the other, each now or ahead of time.
 
@@ -62,6 +88,7 @@ class Collector:
       play: (driver, iteration, stop) -> the experience; ``stop`` is for `Driver.run`.
       coming: (iteration) -> its tasks; the environments load them while the iteration before it is
         played.
+      weights: training state -> the policy's whole weights on this host.
     """
 
     def __init__(
@@ -70,25 +97,26 @@ class Collector:
         make_driver: Callable[[int], Driver],
         play: Callable[[Driver, int, Callable[[], str]], Experience],
         coming: Callable[[int], Sequence[Task]] = lambda _iteration: (),
+        weights: Callable[[Any], Any] = lambda state: state,
     ):
         self.engine, self._make_driver, self._play = engine, make_driver, play
-        self._coming = coming
+        self._coming, self._weights = coming, weights
         self._ahead: _Background | None = None
         self._closed = False
 
-    def take(self, iteration: int, params: Callable[[], Any]) -> Rollout:
+    def take(self, iteration: int, state: Any) -> Rollout:
         """The rollout of an iteration: the one that was started, or one played now.
 
         Args:
           iteration: of the training loop.
-          params: gives the policy's present weights; not called when it was played ahead.
+          state: of the training; not read when the iteration was played ahead.
 
         Raises:
           Exception: whatever ended a rollout that was played ahead.
         """
         began = time.perf_counter()
         if self._ahead is None:
-            self._load(iteration, params(), copy=False)
+            self._load(iteration, state, copy=False)
             rollout = self._collect(iteration, iteration, began)
         else:
             ahead, self._ahead = self._ahead, None
@@ -98,16 +126,16 @@ class Collector:
         rollout.waited = time.perf_counter() - began
         return rollout
 
-    def start(self, iteration: int, version: int, params: Any) -> None:
+    def start(self, iteration: int, version: int, state: Any) -> None:
         """Begins to play an iteration in a thread, with a copy of the weights.
 
         Args:
           iteration: to play.
-          version: iterations that ``params`` were trained for.
-          params: the policy's weights; may be donated as soon as this returns.
+          version: iterations that ``state`` was trained for.
+          state: of the training; may be donated as soon as this returns.
         """
         began = time.perf_counter()
-        self._load(version, params, copy=True)
+        self._load(version, state, copy=True)
         self._ahead = _Background(lambda: self._collect(iteration, version, began))
 
     def wait(self) -> None:
@@ -115,14 +143,24 @@ class Collector:
         if self._ahead is not None:
             self._ahead.wait()
 
+    def drop(self) -> None:
+        """Forgets what was played ahead, if anything was.
+
+        Raises:
+          Exception: whatever ended it.
+        """
+        if self._ahead is not None:
+            ahead, self._ahead = self._ahead, None
+            ahead.result()
+
     def close(self) -> None:
         """Ends what is being played ahead; nobody will take it."""
         self._closed = True
         self.wait()
 
-    def _load(self, version: int, params: Any, *, copy: bool) -> None:
+    def _load(self, version: int, state: Any, *, copy: bool) -> None:
         self.engine.warmup()
-        self.engine.set_params(params, version, copy=copy)
+        self.engine.set_params(self._weights(state), version, copy=copy)
         self.engine.reset_stats()
 
     def _collect(self, iteration: int, version: int, began: float) -> Rollout:
@@ -159,3 +197,62 @@ class _Background:
         if self._error is not None:
             raise self._error
         return self._value
+
+
+class Stages:
+    """What this host plays in an iteration.
+
+    Args:
+      parts: of the run.
+      sources: numbers of the source tasks, out of the iteration's G, that are this host's.
+    """
+
+    def __init__(self, parts: Parts, sources: Sequence[int]):
+        self._parts, self._sources = parts, sources
+        self._retriever = make_retriever(parts, parts.train_tasks)
+        self._grpo = parts.config.algorithm.arm == "grpo"
+
+    def collect(self, driver: Driver, iteration: int, stop: Callable[[], str]) -> Experience:
+        """The four stages for this iteration's source tasks (or G x K groups in the grpo arm).
+
+        Args:
+          driver: plays them.
+          iteration: whose tasks.
+          stop: see `Driver.run`; so does a notice or ``config.rollout.deadline_s``.
+        """
+        config = self._parts.config
+        evolver = Evolver(
+            driver, self._retriever, self._parts.prompts, config.rollout, self._stopping(stop),
+            StepScoring.from_config(config), audit_rules(config),
+            fit_to_prompt(config, self._parts.tokenizer),
+        )  # fmt: skip
+        play = evolver.collect_groups if self._grpo else evolver.collect
+        return play(self._tasks(iteration), self._sources)
+
+    def coming(self, iteration: int) -> list[Task]:
+        """The games of an iteration on this host, each once; none after the last iteration."""
+        config = self._parts.config
+        if iteration >= config.train.num_iterations:
+            return []
+        tasks = self._tasks(iteration)
+        if not self._grpo:
+            num = config.rollout.num_retrieved
+            tasks = [*tasks, *(t for s in tasks for t in self._retriever.retrieve(s, num))]
+        return list({task.id: task for task in tasks}.values())
+
+    def _tasks(self, iteration: int) -> list[Task]:
+        rollout = self._parts.config.rollout
+        size = rollout.num_retrieved if self._grpo else 1  # tasks of one source
+        tasks = self._parts.order.take(iteration, rollout.num_sources * size)
+        return [task for g in self._sources for task in tasks[g * size : (g + 1) * size]]
+
+    def _stopping(self, stop: Callable[[], str]) -> Callable[[], str]:
+        """When to leave what is unfinished: a notice, or the deadline of an iteration."""
+        seconds, preemption = self._parts.config.rollout.deadline_s, self._parts.preemption
+        end = time.monotonic() + seconds
+
+        def reason() -> str:
+            late = f"not finished within config.rollout.deadline_s = {seconds:g}"
+            return preemption.reason or (late if time.monotonic() > end else "") or stop()
+
+        return reason

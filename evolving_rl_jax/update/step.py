@@ -69,6 +69,19 @@ STEP_METRICS: dict[str, str] = {
     "skipped_updates": "updates left out so far because the gradient was not finite",
 }
 
+# Metric -> the one that says of how many it is a mean: where that is 0 it says nothing.
+STEP_COUNTS: dict[str, str] = {
+    **dict.fromkeys(("loss", "policy_loss", "kl", "clip_fraction", "ratio_deviation"), "tokens"),
+    **dict.fromkeys(("kl_solver", "entropy_solver"), "sequences_solver"),
+    **dict.fromkeys(("zero_variance_solver", "win_rate"), "sequences_solver"),
+    **dict.fromkeys(("kl_extractor", "entropy_extractor"), "sequences_extractor"),
+    **dict.fromkeys(("zero_variance_extractor", "extractor_reward"), "sequences_extractor"),
+    **dict.fromkeys(("logprob_gap_mean", "logprob_gap_max"), "trained_tokens"),
+    **dict.fromkeys(("logprob_correlation", "importance_mean"), "trained_tokens"),
+    "importance_capped": "trained_tokens",
+}
+CUMULATIVE = ("skipped_updates",)  # counted since the start of the run
+
 # Metrics that the loss returns as sums over sequences of token means.
 _PER_SEQUENCE = ("loss", "policy_loss", "kl", "clip_fraction", "ratio_deviation")
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from evolving_rl_jax.eval import statistics, tables
 from evolving_rl_jax.files import write_atomic, write_json
+from evolving_rl_jax.record.figures import pooled
 from evolving_rl_jax.report import results as report_results
 from evolving_rl_jax.report.readers import UNREADABLE, Run, groups, read_run
 from evolving_rl_jax.report.results import AFTER, BEFORE, CONDITIONS, SPLITS
@@ -153,16 +154,10 @@ def _skill_row(label: str, name: str, runs: Sequence[Run]) -> dict[str, Any] | N
     panels = [p for p in (r.panel(name, temperature) for r in runs) if p and p.get("sources")]
     if not panels:
         return None
-    keys = ("skill_valid", "fact_seen", "fact_stated_when_seen")
-    means = {k: _mean([p["sources"].get(k) for p in panels]) for k in keys}
+    sources = pooled([p["sources"] for p in panels])
+    means = {k: sources.get(k) for k in ("skill_valid", "fact_seen", "fact_stated_when_seen")}
     banks = [r.folder / "eval" / f"{name}-t{temperature:g}.skills.jsonl" for r in runs]
     return {"label": label, "temperature": temperature, **means, "best": _best(banks)}
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    """The mean of those that there are: tasks without facts state none."""
-    known = [v for v in values if v is not None]
-    return sum(known) / len(known) if known else None
 
 
 def _best(banks: Sequence[pathlib.Path]) -> list[dict[str, Any]]:

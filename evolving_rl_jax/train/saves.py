@@ -1,0 +1,129 @@
+"""What of a training run is kept: where it begins, what it saves, and the best that it returns to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from evolving_rl_jax.models.lora import LoraConfig
+from evolving_rl_jax.run.parts import Parts
+from evolving_rl_jax.train.checkpoint import Checkpoints
+from evolving_rl_jax.train.cloning import initial_params
+from evolving_rl_jax.train.collapse import CollapseRule
+from evolving_rl_jax.update.state import TrainState, abstract_state, kept, state_from_params
+
+
+class Saves:
+    """The checkpoints of a run, and what is in them beside the state.
+
+    Args:
+      parts: of the run; all its hosts make the same calls.
+      optimizer: of the updates.
+      mesh: that states are laid out on.
+      lora: the adapters that are trained, or None.
+
+    Attributes:
+      rule: the collapse rule, whose memory is saved with the state.
+    """
+
+    def __init__(
+        self,
+        parts: Parts,
+        optimizer: optax.GradientTransformation,
+        mesh: Mesh,
+        lora: LoraConfig | None,
+    ):
+        self._parts, self._optimizer, self._mesh, self._lora = parts, optimizer, mesh, lora
+        self._config = parts.config.checkpoint
+        folder = parts.folder.path / "checkpoints"
+        self._checkpoints = Checkpoints(folder, self._config, parts.hosts)
+        self.rule = CollapseRule(parts.config.collapse)
+
+    def begin(self) -> tuple[TrainState, int]:
+        """The state of the newest checkpoint, or a new one, and the iterations it was trained for."""
+        state, extra = self._restore("latest") or (self._new_state(), {"iteration": 0})
+        self.rule = CollapseRule(self._parts.config.collapse, extra.get("collapse"))
+        if extra["iteration"]:
+            self._parts.say(f"going on from the checkpoint after iteration {extra['iteration']}")
+        return state, extra["iteration"]
+
+    def due(self, done: int) -> bool:
+        """Whether there is a checkpoint after ``done`` iterations by schedule."""
+        return done % self._config.every == 0 or done == self._parts.config.train.num_iterations
+
+    def save(self, done: int, state: TrainState, score: float, *, at_once: bool) -> None:
+        """Starts to write a checkpoint where one is due.
+
+        Args:
+          done: iterations that ``state`` was trained for.
+          state: copied before this returns.
+          score: what ``best`` is chosen by; while a limit is broken it is never the best.
+          at_once: write it whatever the schedule says, and return when it is on the disk.
+        """
+        if self.due(done) or at_once:
+            trusted = score if self.rule.trusted else None
+            self._checkpoints.save(done, kept(state, self._lora), self._extra(done), score=trusted)
+        if at_once:
+            self.save_now(done, state)
+
+    def save_now(self, done: int, state: TrainState) -> None:
+        """Makes sure that the present state is on the disk, whatever the schedule says."""
+        if done and done not in self._checkpoints.steps():
+            self._checkpoints.save(done, kept(state, self._lora), self._extra(done))
+        self.wait()
+        self._parts.say(f"saved after iteration {done}")
+
+    def wait(self) -> None:
+        """Returns when all that was saved is on the disk."""
+        self._checkpoints.wait()
+
+    def return_to_best(self, done: int, state: TrainState) -> tuple[TrainState, int]:
+        """Puts the state aside; the best checkpoint's and its iteration, or that of the start and 0.
+
+        Args:
+          done: iterations that ``state`` was trained for.
+          state: cannot be used afterwards: there may not be room for two.
+        """
+        parts = self._parts
+        keep = ConfigDict({"keep_last": 1, "keep_best": 0})
+        aside = Checkpoints(parts.folder.path / "collapsed", keep, parts.hosts)
+        aside.prepare(self._abstract())
+        aside.save(done, kept(state, self._lora), self._extra(done))
+        aside.close()
+        jax.tree.map(lambda x: x.delete(), state)
+        restored = self._restore("best") if self._checkpoints.best() is not None else None
+        state, extra = restored or (self._new_state(), {"iteration": 0})
+        best = extra["iteration"]
+        parts.say(f"back to the policy of iteration {best}; the collapsed one is in {aside.folder}")
+        return state, best
+
+    def _extra(self, done: int) -> dict[str, Any]:
+        """Everything but the state that a run needs to go on."""
+        return {"iteration": done, "collapse": self.rule.state}
+
+    def _restore(self, which: str) -> tuple[TrainState, dict[str, Any]] | None:
+        """A checkpoint, or None when there is none at all."""
+        restored = self._checkpoints.restore(self._abstract(), which)
+        if restored and self._lora:  # the frozen base is in no checkpoint
+            state, extra = restored
+            return state._replace(ref_params=self._new_state().ref_params), extra
+        return restored
+
+    def _abstract(self) -> TrainState:
+        """What a checkpoint holds, as shapes and shardings."""
+        model_cfg = self._parts.model_cfg
+        return kept(
+            abstract_state(model_cfg, self._optimizer, self._mesh, lora=self._lora), self._lora
+        )
+
+    def _new_state(self) -> TrainState:
+        model_cfg = self._parts.model_cfg
+        dtype = model_cfg.dtype if self._lora else "float32"  # in which it will be kept
+        return state_from_params(
+            initial_params(self._parts, self._mesh, dtype=dtype), model_cfg, self._optimizer,
+            self._mesh, lora=self._lora, key=jax.random.key(self._parts.config.seed),
+        )  # fmt: skip

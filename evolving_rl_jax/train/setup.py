@@ -1,0 +1,102 @@
+"""What a training loop works with, made from the parts of its run."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from jax.sharding import Mesh
+
+from evolving_rl_jax.eval.play import Panels
+from evolving_rl_jax.models import lora as lora_lib
+from evolving_rl_jax.parallel import in_order
+from evolving_rl_jax.record.run import RunRecord
+from evolving_rl_jax.rollout.batch import BatchShape
+from evolving_rl_jax.run.engine import make_engine
+from evolving_rl_jax.run.parts import Parts, training_mesh
+from evolving_rl_jax.train.collapse import CollapseLog
+from evolving_rl_jax.train.collect import Collector, make_collector
+from evolving_rl_jax.train.global_batch import host_shape, source_numbers
+from evolving_rl_jax.train.limits import Limits
+from evolving_rl_jax.train.saves import Saves
+from evolving_rl_jax.update.optimizer import make_optimizer
+from evolving_rl_jax.update.state import TrainState
+from evolving_rl_jax.update.step import make_train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What stays the same from iteration to iteration.
+
+    Attributes:
+      mesh: the devices of an update.
+      train_step: the compiled update, (state, batch) -> (state, metrics).
+      shape: of this host's part of a batch.
+      sources: numbers of the source tasks, out of the iteration's G, that this host plays.
+      weights: state -> the whole policy; with LoRA valid until the next call, see `lora.Merger`.
+      collector: plays iterations.
+      panels: plays evaluations.
+      record: what is written down of an iteration.
+      collapses: what is written down of a collapse.
+      saves: checkpoints.
+      limits: end a run that learns nothing.
+    """
+
+    mesh: Mesh
+    train_step: Callable[..., tuple[TrainState, dict[str, Any]]]
+    shape: BatchShape
+    sources: Sequence[int]
+    weights: Callable[[TrainState], Any]
+    collector: Collector
+    panels: Panels
+    record: RunRecord
+    collapses: CollapseLog
+    saves: Saves
+    limits: Limits
+
+
+def set_up(parts: Parts) -> tuple[Run, TrainState, int]:
+    """Makes everything, and reads the newest checkpoint or makes the policy that training starts from.
+
+    Returns:
+      What the loop works with, the state, and the number of iterations that it was trained for.
+
+    Raises:
+      ConfigError: the configuration does not fit the devices, or the folder its checkpoints.
+      CollapsedError: the collapse rule has ended this run.
+    """
+    config, hosts = parts.config, parts.hosts
+    mesh, lora = training_mesh(config, hosts), lora_lib.from_config(config.model.lora)
+    optimizer = make_optimizer(config, config.train.num_iterations * config.train.minibatches)
+    saves = Saves(parts, optimizer, mesh, lora)
+    state, done = saves.begin()
+    saves.rule.raise_if_stopped()
+    train_step = make_train_step(
+        config, parts.model_cfg, optimizer, mesh, lora=lora, attention=config.model.attention
+    )
+    weights = _weights(lora)
+    engine = make_engine(parts, weights(state))
+    sources = source_numbers(config.rollout.num_sources, config.train.minibatches, hosts)
+    collector = make_collector(parts, engine, sources, weights)
+    run = Run(
+        mesh=mesh,
+        train_step=in_order(train_step),
+        shape=host_shape(BatchShape.from_config(config), hosts),
+        sources=sources,
+        weights=weights,
+        collector=collector,
+        panels=Panels(parts, engine, collector.wait),
+        record=RunRecord(parts, done),
+        collapses=CollapseLog(parts.folder.path, resume_from=done, write=hosts.first),
+        saves=saves,
+        limits=Limits(config),
+    )
+    return run, state, done
+
+
+def _weights(lora: lora_lib.LoraConfig | None) -> Callable[[TrainState], Any]:
+    if lora is None:
+        return lambda state: state.params
+    merge = lora_lib.Merger(lora)
+    return lambda state: merge(state.ref_params, state.params)
