@@ -25,6 +25,7 @@ TRAIN = [
     "httpx>=0.27",  # policies behind an endpoint
     "tenacity>=8.2",  # its retries
     "scipy>=1.15",  # bootstrap and Wilson intervals
+    "cachetools>=5.3",  # LRUCache that weighs its values
     "tqdm>=4.66",  # `delay` with dynamic_ncols
     "jinja2>=3.1",  # report.html and chat templates
     "bokeh>=3.9",  # charts that live inside the report file, drawn by its BokehJS

@@ -168,12 +168,12 @@ def measure_native(tasks: Sequence[types.Task], workers: int) -> dict[str, float
     gc.set_threshold(100_000, 20, 20)
     # One game a worker first: it pays for imports, and for what all games share.
     warm, new, cpu = tasks[:workers], tasks[workers:], time.process_time
-    fresh = envs.make("alfworld", max_games=len(tasks) + 1)
+    fresh = envs.make("alfworld", memory_mb=1e4 + 1)
     play_alone(fresh, warm, 1, 0)
     result = {}
     result["core first"] = rate(lambda: play_alone(fresh, new, FIRST, 1), cpu)
     result["core next"] = rate(lambda: play_alone(fresh, new, NEXT, 2), cpu)
-    again = envs.make("alfworld", max_games=len(tasks) + 2)
+    again = envs.make("alfworld", memory_mb=1e4 + 2)
     again.reset(warm[0])
     result["core load"] = rate(lambda: len([again.reset(task) for task in new]), cpu)
     result["core reset"] = rate(lambda: len([again.reset(t) for t in new * 2000]), cpu)

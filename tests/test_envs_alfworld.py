@@ -93,7 +93,7 @@ def stock():
 
 def test_native_equals_stock_on_every_task_type(games, stock):
     # A small memory: texts and states are forgotten all the time.
-    own = envs.make("alfworld", max_nodes=20)
+    own = envs.make("alfworld", memory_mb=1)
     for seed, folder in enumerate(games):
         walkthrough = read(folder)["walkthrough"]
         assert_lock_step(stock, own, folder, 25, seed, walkthrough)
@@ -136,14 +136,14 @@ def test_interleaved_episodes_do_not_disturb_each_other(games):
         yield seen
 
     alone = [list(play(envs.make("alfworld"), f, i))[-1] for i, f in enumerate(games * 2)]
-    options = {"max_games": 3, "max_nodes": 10}
+    options = {"memory_mb": 0.8}
     turns = [play(envs.make("alfworld", **options), f, i) for i, f in enumerate(games * 2)]
     assert list(list(zip(*turns, strict=True))[-1]) == alone
 
 
 def test_reading_a_game_leaves_arguments_and_output_alone(games, capfd):
     argv = list(sys.argv)
-    envs.make("alfworld", max_games=11).reset(task_of(games[0]))
+    envs.make("alfworld", memory_mb=99).reset(task_of(games[0]))
     assert sys.argv == argv
     assert capfd.readouterr().out == ""
 
@@ -202,8 +202,8 @@ def test_wrong_use_and_options():
         envs.make("alfworld").step("look")
     for options, expected in (
         ({"engine": "quick"}, "engine must be one of"),
-        ({"max_nodes": 0}, "max_nodes must be"),
-        ({"max_games": "many"}, "max_games must be"),
+        ({"memory_mb": 0}, "memory_mb must be"),
+        ({"check_games": "many"}, "check_games must be"),
         ({"speed": 3}, "option of alfworld must be one of"),
     ):
         with pytest.raises(ValueError, match=expected):
@@ -223,13 +223,13 @@ def test_the_translating_engine_and_its_options_are_no_more(options):
 
 
 def test_least_recently_used_games_are_dropped(games):
-    store = envs.make("alfworld", max_games=2)._games
+    store = envs.make("alfworld", memory_mb=0.5)._games  # a new one takes a fifth of a megabyte
     first = store.game(str(games[0]))
     store.game(str(games[1]))
     assert store.game(str(games[0])) is first
     store.game(str(games[2]))
     assert store.game(str(games[0])) is first
-    assert len(store._games) == 2
+    assert len(store) == 2
 
 
 def test_environments_never_import_jax(games):

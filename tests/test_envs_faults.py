@@ -326,7 +326,7 @@ def test_memory_is_flat_over_10_000_episodes(options, tmp_path_factory):
     out = tmp_path_factory.mktemp("many")
     index = households.generate_even(out, num=18, seed=3)
     tasks = [task_of(out / entry["path"]) for entry in index["games"]]
-    limits = {"max_games": 15, "max_nodes": 1_000, "max_states": 3_000}
+    limits = {"memory_mb": 8}
     seen = many_episodes({**options, **limits}, tasks, 12_000, 500)
     print(f"{options['engine']}: MiB after each 500 episodes:", *(f"{x:.0f}" for x in seen))
     full = seen[4:]

@@ -1,9 +1,12 @@
 """Our engine against the published one in rooms of all kinds, on other domains, and its memory."""
 
+import contextlib
 import gc
 import json
 import pathlib
 import random
+import tracemalloc
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -12,6 +15,9 @@ pytest.importorskip("alfworld")
 import scene_games
 
 from evolving_rl_jax import envs, types
+from evolving_rl_jax.envs.alfworld.engine.game import open_game
+from evolving_rl_jax.envs.alfworld.env import NativeAlfworld
+from evolving_rl_jax.envs.alfworld.games import GameStore
 from evolving_rl_jax.envs.alfworld.households import write as households
 from evolving_rl_jax.envs.alfworld.names import TASK_TYPES
 
@@ -60,14 +66,14 @@ def test_native_equals_stock(task_type, stock, tmp_path):
     """In the room in which the published engine is fastest, with a memory that is always full."""
     folder = tmp_path / "game"
     scene_games.write_game(folder, scene_games.small_room(), task_type, SMALL_KINDS, 0)
-    lock_step(stock, native(max_nodes=40), task_of(folder), 30, 0)
+    lock_step(stock, native(memory_mb=1.0), task_of(folder), 30, 0)
 
 
 def test_native_equals_stock_in_a_scene(stock, tmp_path):
     room = scene_games.scene_room(15)
     assert abs(len(room.places) - 15) <= 1
     folder = scene_games.write_game(tmp_path / "game", room, TASK_TYPES[2], SCENE_KINDS, 0)
-    lock_step(stock, native(max_nodes=40), task_of(folder), 25, 0)
+    lock_step(stock, native(memory_mb=1.0), task_of(folder), 25, 0)
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +93,7 @@ def read(task) -> dict:
 @pytest.mark.slow
 def test_native_equals_stock_for_long(stock, tmp_path):
     """20,000 steps of the published engine: all task types, three sizes of rooms."""
-    own, steps = native(max_nodes=40), 0
+    own, steps = native(memory_mb=1.0), 0
     sizes = [(scene_games.small_room(), SMALL_KINDS, 2500), (scene_games.scene_room(15), None, 800)]
     sizes.append((scene_games.scene_room(38), None, 50))
     for number, task_type in enumerate(TASK_TYPES):
@@ -265,26 +271,71 @@ def test_a_command_that_could_mean_two_things_is_refused(tmp_path):
         env.step("board tern 1")
 
 
-def test_memory_of_all_games_together_is_limited(homes):
-    env = native(max_states=300, max_nodes=200)
-    games = env._games
-    for seed in range(3):
-        for task in homes:
-            rng, seen = random.Random(seed), env.reset(task)
-            for _ in range(60):
-                seen = env.step(pick(rng, seen.actions))
-            assert sum(game.size for game in games._games.values()) < 300 + 260
-    assert len(games._games) == len(homes)
+def play(env: envs.Environment, task: types.Task, num_steps: int = 60, seed: int = 0) -> None:
+    rng, seen = random.Random(seed), env.reset(task)
+    for _ in range(num_steps):
+        seen = env.step(pick(rng, seen.actions))
+    env.close()
+
+
+@contextlib.contextmanager
+def traced() -> Iterator[Callable[[], int]]:
+    """Yields a function that says how many bytes were allocated since and are still held."""
+    gc.collect()
+    tracemalloc.start()
+    try:
+        yield lambda: tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_game_knows_how_much_memory_it_takes(homes, tmp_path):
+    """In the smallest and in the largest rooms, new and after 16 episodes."""
+    room = scene_games.scene_room(38)
+    kitchen = scene_games.write_game(tmp_path / "k", room, TASK_TYPES[0], SCENE_KINDS * 4, 0)
+    for i, task in enumerate((homes[0], task_of(kitchen))):
+        play(native(memory_mb=257), task)  # what all such games share
+        env = native(memory_mb=258 + i)
+        with traced() as allocated:
+            for seed in range(17):
+                play(env, task, num_steps=0 if seed == 0 else 60, seed=seed)
+                if seed in (0, 1, 16):
+                    gc.collect()
+                    assert env._games.nbytes == pytest.approx(allocated(), rel=0.3)
+
+
+def test_memory_does_not_grow_with_the_number_of_games(tmp_path):
+    """Of 48 games in scenes, of which each would take 0.6 MB and more for ever, about a third fit."""
+    index = households.generate_even(tmp_path, num=48, seed=2, rooms="scenes")
+    tasks = [task_of(tmp_path / entry["path"]) for entry in index["games"]]
+    play(native(memory_mb=257), tasks[0])
+    env, seen = native(memory_mb=16), []
+    with traced() as allocated:
+        for task in tasks:
+            play(env, task)
+            assert env._games.nbytes <= 16e6
+            seen.append(allocated())
+    assert len(env._games) < len(tasks) / 2
+    assert max(seen) < 1.2 * 16e6
+    assert max(seen[24:]) < 1.1 * max(seen[:24])
+
+
+def test_a_game_that_takes_too_much_begins_anew(homes):
+    env = native(memory_mb=3)
+    for seed in range(12):
+        play(env, homes[0], seed=seed)
+        assert env._games.nbytes < 1e6  # a quarter of all, and what a single state adds
+    assert len(env._games) == 1
 
 
 def test_what_is_dropped_is_freed_at_once(homes):
     """States and texts hold each other; workers search for such cycles only seldom."""
-    env = native(max_games=1)
+    env = NativeAlfworld(GameStore(open_game, max_bytes=1))  # keeps the game that it plays alone
 
     def remembered() -> int:
-        return sum(type(o).__name__ in ("Game", "_Record") for o in gc.get_objects())
+        return sum(type(o).__name__ in ("Game", "_Record", "Group") for o in gc.get_objects())
 
-    def play(task: types.Task) -> int:
+    def played(task: types.Task) -> int:
         rng, seen = random.Random(0), env.reset(task)
         for _ in range(60):
             seen = env.step(pick(rng, seen.actions))
@@ -294,11 +345,11 @@ def test_what_is_dropped_is_freed_at_once(homes):
     gc.disable()
     try:
         env.reset(homes[0])
-        fresh, played = remembered(), play(homes[0])
-        assert played > fresh + 30
+        fresh, full = remembered(), played(homes[0])
+        assert full > fresh + 30
         for task in homes[1:]:
-            play(task)
-        assert play(homes[0]) == played  # nothing is left of the others
+            played(task)
+        assert played(homes[0]) == full  # nothing is left of the others
         env.reset(homes[0])
         env._game.forget()
         assert remembered() <= fresh

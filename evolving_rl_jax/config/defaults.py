@@ -57,6 +57,7 @@ _ENV = {
     "engine": one_of("native", "stock"),
     # Of each task type, on which native is compared with stock, once a machine (0 = none).
     "check_games": least_0(2),
+    "memory_mb": above_0(256.0),  # most megabytes of games that a worker keeps (alfworld)
     "num_workers": least_0(2),
     "deadline_s": above_0(120.0),  # a worker that does not answer for so long is replaced
     "protocol": one_of("stop_at_error", "teacher_forced"),  # of mind2web

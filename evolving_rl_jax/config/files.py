@@ -144,7 +144,7 @@ def _tuples(node: Any) -> Any:
 # memory, never what.  docs/pods.md says which of them change the last digits.
 RESUMABLE = (
     *("train.num_iterations", "env.num_workers", "env.deadline_s", "rollout.deadline_s"),
-    *("env.engine", "env.check_games"),
+    *("env.engine", "env.check_games", "env.memory_mb"),
     *("checkpoint", "collapse", "mesh", "hosts", "train.wandb", "train.log_episodes", "eval.every"),
     *("train.micro_batch_rows", "train.row_length", "train.logprob_chunk", "train.remat"),
     *("model.attention", "rollout.num_slots", "rollout.memory_limit_gb", "rollout.prefill_buckets"),

@@ -38,7 +38,11 @@ class Alfworld(Benchmark):
         return alfworld.check(options, tasks, progress)
 
     def worker_options(self, env) -> dict[str, Any]:
-        return {"engine": env.engine, "check_games": env.check_games}
+        return {
+            "engine": env.engine,
+            "check_games": env.check_games,
+            "memory_mb": env.memory_mb,
+        }
 
     def variant(self, env) -> str:
         return env.engine

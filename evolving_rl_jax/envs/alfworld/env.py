@@ -23,9 +23,8 @@ class Options:
       engine: ``"native"`` (Python alone, see ``engine``) or ``"stock"`` (the published package,
         untouched); both give the same text, actions, reward and end at every step.  The rest is of
         ``native``.
-      max_games: games kept in memory in one process.
-      max_nodes: states and texts remembered for one game.
-      max_states: the same for all games of a process together (roughly 1 to 3 KB each).
+      memory_mb: most megabytes that the games of one process take, besides those that are being
+        played: 2 to 8 a game that has been played often.
       check_games: games of each task type on which ``check`` compares it with ``stock``; 0 trusts it.
 
     Raises:
@@ -33,18 +32,17 @@ class Options:
     """
 
     engine: str = "native"
-    max_games: int = 512
-    max_nodes: int = 5_000
-    max_states: int = 100_000
+    memory_mb: float = 256.0
     check_games: int = 2
 
     def __post_init__(self):
         if self.engine not in ENGINES:
             raise ValueError(f"engine must be one of {list(ENGINES)}, got {self.engine!r}")
-        for name in ("max_games", "max_nodes", "max_states", "check_games"):
-            value, least = getattr(self, name), int(name != "check_games")
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+        size, number = self.memory_mb, self.check_games
+        if not isinstance(size, int | float) or isinstance(size, bool) or not size > 0:
+            raise ValueError(f"memory_mb must be a number above 0, got {size!r}")
+        if not isinstance(number, int) or isinstance(number, bool) or number < 0:
+            raise ValueError(f"check_games must be an integer of at least 0, got {number!r}")
 
 
 _STORES: dict[Options, GameStore] = {}  # episodes of one process share their games
@@ -73,9 +71,8 @@ def check(options: Options, tasks: Sequence[types.Task], progress: Progress) -> 
 def _games(options: Options) -> GameStore:
     from evolving_rl_jax.envs.alfworld.engine.game import open_game
 
-    return GameStore(
-        lambda data: open_game(data, options.max_nodes), options.max_games, options.max_states
-    )
+    max_bytes = int(options.memory_mb * 1e6)
+    return GameStore(lambda data: open_game(data, max_bytes // 4), max_bytes)
 
 
 def refuse_won(task: types.Task, won: bool) -> None:
@@ -92,8 +89,8 @@ class NativeAlfworld(Environment):
         self._game: Any = None
 
     def reset(self, task: types.Task) -> types.Observation:
-        self._game = None
-        game = self._games.game(task.path)
+        self.close()
+        game, self._path = self._games.game(task.path), task.path
         refuse_won(task, game.won_at_start)
         self._game, self._state, self._view = game, game.root, game.view(game.root)
         return types.Observation(game.intro, self._view.actions)
@@ -108,4 +105,6 @@ class NativeAlfworld(Environment):
         self._games.game(task.path)
 
     def close(self) -> None:
+        if self._game is not None:
+            self._games.weigh(self._path, self._game)
         self._game = None

@@ -1,13 +1,15 @@
-"""Games of one process: read from their folders, least recently used ones dropped."""
+"""Games of one process: read from their folders, those used longest ago dropped."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
-from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, Protocol
+
+import cachetools
 
 from evolving_rl_jax.envs.base import EnvError, one_line
 
@@ -49,24 +51,27 @@ def shared_grammar(text: str) -> tuple[str, str | None]:
 class _StoredGame(Protocol):
     """What a store needs to know of a game."""
 
-    size: int  # states and texts remembered
-
-    def forget(self) -> None:
-        """Drops what is remembered; episodes under way go on."""
+    nbytes: int  # grows while it is played
 
 
 class GameStore:
-    """Games by folder, limited in number and in what they remember altogether."""
+    """Games by folder, those used last, as many as fit."""
 
-    def __init__(self, open_game: Callable[[dict], _StoredGame], max_games: int, max_states: int):
+    def __init__(self, open_game: Callable[[dict], _StoredGame], max_bytes: int):
         """Args:
         open_game: from the content of a game file to a game.
-        max_games: games kept.
-        max_states: states and texts that all of them may remember together.
+        max_bytes: of all games together.
         """
         self._open_game = open_game
-        self._max_games, self._max_states = max_games, max_states
-        self._games: OrderedDict[str, _StoredGame] = OrderedDict()
+        self._games = cachetools.LRUCache(max_bytes, getsizeof=lambda game: game.nbytes)
+
+    def __len__(self) -> int:
+        return len(self._games)
+
+    @property
+    def nbytes(self) -> int:
+        """Of all games, when each was weighed last."""
+        return self._games.currsize
 
     def game(self, folder: str) -> Any:
         """The game of a folder.
@@ -77,12 +82,20 @@ class GameStore:
         key = os.path.abspath(folder)
         game = self._games.get(key)
         if game is None:
-            game = self._games[key] = self._open(folder)
-            if len(self._games) > self._max_games:
-                self._games.popitem(last=False)
-        self._games.move_to_end(key)
-        self._limit_size(game)
+            game = self._open(folder)
+            self._keep(key, game)
         return game
+
+    def weigh(self, folder: str, game: _StoredGame) -> None:
+        """Takes in how large a game has become: those used longest ago make room."""
+        key = os.path.abspath(folder)
+        if self._games.get(key) is game:  # else it has made room itself
+            self._keep(key, game)
+
+    def _keep(self, key: str, game: _StoredGame) -> None:
+        self._games.pop(key, None)
+        with contextlib.suppress(ValueError):  # one that is larger than all of it is not kept
+            self._games[key] = game
 
     def _open(self, folder: str) -> _StoredGame:
         data = read_game(folder)
@@ -90,14 +103,5 @@ class GameStore:
             return self._open_game(data)
         except KeyboardInterrupt:
             raise
-        except BaseException as error:  # the translator ends malformed problems with SystemExit
+        except BaseException as error:  # the parser ends malformed problems with SystemExit
             raise EnvError(f"cannot load game {folder}: {one_line(error)}") from error
-
-    def _limit_size(self, current: _StoredGame) -> None:
-        total = sum(game.size for game in self._games.values())
-        for game in self._games.values():
-            if total <= self._max_states:
-                break
-            if game is not current or total == game.size:
-                total -= game.size
-                game.forget()

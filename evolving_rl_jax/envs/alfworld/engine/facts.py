@@ -66,11 +66,12 @@ class FactTable:
     A relation is any key that stands for a predicate.  Facts may be added at any time.
 
     Attributes:
-      size: results remembered by all memos of this table.
+      num_results: remembered by all memos of this table.
+      num_groups: of facts that something asked for.
     """
 
     def __init__(self):
-        self.size = 0
+        self.num_results = self.num_groups = 0
         self._facts: dict[Hashable, dict[tuple, int]] = {}
         self._groups: dict[Hashable, dict[tuple, dict[tuple, Group]]] = {}
 
@@ -79,15 +80,16 @@ class FactTable:
         self._facts.setdefault(relation, {})[arguments] = bit
         for positions, groups in self._groups.get(relation, {}).items():
             values = tuple([arguments[i] for i in positions])
-            groups.setdefault(values, Group()).insert(arguments, bit)
+            self._group(groups, values).insert(arguments, bit)
 
     def forget(self) -> None:
-        """Drops all readers; the memos that they belong to must not be used any more."""
-        self.size = 0
+        """Drops all groups and readers; memos that know them must not be used any more."""
         for by_positions in self._groups.values():
             for groups in by_positions.values():
                 for group in groups.values():
-                    group.forget()
+                    group.forget()  # groups and what reads them hold each other
+        self._groups = {}
+        self.num_results = self.num_groups = 0
 
     def group(self, relation: Hashable, positions: tuple[int, ...], values: tuple) -> Group:
         """The facts of a relation whose arguments at ``positions`` are ``values``."""
@@ -97,10 +99,14 @@ class FactTable:
             groups = by_positions[positions] = {}
             for arguments, bit in self._facts.get(relation, {}).items():
                 key = tuple([arguments[i] for i in positions])
-                groups.setdefault(key, Group()).insert(arguments, bit)
+                self._group(groups, key).insert(arguments, bit)
+        return self._group(groups, values)
+
+    def _group(self, groups: dict[tuple, Group], values: tuple) -> Group:
         group = groups.get(values)
         if group is None:
             group = groups[values] = Group()
+            self.num_groups += 1
         return group
 
 
@@ -155,10 +161,10 @@ class Memo:
         """Remembers a result (not None) with the facts that led to it."""
         record = self._record(frozenset(reads.groups), reads.bits)
         if len(record.results) >= _MAX_RESULTS:
-            self._table.size -= len(record.results)
+            self._table.num_results -= len(record.results)
             record.results.clear()
         record.results[facts & record.mask] = result
-        self._table.size += 1
+        self._table.num_results += 1
 
     def _record(self, groups: frozenset[Group], bits: int) -> _Record:
         for record in self._records:

@@ -42,14 +42,17 @@ from evolving_rl_jax.envs.base import EnvError
 __all__ = ["Game", "open_game"]
 
 _NOTHING = "Nothing happens."
+# Bytes of a game and of what it remembers, measured in rooms of 12 to 39 receptacles.
+_GAME_BYTES, _RESULT_BYTES, _FACT_BYTES = 100_000, 800, 2_000
+_OPERATOR_BYTES, _GROUP_BYTES = 900, 1_000
 
 
-def open_game(data: dict[str, Any], max_nodes: int = 5_000) -> Game:
+def open_game(data: dict[str, Any], max_bytes: int = 1 << 26) -> Game:
     """Reads a game.
 
     Args:
       data: content of its file.
-      max_nodes: texts and states remembered.
+      max_bytes: where it forgets what it remembers and begins anew; see ``Game.nbytes``.
 
     Raises:
       EnvError: its goal always holds or can never be reached, or it has what cannot be compiled.
@@ -57,7 +60,7 @@ def open_game(data: dict[str, Any], max_nodes: int = 5_000) -> Game:
     """
     with quiet():
         try:
-            return Game(data, max_nodes)
+            return Game(data, max_bytes)
         except Unsupported as error:
             raise EnvError(f"engine native cannot compile {error}; play it with stock") from error
 
@@ -114,12 +117,12 @@ class Game:
       won_at_start: whether the goal holds before the first action.
     """
 
-    def __init__(self, data: dict[str, Any], max_nodes: int):
+    def __init__(self, data: dict[str, Any], max_bytes: int):
         grammar = load_grammar(data["grammar"])
         self._compiled = compile_domain(data["pddl_domain"], grammar)
         domain = self._compiled.domain
         objects, init, goal = parse_problem(domain, data["pddl_problem"])
-        self._max_nodes = max_nodes
+        self._max_bytes = max_bytes
         self._objects = {o.name: (o.name, o.type_name) for o in objects}
         static, self._start = relations(domain, objects, init)
         self._world = World(static, self._objects, grammar.predicates)
@@ -130,7 +133,6 @@ class Game:
         self._names = {name: entity.name for name, entity in self._entities.items()}
         kinds = [(t.name, list(t.supertype_names)) for t in domain.types]
         self._text = TextGenerator(grammar, self._world.table, kinds, self._entities)
-        self._operators: dict[tuple[Schema, Row], _Operator] = {}
         self._reached: set[Fact] | None = None
         self._set_goal(compile_goal(domain, goal))
         self.forget()
@@ -156,15 +158,23 @@ class Game:
             raise EnvError("the goal of the game always holds or can never be reached")
 
     @property
-    def size(self) -> int:
-        """States and texts remembered."""
-        return self._world.table.size
+    def nbytes(self) -> int:
+        """Memory that it takes, to a fifth."""
+        table = self._world.table
+        return (
+            _GAME_BYTES
+            + _RESULT_BYTES * table.num_results
+            + _FACT_BYTES * self._world.num_bits
+            + _OPERATOR_BYTES * len(self._operators)
+            + _GROUP_BYTES * table.num_groups
+        )
 
     def forget(self) -> None:
-        """Drops what is remembered; episodes under way go on."""
+        """Drops what is remembered, but for the numbers of facts; episodes under way go on."""
         table = self._world.table
         table.forget()
         self._text.forget()
+        self._operators: dict[tuple[Schema, Row], _Operator] = {}
         self._lists: dict[tuple[str, ...], tuple[str, ...]] = {}
         self._won = Memo(table)
         firsts = [schema.query.first for schema in self._compiled.schemas]
@@ -203,7 +213,7 @@ class Game:
         memo = self._views.memo(state)
         view = memo.find(state)
         if view is None:
-            if self.size > self._max_nodes:
+            if self.nbytes > self._max_bytes:
                 self.forget()
                 memo = self._views.memo(state)
             reads, pairs = Reads(), []

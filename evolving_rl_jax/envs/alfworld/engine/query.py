@@ -55,6 +55,11 @@ class World:
                 self.show(predicate, arguments, bit)
         return bit
 
+    @property
+    def num_bits(self) -> int:
+        """Changing facts that were met."""
+        return len(self._bits)
+
     def facts(self, state: int) -> set[Fact]:
         """The changing facts that hold in a state."""
         return {fact for fact, bit in self._bits.items() if state & bit}
