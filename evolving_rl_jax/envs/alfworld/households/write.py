@@ -163,7 +163,7 @@ def prove(data: dict[str, Any]) -> None:
     from evolving_rl_jax.envs.alfworld.engine.game import open_game
 
     game = open_game(data)
-    state, view, won = game.root, game.view(game.root), False
+    state, view, won = game.root, game.view(game.root), game.won_at_start
     for number, command in enumerate(data["walkthrough"], start=1):
         if won:
             raise PlanError(f"goal must not hold before command {number} ({command!r}), it does")
