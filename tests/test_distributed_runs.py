@@ -108,7 +108,7 @@ def launch(arguments, count, *, code=None, compiled=None):
             "JAX_PLATFORMS": "cpu",
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={4 // count}",
         }
-        if code:  # less time to compile
+        if code and not arguments:  # less time to compile
             variables["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
         if count > 1:
             variables |= {
@@ -232,15 +232,56 @@ def assert_same_run(one, other):
         assert results[0]["games"] == results[1]["games"]
 
 
+# Runs the command and writes down how many iterations were logged before each compilation, and what
+# this process opened to write, made or moved in the run folder.
+WATCHED = """
+import json, os, pathlib, sys
+import jax.monitoring
+from evolving_rl_jax.cli.main import main
+
+workdir, *arguments = sys.argv[1:]
+compiled, touched = [], set()
+metrics = pathlib.Path(workdir) / "metrics.jsonl"
+
+
+def on_event(name, *_, **__):
+    if name == "/jax/core/compile/backend_compile_duration":
+        compiled.append(metrics.read_bytes().count(b"\\n") if metrics.exists() else 0)
+
+
+def on_call(event, args):
+    writes = event == "open" and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+    if writes or event in ("os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate"):
+        if isinstance(args[0], (str, os.PathLike)):
+            path = os.path.relpath(os.fspath(args[0]), workdir)
+            touched.add(path.split("/")[0])
+
+
+jax.monitoring.register_event_duration_secs_listener(on_event)
+sys.addaudithook(on_call)
+code = main([*arguments, f"--workdir={workdir}"])
+print(json.dumps([compiled, sorted(touched - {".."})]))
+sys.exit(code)
+"""
+
+
 @pytest.mark.slow
 def test_a_run_of_two_processes_is_the_run_of_one(config, compiled, single, tmp_path):
     workdir = tmp_path / "double"
     for name in ("games", "tokenizer", "warmstart"):  # the same policy to start from
         shutil.copytree(single / name, workdir / name)
     shutil.copy(single / "config.json", workdir)
-    results = finish(launch(command(config, workdir), 2, compiled=compiled))
+    arguments = [workdir, "train", f"--config={config}"]
+    results = finish(launch(arguments, 2, code=WATCHED, compiled=compiled))
     for (_, err), code in results:
         assert code == 0, err[-3000:]
+    (first, wrote), (second, also_wrote) = (
+        json.loads(out.splitlines()[-1]) for (out, _), _ in results
+    )
+    assert len(first) > 5 and len(second) > 5  # the listeners heard something
+    assert [c for c in first + second if c > 0] == []  # nothing compiles after the first iteration
+    assert {"metrics.jsonl", "skills", "eval", "episodes"} <= {p.split(".p")[0] for p in wrote}
+    assert set(also_wrote) <= {"checkpoints"}  # one process writes, the others their shards
     assert "iteration 3/3" in results[0][0][0] and "iteration" not in results[1][0][0]
     assert_same_run(single, workdir)
 
