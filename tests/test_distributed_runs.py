@@ -235,7 +235,7 @@ def assert_same_run(one, other):
 # Runs the command and writes down how many iterations were logged before each compilation, and what
 # this process opened to write, made or moved in the run folder.
 WATCHED = """
-import json, os, pathlib, sys
+import json, os, pathlib, sys, traceback
 import jax.monitoring
 from evolving_rl_jax.cli.main import main
 
@@ -246,7 +246,9 @@ metrics = pathlib.Path(workdir) / "metrics.jsonl"
 
 def on_event(name, *_, **__):
     if name == "/jax/core/compile/backend_compile_duration":
-        compiled.append(metrics.read_bytes().count(b"\\n") if metrics.exists() else 0)
+        done = metrics.read_bytes().count(b"\\n") if metrics.exists() else 0
+        stack = [f"{f.filename}:{f.lineno}" for f in traceback.extract_stack()]
+        compiled.append([done, [s for s in stack if "evolving_rl_jax/" in s or "orbax" in s][-3:]])
 
 
 def on_call(event, args):
@@ -279,7 +281,9 @@ def test_a_run_of_two_processes_is_the_run_of_one(config, compiled, single, tmp_
         json.loads(out.splitlines()[-1]) for (out, _), _ in results
     )
     assert len(first) > 5 and len(second) > 5  # the listeners heard something
-    assert [c for c in first + second if c > 0] == []  # nothing compiles after the first iteration
+    assert [
+        where for done, where in first + second if done
+    ] == []  # nothing compiles after the first iteration
     assert {"metrics.jsonl", "skills", "eval", "episodes"} <= {p.split(".p")[0] for p in wrote}
     assert set(also_wrote) <= {"checkpoints"}  # one process writes, the others their shards
     assert "iteration 3/3" in results[0][0][0] and "iteration" not in results[1][0][0]
