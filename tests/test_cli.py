@@ -75,7 +75,7 @@ def test_a_setting_can_follow_as_the_next_word(fails, tmp_path):
 def test_settings_are_for_train_only(fails, tmp_path):
     line = fails("report", f"--workdir={tmp_path}", "--config.seed=1")
     assert (
-        "--config.KEY=VALUE must be given to train, ablation, compile, transfer, doctor, got report"
+        "--config.KEY=VALUE must be given to train, ablation, compile, transfer, doctor, eval, export, got report"
         in line
     )
 

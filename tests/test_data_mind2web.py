@@ -16,6 +16,7 @@ from evolving_rl_jax.envs.mind2web.official import DataError, find_files
 from evolving_rl_jax.envs.mind2web.records import RecordError, from_official
 from evolving_rl_jax.envs.mind2web.store import load_web_tasks, read_task
 from evolving_rl_jax.run.environments import prepare_games
+from evolving_rl_jax.run.folder import RunFolder
 
 pytest.importorskip("tensorflow_datasets")
 
@@ -288,9 +289,7 @@ def test_tasks_of_a_run_are_generated_once_or_read(tmp_path):
     assert (folder / "index.json").stat().st_mtime_ns == stamp
     assert [p.name for p in folder.parent.iterdir()] == ["games"]
     config.data.games = str(folder)
-    assert (
-        prepare_games(config, SimpleNamespace(path=tmp_path / "unused", begin=run.begin)) == tasks
-    )
+    assert prepare_games(config, RunFolder(str(tmp_path / "unused"))) == tasks
     splits = {t.split for t in tasks}
     assert source_split("test_website", splits) == "test_website_sources"
     assert source_split("test_task", splits) == "train"

@@ -71,7 +71,7 @@ def add(commands) -> None:
     add_hosts(p)
 
 
-def run(args, _overrides) -> None:
+def run(args, overrides: dict[str, str]) -> None:
     """Plays what the options ask for, or compares what was played."""
     if args.compare:
         from evolving_rl_jax.eval.compare import print_comparison
@@ -85,7 +85,7 @@ def run(args, _overrides) -> None:
     from evolving_rl_jax.run.parts import open_parts
     from evolving_rl_jax.run.preemption import Preemption
 
-    folder, splits = RunFolder(args.workdir), names(args.split)
+    folder, splits = RunFolder(args.workdir, moved=overrides), names(args.split)
     panel = (splits, args.games) if args.mode == "panel" else ()
     config = run_config(folder, *panel)
     with (

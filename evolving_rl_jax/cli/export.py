@@ -38,12 +38,12 @@ def add(commands) -> None:
     )
 
 
-def run(args, _overrides) -> None:
+def run(args, overrides: dict[str, str]) -> None:
     """Writes what the options ask for."""
     from evolving_rl_jax.run.folder import RunFolder
 
     at_least(args.top, 0, "--top")
-    folder, out = RunFolder(args.workdir), pathlib.Path(args.out)
+    folder, out = RunFolder(args.workdir, moved=overrides), pathlib.Path(args.out)
     folder.load_config()
     if args.what == "skills":
         from evolving_rl_jax.run.banks import export_skills

@@ -38,7 +38,8 @@ COMMANDS = {
     "compile": compile_,
     "doctor": doctor,
 }
-OVERRIDDEN = ("train", "ablation", "compile", "transfer", "doctor")  # take --config.KEY=VALUE
+# Take --config.KEY=VALUE; eval and export only where a folder of the run has moved.
+OVERRIDDEN = ("train", "ablation", "compile", "transfer", "doctor", "eval", "export")
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 # What ends a command in one line instead of a traceback: {error: (exit code, what follows it)}.

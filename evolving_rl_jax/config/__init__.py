@@ -9,6 +9,7 @@ from evolving_rl_jax.config.accepted import ConfigError
 from evolving_rl_jax.config.checks import cache_gigabytes, decay_length, validate
 from evolving_rl_jax.config.defaults import ARMS, LORA_TARGETS, default_config
 from evolving_rl_jax.config.files import (
+    FOLDERS,
     RESUMABLE,
     first_difference,
     flat,
@@ -17,11 +18,13 @@ from evolving_rl_jax.config.files import (
     schedule_change,
     set_key,
     to_json,
+    with_moved,
 )
 
 __all__ = [
     "ARMS",
     "ConfigError",
+    "FOLDERS",
     "LORA_TARGETS",
     "RESUMABLE",
     "cache_gigabytes",
@@ -35,4 +38,5 @@ __all__ = [
     "set_key",
     "to_json",
     "validate",
+    "with_moved",
 ]

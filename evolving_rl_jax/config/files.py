@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import os
 import pathlib
 from typing import Any
 
@@ -40,7 +41,39 @@ def load_config(path: str, overrides: dict[str, str] | None = None) -> ConfigDic
         raise ConfigError(f"get_config() of {path!r} must return a ConfigDict, got {found}")
     for key, value in (overrides or {}).items():
         set_key(config, key, value)
+    make_absolute(config)
     validate(config)
+    return config.lock()
+
+
+def make_absolute(config: ConfigDict) -> None:
+    """Makes the paths of ``FOLDERS`` absolute, so that a run means the same wherever it goes on.
+
+    A model that is no folder here is the id of one on a hub, and stays.
+    """
+    for key in FOLDERS:
+        group, leaf = key.split(".")
+        value = config[group][leaf]
+        if value and (key == "data.games" or os.path.isdir(value)):
+            config[group][leaf] = os.path.abspath(value)
+
+
+def with_moved(config: ConfigDict, overrides: dict[str, str]) -> ConfigDict:
+    """A configuration of a run whose folders lie elsewhere now.
+
+    Raises:
+      ConfigError: an override of something else than a folder.
+    """
+    for key in overrides:
+        if key not in FOLDERS:
+            raise ConfigError(
+                f"--config.KEY=DIR must say where a folder of the run has moved "
+                f"({', '.join(FOLDERS)}), got {key}"
+            )
+    config = ConfigDict(config.to_dict())
+    for key, value in overrides.items():
+        set_key(config, key, value)
+    make_absolute(config)
     return config.lock()
 
 
@@ -155,6 +188,11 @@ RESUMABLE = (
 )
 
 
+# Keys that name the user's folders.  Their paths are kept absolute, and may change when the folders
+# move; what they hold may not (see run.inputs).
+FOLDERS = ("data.games", "model.hf_path", "skills.embedder")
+
+
 def schedule_change(old: ConfigDict, new: ConfigDict) -> str:
     """What going on with ``new`` would do to the learning rate of ``old``; "" for nothing.
 
@@ -181,7 +219,10 @@ def _cosine(optimizer: ConfigDict, update: int, length: int) -> float:
 def first_difference(
     old: ConfigDict, new: ConfigDict, prefix: str = ""
 ) -> tuple[str, Any, Any] | None:
-    """(key, old value, new value) of the first difference, or None; RESUMABLE keys may differ."""
+    """(key, old value, new value) of the first difference, or None.
+
+    RESUMABLE keys may differ, and so may the paths of FOLDERS, which are compared by what is there.
+    """
     for key in old:
         name = f"{prefix}{key}"
         if name in RESUMABLE:
@@ -190,6 +231,13 @@ def first_difference(
             found = first_difference(old[key], new[key], f"{name}.")
             if found:
                 return found
-        elif old[key] != new[key]:
+        elif old[key] != new[key] and not _may_have_moved(name, old[key], new[key]):
             return name, old[key], new[key]
     return None
+
+
+def _may_have_moved(name: str, old: Any, new: Any) -> bool:
+    """Whether two paths may be of one folder; earlier versions kept relative ones."""
+    if name not in FOLDERS or not old or not os.path.isabs(new):
+        return False
+    return os.path.isabs(old) or os.path.abspath(old) == new

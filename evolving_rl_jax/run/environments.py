@@ -15,6 +15,7 @@ from evolving_rl_jax.envs.pool.pool import EnvPool
 from evolving_rl_jax.run.console import progress, say, user_errors
 from evolving_rl_jax.run.folder import RunFolder
 from evolving_rl_jax.run.hosts import ALONE, Hosts
+from evolving_rl_jax.run.inputs import check_inputs, keep_inputs
 from evolving_rl_jax.types import Task
 
 # The folder of a run on several hosts must be one folder.
@@ -27,8 +28,8 @@ def prepare_games(config, folder: RunFolder, hosts: Hosts = ALONE) -> Sequence[T
     On several hosts process 0 generates them and the others read them.
 
     Raises:
-      ConfigError: tasks are missing or malformed, not enough for the configuration, or not to be
-        trained on; nothing has been written then.
+      ConfigError: tasks are missing or malformed, not enough for the configuration, not to be trained
+        on, or not those that the run began with; nothing has been written then.
     """
     benchmark = envs.benchmark(config.env.name)
     given = config.data.games
@@ -39,7 +40,9 @@ def prepare_games(config, folder: RunFolder, hosts: Hosts = ALONE) -> Sequence[T
         tasks = benchmark.load(path)
     check_games(config, tasks)
     _check_sealed(config, tasks)
+    inputs = check_inputs(config, folder, tasks)
     folder.begin()
+    keep_inputs(folder, inputs)
     return tasks
 
 

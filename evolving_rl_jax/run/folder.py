@@ -1,6 +1,6 @@
 """The run folder: what is in it, and whether it belongs to this configuration.
 
-``config.json  metrics.jsonl  checkpoints/  warmstart/  skills/bank.jsonl  episodes/*.jsonl.gz  eval/*.json
+``config.json  inputs.json  metrics.jsonl  checkpoints/  warmstart/  skills/bank.jsonl  episodes/*.jsonl.gz  eval/*.json
 report.html``, plus ``games/`` and ``tokenizer/`` when the run made its own, and ``train.lock``.
 """
 
@@ -14,7 +14,7 @@ import json
 import os
 import pathlib
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TextIO
 
 from evolving_rl_jax import config as config_lib
@@ -31,18 +31,26 @@ class RunFolder:
       workdir: the folder.
       config: of the run that will write to it; None to read a run that is there.
       writes: False in all processes of a run but one: they leave the writing to it.
+      moved: where folders that the configuration names lie now, {key of it: path}, to read a run.
 
     Raises:
       ConfigError: the folder holds a run of another configuration, or something else.
     """
 
-    def __init__(self, workdir: str, config=None, *, writes: bool = True):
+    def __init__(
+        self,
+        workdir: str,
+        config=None,
+        *,
+        writes: bool = True,
+        moved: Mapping[str, str] | None = None,
+    ):
         if not workdir:
             raise config_lib.ConfigError("--workdir must be a folder, got ''")
         self.writes = writes
         self.path = pathlib.Path(workdir).absolute()
         self.config_file = self.path / "config.json"
-        self._config = config
+        self._config, self._moved = config, dict(moved or {})
         self._held = False
         if config is None:
             return
@@ -70,6 +78,11 @@ class RunFolder:
             raise config_lib.ConfigError(
                 f"config.train.num_iterations must keep the schedule of {str(self.path)!r}: {change}"
             )
+
+    @property
+    def trains(self) -> bool:
+        """Whether the folder was opened to train in it, and not to read a run."""
+        return self._config is not None
 
     def begin(self) -> None:
         """Makes the folder and writes the configuration, once everything else has been checked.
@@ -159,7 +172,7 @@ class RunFolder:
             raise config_lib.ConfigError(
                 f"--workdir must be a run folder with config.json, got {str(self.path)!r}"
             )
-        return config_lib.from_json(self.config_file)
+        return config_lib.with_moved(config_lib.from_json(self.config_file), self._moved)
 
     def eval_file(self, name: str, temperature: float) -> pathlib.Path:
         """Where the panel of a policy at a temperature is written."""
