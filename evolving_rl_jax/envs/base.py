@@ -8,7 +8,15 @@ from contextlib import AbstractContextManager
 
 from evolving_rl_jax import types
 
-__all__ = ["EngineMismatch", "EnvError", "Environment", "Progress", "TaskError", "one_line"]
+__all__ = [
+    "EngineMismatch",
+    "EnvError",
+    "Environment",
+    "Progress",
+    "TaskError",
+    "one_line",
+    "refuse_won",
+]
 
 # Makes a progress bar: (title, total) -> context of a function of the number done so far.
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
@@ -30,6 +38,12 @@ def one_line(error: BaseException) -> str:
     """An exception as one line of text, with its type unless it is an ``EnvError``."""
     text = str(error) if isinstance(error, EnvError) else f"{type(error).__name__}: {error}"
     return " ".join(text.split())
+
+
+def refuse_won(task: types.Task, won: bool) -> None:
+    """Raises ``EnvError`` for a game that is won before the first action: nobody has won it."""
+    if won:
+        raise EnvError(f"game {task.path} must not be won before the first action, it is")
 
 
 class Environment(abc.ABC):

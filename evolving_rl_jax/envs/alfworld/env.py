@@ -8,7 +8,7 @@ from typing import Any
 
 from evolving_rl_jax import types
 from evolving_rl_jax.envs.alfworld.games import GameStore
-from evolving_rl_jax.envs.base import EnvError, Environment, Progress
+from evolving_rl_jax.envs.base import EnvError, Environment, Progress, refuse_won
 
 __all__ = ["ENGINES", "NativeAlfworld", "Options", "check", "make"]
 
@@ -73,12 +73,6 @@ def _games(options: Options) -> GameStore:
 
     max_bytes = int(options.memory_mb * 1e6)
     return GameStore(lambda data: open_game(data, max_bytes // 4), max_bytes)
-
-
-def refuse_won(task: types.Task, won: bool) -> None:
-    """Raises ``EnvError`` for a game that is won before the first action: nobody has won it."""
-    if won:
-        raise EnvError(f"game {task.path} must not be won before the first action, it is")
 
 
 class NativeAlfworld(Environment):

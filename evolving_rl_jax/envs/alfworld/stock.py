@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 
 from evolving_rl_jax import types
-from evolving_rl_jax.envs.alfworld.env import refuse_won
-from evolving_rl_jax.envs.base import EnvError, Environment, one_line
+from evolving_rl_jax.envs.base import EnvError, Environment, one_line, refuse_won
 
 __all__ = ["StockAlfworld"]
 
