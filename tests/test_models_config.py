@@ -1,5 +1,6 @@
 """Reading config.json: the published sizes, both spellings of rope, and what is refused."""
 
+import dataclasses
 import json
 
 import pytest
@@ -138,3 +139,76 @@ def test_missing_and_malformed_files(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match="config.json must be JSON"):
         models.config_from_hf(tmp_path)
+
+
+LLAMA3 = dict(
+    rope_type="llama3",
+    factor=8.0,
+    low_freq_factor=1.0,
+    high_freq_factor=4.0,
+    original_max_position_embeddings=8192,
+)
+DEFAULT = dict(rope_type="default", rope_theta=5e5)
+# Forms of config.json; True = both spellings are there and transformers drops what one of them says.
+ROPE_FORMS = {
+    "nothing": ({}, False),
+    "theta": (dict(rope_theta=5e5), False),
+    "parameters": (dict(rope_parameters=DEFAULT), False),
+    "parameters, theta above": (
+        dict(rope_parameters=dict(rope_type="default"), rope_theta=5e5),
+        False,
+    ),
+    "parameters before the theta above": (dict(rope_parameters=DEFAULT, rope_theta=1e4), False),
+    "scaling": (dict(rope_theta=5e5, rope_scaling=LLAMA3), False),
+    "scaling with a theta": (dict(rope_scaling=LLAMA3 | dict(rope_theta=5e5)), False),
+    "scaling null": (dict(rope_parameters=DEFAULT, rope_scaling=None), False),
+    "parameters llama3": (dict(rope_parameters=LLAMA3 | dict(rope_theta=5e5)), False),
+    "both the same": (
+        dict(rope_parameters=LLAMA3 | dict(rope_theta=5e5), rope_scaling=LLAMA3, rope_theta=5e5),
+        False,
+    ),
+    "theta in one alone": (
+        dict(rope_parameters=LLAMA3 | dict(rope_theta=5e5), rope_scaling=LLAMA3),
+        True,
+    ),
+    "linear by hand": (
+        dict(rope_parameters=DEFAULT, rope_scaling=dict(type="linear", factor=2.0)),
+        True,
+    ),
+    "yarn by hand": (
+        dict(rope_parameters=DEFAULT, rope_scaling=dict(rope_type="yarn", factor=4.0)),
+        True,
+    ),
+    "llama3 by hand": (dict(rope_parameters=DEFAULT, rope_scaling=LLAMA3), True),
+    "llama3 of another factor": (
+        dict(
+            rope_parameters=LLAMA3 | dict(rope_theta=5e5),
+            rope_scaling=LLAMA3 | dict(factor=16.0),
+            rope_theta=5e5,
+        ),
+        True,
+    ),
+}
+
+
+@pytest.mark.parametrize("form", ROPE_FORMS)
+def test_rope_is_what_transformers_reads_or_is_refused(tmp_path, form):
+    transformers = pytest.importorskip("transformers")
+    keys, ambiguous = ROPE_FORMS[form]
+    sizes = dict(
+        model_type="llama", vocab_size=100, hidden_size=64, intermediate_size=64,
+        num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=8192,
+    )  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(sizes | keys))
+    if ambiguous:
+        with pytest.raises(ValueError, match="rope_parameters and rope_scaling must say the same"):
+            models.config_from_hf(tmp_path)
+        return
+    cfg = models.config_from_hf(tmp_path)
+    theirs = transformers.AutoConfig.from_pretrained(tmp_path)
+    if not hasattr(theirs, "rope_parameters"):  # transformers 4 keeps the keys of the file
+        pytest.skip("this transformers does not resolve rope_parameters")
+    theirs = theirs.rope_parameters
+    assert cfg.rope_theta == theirs["rope_theta"]
+    scaling = {k: v for k, v in theirs.items() if k not in ("rope_theta", "rope_type")}
+    assert (cfg.rope_scaling and dataclasses.asdict(cfg.rope_scaling)) == (scaling or None)

@@ -14,6 +14,7 @@ import sys
 
 import jax
 import numpy as np
+import pytest
 from test_train_step import MODEL, make_batch, make_sequences, mesh_of, run, small_config
 
 from evolving_rl_jax import parallel
@@ -24,7 +25,15 @@ MESHES = (
     {"data": 8, "fsdp": 1, "tensor": 1},
     {"data": 2, "fsdp": 2, "tensor": 2},
     {"data": 1, "fsdp": 4, "tensor": 2},
+    {"data": 1, "fsdp": 1, "tensor": 2},
 )
+# Every way to share eight devices out; the last two are those of two and of four GPUs.
+ALL_MESHES = [
+    {"data": d, "fsdp": f, "tensor": 8 // d // f}
+    for d in (1, 2, 4, 8)
+    for f in (1, 2, 4, 8)
+    if 8 % (d * f) == 0
+] + [{"data": 1, "fsdp": 1, "tensor": t} for t in (2, 4)]
 UNTIED = dataclasses.replace(MODEL, tie_word_embeddings=False, qkv_bias=True, model_type="qwen2")
 LORA = lora_lib.LoraConfig(rank=2, alpha=4.0)
 # name -> (mesh, model, adapters)
@@ -33,19 +42,35 @@ CASES = {
     "tied, all axes": (MESHES[1], MODEL, None),
     "untied": (MESHES[2], UNTIED, None),
     "adapters": (MESHES[1], MODEL, LORA),
+    "tensor alone": (MESHES[3], MODEL, None),
 }
 
 
-def test_eight_devices_equal_one(tmp_path):
+def on_eight_devices(out):
+    """What `_write_meshes` or, for the name "all", `_compile_meshes` does on eight CPU devices."""
     env = os.environ | {
         # Eight partitions are compiled for each mesh: without expensive passes, to save a minute.
         "XLA_FLAGS": "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0",
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": str(pathlib.Path(__file__).parents[1]),
     }
-    out = tmp_path / "results.npz"
     done = subprocess.run([sys.executable, __file__, out], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_the_step_compiles_and_agrees_on_every_mesh_of_eight_devices():
+    lines = on_eight_devices("all").splitlines()
+    assert len(lines) == 2 * len(ALL_MESHES)
+    for model in ("full", "adapters"):
+        losses = [float(line.split()[-1]) for line in lines if line.startswith(model)]
+        np.testing.assert_allclose(losses, losses[0], rtol=2e-4)
+
+
+def test_eight_devices_equal_one(tmp_path):
+    out = tmp_path / "results.npz"
+    on_eight_devices(out)
     results = np.load(out)
     assert str(results["message"]).endswith("mesh's data x fsdp = 8, got 3 (and 16)")
     for case, (_, model, lora) in CASES.items():
@@ -87,5 +112,15 @@ def _write_meshes(out):
     np.savez(out, **results)
 
 
+def _compile_meshes():
+    """A line for each mesh and kind of training: what, where, its loss."""
+    batch = make_batch(make_sequences(), num_rows=16)
+    for sizes in ALL_MESHES:
+        placed = parallel.host_local_to_global(batch, mesh_of(json.dumps(sizes)))
+        for name, lora in (("full", None), ("adapters", LORA)):
+            _, metrics = run(small_config(), placed, sizes=sizes, model=MODEL, lora=lora)
+            print(name, json.dumps(sizes), float(metrics["loss"]), flush=True)
+
+
 if __name__ == "__main__":
-    _write_meshes(sys.argv[1])
+    _compile_meshes() if sys.argv[1] == "all" else _write_meshes(sys.argv[1])

@@ -206,8 +206,29 @@ def _check_options(raw):
 
 
 def _rope(raw) -> tuple[float, RopeScaling | None]:
-    """(theta, scaling) from either spelling."""
-    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    """(theta, scaling) from either spelling; where both are there they must say the same.
+
+    Readers disagree on which of two goes before: transformers 5 takes ``rope_scaling`` and drops
+    the theta of ``rope_parameters``.
+    """
+    given = {name: raw[name] for name in ("rope_parameters", "rope_scaling") if raw.get(name)}
+    meant = [_spelled_out(rope, raw) for rope in given.values()]
+    if len(meant) == 2 and meant[0] != meant[1]:
+        raise ValueError(
+            f"rope_parameters and rope_scaling must say the same, got {given['rope_parameters']} and "
+            f"{given['rope_scaling']} with rope_theta {raw.get('rope_theta')}: keep one of them"
+        )
+    return _rope_of(next(iter(given.values()), {}), raw)
+
+
+def _spelled_out(rope, raw) -> dict[str, Any]:
+    """What a rope dict says, its theta and the older name of its type included."""
+    rope = {"rope_theta": raw.get("rope_theta", 10_000.0), "rope_type": "default", **rope}
+    rope["rope_type"] = rope.pop("type", rope["rope_type"])
+    return rope
+
+
+def _rope_of(rope, raw) -> tuple[float, RopeScaling | None]:
     unknown = sorted(set(rope) - {*_LLAMA3_KEYS, *_ROPE_KEYS})
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind in ("default", "llama3") and unknown:

@@ -101,7 +101,7 @@ def row_logprobs(
     )
     matrix = models.unembedding(params, model_cfg).astype(hidden.dtype)
     compute = functools.partial(_sorted_logprobs, chunk=chunk)
-    if mesh.size > 1:
+    if mesh.shape["data"] * mesh.shape["fsdp"] > 1:
         # The matrix is gathered once over the data axes, then each device goes through the chunks
         # of its own rows: the compiler, left to share out the loop, would gather the matrix and sum
         # its gradient in every chunk.  A vocabulary sharded over `tensor` stays sharded.
