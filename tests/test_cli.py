@@ -1,6 +1,7 @@
 """The command: its help, and what a mistake looks like: one line, exit code 2, nothing written."""
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -324,6 +325,19 @@ sys.exit(main())
     assert result.returncode == 2 and not result.stdout
     (line,) = result.stderr.splitlines()
     assert line.startswith(f"evolving-rl: the package {package} must be installed (it comes with")
+
+
+@pytest.mark.parametrize("utf8", ["0", "1"])
+def test_names_that_the_locale_cannot_read(tmp_path, utf8):
+    locale = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": utf8}
+    command = [sys.executable, "-m", "evolving_rl_jax", "games", "--num=6", "--out=\u00e9".encode()]
+    environment = os.environ | locale | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["\u00e9"][: int(utf8)]
+    assert done.returncode == (0 if utf8 == "1" else 2)
+    if utf8 == "0":
+        assert "encoding is ascii, got '--out=\\udcc3\\udca9'; with PYTHONUTF8=1" in done.stderr
+        assert len(done.stderr.splitlines()) == 1
 
 
 def test_ctrl_c_says_how_to_go_on(monkeypatch, capsys):

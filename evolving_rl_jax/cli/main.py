@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 
 from evolving_rl_jax import __version__
@@ -63,6 +64,7 @@ def main(argv: list[str] | None = None) -> int:
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
+        check_encoding(argv)
         overrides = take_overrides(argv)
         args = parser().parse_args(argv)
         if overrides and args.command not in OVERRIDDEN:
@@ -74,6 +76,17 @@ def main(argv: list[str] | None = None) -> int:
         code, rest = next(end for kind, end in ENDINGS.items() if isinstance(e, kind))
         print(f"evolving-rl: {' '.join(str(e).split())}{rest}", file=sys.stderr)
         return getattr(e, "exit_code", code)
+
+
+def check_encoding(argv: list[str]) -> None:
+    """Raises ConfigError for names that Python and the libraries under it would read differently."""
+    encoding = sys.getfilesystemencoding()
+    for word in [*argv, os.getcwd()]:
+        if encoding != "utf-8" and not word.isascii():
+            raise ConfigError(
+                f"arguments and the present folder must be ASCII where the locale's encoding is "
+                f"{encoding}, got {word!a}; with PYTHONUTF8=1 they need not be"
+            )
 
 
 def take_overrides(argv: list[str]) -> dict[str, str]:
