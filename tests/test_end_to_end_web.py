@@ -64,7 +64,7 @@ def panel_of(workdir, name):
 
 def test_a_run_prints_the_metrics_before_and_after_with_intervals(finished):
     workdir, result, _ = finished
-    blocks = result.stderr.split("success in % [95 % interval]")[-1].split("\n\n")
+    blocks = result.stderr.split("success in % [95 % interval: ")[-1].split("\n\n")
     headings = [b.splitlines()[0] for b in blocks[1:]]
     for metric in ("action accuracy", "element accuracy", "operation F1", "step success"):
         (block,) = [b for b in blocks if b.startswith(f"{metric} in %")]

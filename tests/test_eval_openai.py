@@ -380,3 +380,54 @@ def test_settings_are_immutable():
     with pytest.raises(dataclasses.FrozenInstanceError):
         settings("http://x").max_cost = 5
     assert json.dumps(dataclasses.asdict(settings("http://x")))
+
+
+# -- other benchmarks than households --------------------------------------------------------------
+
+
+def web_play(url, **changes):
+    pool = FakePool()
+    driver = ChatDriver(ChatClient(settings(url)), pool, max_steps=4, **changes)
+    episodes = []
+    driver.play(
+        0,
+        make_task("t", env="mind2web", text="Book a room"),
+        "the skill",
+        lambda e, _h: episodes.append(e),
+    )
+    driver.run()
+    return episodes[0], pool
+
+
+def clicks(messages):
+    """Clicks through three pages, then says the magic word of the double."""
+    turn = sum(m["role"] == "assistant" for m in messages)
+    done = "seen 3" in messages[-1]["content"] or turn >= 2
+    return GOOD.format(action="win" if done else '{"op": "CLICK", "ref": "E1"}')
+
+
+def test_web_tasks_are_played_in_their_own_words():
+    with serve(clicks) as (server, url):
+        episode, pool = web_play(url)
+    first = server.requests[0]["messages"]
+    assert (
+        "carries out a task on web sites" in first[0]["content"]
+        and "the skill" in first[0]["content"]
+    )
+    assert not any("household" in m["content"] for r in server.requests for m in r["messages"])
+    assert (
+        pool.actions[0][0] == '{"op": "CLICK", "ref": "E1"}'
+    )  # as it was said, and not in lower case
+    assert episode.won and episode.turns[0].valid and not episode.turns[-1].valid
+
+
+def test_a_prompt_shows_as_many_turns_as_the_run_says():
+    """Pages are long: with a recent context the oldest turns are left out, as on our own engine."""
+    sizes = {}
+    for recent in (None, 1, 0):
+        with serve(lambda m: GOOD.format(action="look")) as (server, url):
+            web_play(url, recent_turns=recent)
+        sizes[recent] = [len(r["messages"]) for r in server.requests]
+        roles = [m["role"] for m in server.requests[-1]["messages"]]
+        assert roles[:2] == ["system", "user"] and roles[-1] == "user"
+    assert sizes == {None: [2, 4, 6, 8], 1: [2, 4, 4, 4], 0: [2, 2, 2, 2]}

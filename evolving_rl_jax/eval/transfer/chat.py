@@ -26,7 +26,8 @@ class _Play:
     task: Task
     skill_text: str
     on_done: Callable
-    messages: list[dict[str, str]] = dataclasses.field(default_factory=list)
+    seen: list[tuple[str, tuple[str, ...]]] = dataclasses.field(default_factory=list)
+    said: list[str] = dataclasses.field(default_factory=list)
     turns: list[Turn] = dataclasses.field(default_factory=list)
     observation: str = ""
 
@@ -38,10 +39,13 @@ class ChatDriver:
       client: of the endpoint.
       pool: an ``envs.pool.pool.EnvPool``.
       max_steps: most turns of an episode; a task with a smaller limit of its own keeps it.
+      recent_turns: turns before the present one that a prompt shows, see
+        `rollout.contexts.RecentContext`; None = all.
     """
 
-    def __init__(self, client: ChatClient, pool, max_steps: int):
+    def __init__(self, client: ChatClient, pool, max_steps: int, recent_turns: int | None = None):
         self.client, self.pool, self.max_steps = client, pool, max_steps
+        self.recent_turns = recent_turns
         self.finished = 0
         self._waiting: list[tuple[int, _Play]] = []
         self._plays: dict[int, _Play] = {}
@@ -71,7 +75,7 @@ class ChatDriver:
                 self.pool.flush()
                 for key, result in sorted(self.pool.poll(_POLL_S), key=lambda r: r[0]):
                     if self._on_reply(key, result):
-                        messages = list(self._plays[key].messages)
+                        messages = self._messages(self._plays[key])
                         asked[executor.submit(self.client.complete, messages)] = key
                 done, _ = concurrent.futures.wait(asked, timeout=_POLL_S if asked else 0,
                                                   return_when="FIRST_COMPLETED")  # fmt: skip
@@ -89,17 +93,10 @@ class ChatDriver:
     def _on_reply(self, key: int, result) -> bool:
         """Takes what the environment says; returns whether the policy must be asked."""
         play = self._plays[key]
-        texts = benchmark(play.task.env).texts.chat
         if result.status != OK:
             self._finish(key, False, result.status, result.text)
             return False
-        if not play.messages:
-            play.messages = [
-                {"role": "system", "content": texts.system(play.skill_text)},
-                _user(texts.opening(play.task, result.text, result.actions)),
-            ]
-        else:
-            play.messages.append(_user(texts.following(result.text, result.actions)))
+        play.seen.append((result.text, tuple(result.actions)))
         play.observation = result.text
         if getattr(result, "done", False) or len(play.turns) >= self._limit(play.task):
             over = getattr(result, "done", False)
@@ -107,6 +104,18 @@ class ChatDriver:
             self._finish(key, won, OK if over else TRUNCATED)
             return False
         return True
+
+    def _messages(self, play: _Play) -> list[dict[str, str]]:
+        """The prompt of the next turn, in the words of the task's own benchmark."""
+        texts = benchmark(play.task.env).texts.chat
+        turns = len(play.said) if self.recent_turns is None else self.recent_turns
+        first = max(0, len(play.said) - turns)
+        messages = [{"role": "system", "content": texts.system(play.skill_text)}]
+        messages.append(_user(texts.opening(play.task, *play.seen[first])))
+        for said, seen in zip(play.said[first:], play.seen[first + 1 :], strict=True):
+            messages.append({"role": "assistant", "content": said})
+            messages.append(_user(texts.following(*seen)))
+        return messages
 
     def _limit(self, task: Task) -> int:
         return min(self.max_steps, task.step_limit)
@@ -129,7 +138,7 @@ class ChatDriver:
         said = without_thoughts(text)
         action, valid = benchmark(play.task.env).texts.chat.parse(said)
         play.turns.append(Turn(play.observation, text, action, valid))
-        play.messages.append({"role": "assistant", "content": said or text})
+        play.said.append(said or text)
         self.pool.step(key, action)
 
     def _finish(self, key: int, won: bool, status: str, error: str = "") -> None:

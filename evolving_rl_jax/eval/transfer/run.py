@@ -192,7 +192,8 @@ def _over_http(options, folder, config, banks) -> dict[str, Any]:
 
         def driver(_seed: int):
             client = ChatClient(options.endpoint, usage=spent)
-            return ChatDriver(client, pool, config.rollout.max_steps)
+            recent = config.rollout.recent_turns if config.rollout.context == "recent" else None
+            return ChatDriver(client, pool, config.rollout.max_steps, recent)
 
         facts = {"policy": options.policy, "model": options.endpoint.model, "style": "chat"}
         facts |= {"top_p": options.endpoint.top_p, "max_tokens": options.endpoint.max_tokens}
