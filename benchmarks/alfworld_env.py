@@ -15,6 +15,9 @@ rates are one engine in one process, a second of its CPU time, on both sides.
 * next: 40 more episodes of each of the same games, with actions not played before.
 * load: resets to a game that is not in memory.
 * reset: resets to a game that is.
+
+``--memory=300`` measures something else: resident megabytes of one process while it plays so many games
+of the smallest of the sizes, 16 episodes each.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ import gc
 import json
 import pathlib
 import random
+import resource
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -199,6 +203,17 @@ def _resets(pool: EnvPool, tasks: Sequence[types.Task]) -> int:
     return done
 
 
+def measure_memory(tasks: Sequence[types.Task], every: int) -> None:
+    """Prints the resident megabytes of this process after each ``every`` games."""
+    env = envs.make("alfworld")
+    for done, task in enumerate(tasks, start=1):
+        play_alone(env, [task], 16, done)
+        env.close()
+        if done % every == 0:
+            pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+            print(f"{done:5d} games {pages * resource.getpagesize() / 1e6:6.0f} MB", flush=True)
+
+
 def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -208,7 +223,14 @@ def main() -> None:
         "--games", type=int, default=4, help="beside one for each worker to warm up"
     )
     parser.add_argument("--stock-steps", type=int, default=40)
+    parser.add_argument("--memory", type=int, default=0, help="games; measures memory alone")
     arguments = parser.parse_args()
+    if arguments.memory:
+        with tempfile.TemporaryDirectory() as folder:
+            size = min(map(int, arguments.receptacles.split(",")))
+            tasks = write_games(pathlib.Path(folder), size, arguments.memory)
+            measure_memory(tasks, max(1, arguments.memory // 10))
+        return
     report = {}
     for size in map(int, arguments.receptacles.split(",")):
         with tempfile.TemporaryDirectory() as folder:

@@ -138,7 +138,7 @@ class Game:
         self.forget()
         self.intro = self._text.derive("#intro#", "#intro#", {}, self.root)
         self.view(self.root)
-        self.won_at_start = bool(self._goal.run(self._world, self.root, Reads()))
+        self.won_at_start = self._is_won(self.root)
 
     def _show_unchanging(self, init: list, shown: set[str]) -> set:
         """Tells texts the facts that never change; returns all initial facts."""
