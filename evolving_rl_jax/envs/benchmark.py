@@ -140,8 +140,8 @@ class Benchmark(abc.ABC):
         """Share of the facts of an episode's task that it revealed; None where it states none."""
 
     @abc.abstractmethod
-    def share_stated(self, episode: Episode, skill_text: str) -> float | None:
-        """Share of those facts that it revealed and that a skill states rightly; None as above."""
+    def share_stated(self, episode: Episode, skill_text: str) -> float:
+        """Share of the facts, of a task that states any, that it revealed and a skill states rightly."""
 
 
 def checked_options(accepted: type, name: str, options: dict[str, Any]) -> Any:

@@ -30,6 +30,6 @@ def share_seen(episode: Episode) -> float | None:
     return benchmark(episode.task.env).share_seen(episode)
 
 
-def share_stated(episode: Episode, skill_text: str) -> float | None:
-    """Share of those facts that it revealed and that a skill states rightly; None as above."""
+def share_stated(episode: Episode, skill_text: str) -> float:
+    """Share of the facts, of a task that states any, that it revealed and a skill states rightly."""
     return benchmark(episode.task.env).share_stated(episode, skill_text)

@@ -74,7 +74,7 @@ class Mind2WebTasks(Benchmark):
     def share_seen(self, episode: Episode) -> float | None:
         return facts.share_seen(episode)
 
-    def share_stated(self, episode: Episode, skill_text: str) -> float | None:
+    def share_stated(self, episode: Episode, skill_text: str) -> float:
         return facts.share_stated(episode, skill_text)
 
 
