@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import random
+from collections import Counter
 
 import pytest
 from doubles import FakeEngine, FakePool, compact_prompts, make_task, skill_text
@@ -99,6 +100,20 @@ def test_every_game_is_played_once_under_every_condition():
         assert game.source.text == game.task.text and game.source in SOURCES
     assert figures["sources"] == len(SOURCES) and figures["skill_valid"] == 1
     assert len(pool.tasks) == 4 * len(PANEL) + len(SOURCES)
+
+
+def test_games_are_spread_over_sources_that_are_equally_similar():
+    def named(task, name):
+        return dataclasses.replace(task, id=name, path=name, content_hash=f"hash of {name}")
+
+    sources = [named(SOURCES[0], f"source-{i}") for i in range(6)]
+    games = [named(PANEL[0], f"game-{i}") for i in range(12)]
+    _, played, figures, _ = play(games, ("own",), sources=sources)
+    assert figures["sources"] == 6
+    assert sorted(Counter(g.source.id for g in played).values()) == [2] * 6
+    _, again, _, _ = play(games[::-1], ("own",), sources=sources[::-1], seed=7)
+    assert [g.source.id for g in again] == [g.source.id for g in played]  # drawn once
+    assert [g.source.id for g in played[:6]] != [s.id for s in sources]  # by lot
 
 
 def test_one_skill_of_a_source_serves_all_games_that_retrieved_it():

@@ -217,6 +217,18 @@ def test_further_audits_and_the_limit_of_a_prompt_apply_in_training():
     assert played and all(e.skill_text == "the mug" for e in played)
 
 
+def test_given_tasks_are_played_instead_of_the_most_similar():
+    pool = [make_task(f"t{i}") for i in range(G + K)]
+    engine, envs = FakeEngine(PROMPTS.tokenizer, speak(None)), FakePool(None, 0)
+    evolver = Evolver(Driver(engine, envs, PROMPTS, SETTINGS, 3), None, PROMPTS, rollout_config())
+    chosen = [[pool[G + (g + k) % K] for k in range(K)] for g in range(G)]
+    experience = evolver.collect(pool[:G], [0, 1, 2], chosen)
+    assert [source.retrieved for source in experience.sources] == chosen
+    for source in experience.sources:
+        assert all(e.task is source.retrieved[k] for (k, _, _), e in source.episodes.items())
+    assert experience.episode_mask.all()
+
+
 def test_a_candidate_is_audited_once(monkeypatch):
     calls = []
     monkeypatch.setattr(AuditRules, "apply", lambda *_: calls.append("rules") or audit("fine"))

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from evolving_rl_jax.config import ConfigError, default_config
+from evolving_rl_jax.data.tasks import TaskOrder
 from evolving_rl_jax.run.skills import check_tasks
 from evolving_rl_jax.skills import (
     CachedEmbedder,
@@ -28,6 +29,7 @@ from evolving_rl_jax.skills import (
     TfidfEmbedder,
 )
 from evolving_rl_jax.skills.retrieval import shortage
+from evolving_rl_jax.skills.rotation import Lots, Rotation
 from evolving_rl_jax.types import Task
 
 MODEL = pathlib.Path(__file__).parent / "golden" / "embedding"
@@ -206,6 +208,74 @@ def test_ten_thousand_tasks():
     for source in pool[:20]:
         found = retriever.retrieve(source, 8)
         assert len({task.id for task in found} - {source.id}) == 8
+
+
+# -- ties ------------------------------------------------------------------------------------------
+
+
+def _worded_alike(groups=(1, 2, 4, 5, 9, 20, 40, 60)):
+    """Tasks of few sentences, as those of real games: (objects x places) of many games each."""
+    texts = [f"put a {o} in {p}" for o in ("mug", "pan", "egg", "pen") for p in ("desk", "shelf")]
+    pairs = zip(texts, groups, strict=True)
+    return [_task(f"g{t:02d}-{i:02d}", text) for t, (text, n) in enumerate(pairs) for i in range(n)]
+
+
+def _rotation(pool, k=4, seed=3):
+    retriever, order = Retriever(pool), TaskOrder(pool, seed)
+    return Rotation(
+        lambda task, lots: retriever.retrieve(task, k, lots=lots),
+        lambda position: order.take(position, 1)[0],
+        epoch=len(pool),
+        seed=seed,
+    ), order
+
+
+def test_every_task_has_its_turn_in_an_epoch():
+    pool = _worded_alike()
+    rotation, order = _rotation(pool)
+    plain = Retriever(pool)
+    for epoch in range(3):
+        first = epoch * len(pool)
+        found = [rotation.at(first + i) for i in range(len(pool))]
+        plays = Counter(task.id for tasks in found for task in tasks)
+        assert len(plays) >= 0.95 * len(pool)
+        for text in {task.text for task in pool}:  # of one sentence all are taken alike
+            alike = [plays[task.id] for task in pool if task.text == text]
+            assert max(alike) - min(alike) <= 2 or len(alike) <= 5
+        for i, tasks in enumerate(found):
+            source = order.take(first + i, 1)[0]
+            best = plain.retrieve_scored(source, 4)
+            assert source not in tasks and len({task.id for task in tasks}) == 4
+            scores = dict((t.id, s) for t, s in plain.retrieve_scored(source, len(pool) - 1))
+            assert [scores[t.id] for t in tasks] == [s for _, s in best]  # none less similar
+    by_id = Counter(t.id for s in order.take(0, len(pool)) for t in plain.retrieve(s, 4))
+    assert len(by_id) < 0.6 * len(pool)  # what ties by id left of it
+
+
+def test_ties_are_drawn_the_same_after_a_resume_and_on_any_number_of_hosts():
+    pool = _worded_alike()
+    whole, _ = _rotation(pool)
+    num, size = 7, len(pool)  # sources an iteration: some lie in two epochs
+    positions = range(3 * size // num * num)
+    expected = [[t.id for t in whole.at(i)] for i in positions]
+    for hosts in (2, 3):
+        parts = [_rotation(pool[::-1])[0] for _ in range(hosts)]
+        for i in positions:
+            assert [t.id for t in parts[i % num % hosts].at(i)] == expected[i]
+    resumed, _ = _rotation(pool)
+    for i in (2 * size + 5, 40, 41, size - 1, size, 0):  # later, and back again
+        assert [t.id for t in resumed.at(i)] == expected[i]
+    other, _ = _rotation(pool, seed=4)
+    assert [[t.id for t in other.at(i)] for i in range(50)] != expected[:50]
+    epochs = [expected[:size], expected[size : 2 * size]]
+    assert epochs[0] != epochs[1]
+
+
+def test_without_ties_nothing_is_drawn():
+    pool = [_task(f"t{i}", f"put a {'mug ' * i}on the shelf") for i in range(1, 12)]
+    retriever, lots = Retriever(pool), Lots(0)
+    for task in pool:
+        assert retriever.retrieve(task, 3, lots=lots) == retriever.retrieve(task, 3)
 
 
 # -- the same for every embedder -------------------------------------------------------------------

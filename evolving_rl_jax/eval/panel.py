@@ -34,6 +34,7 @@ from evolving_rl_jax.rollout.known_facts import given_skill
 from evolving_rl_jax.run.hosts import ALONE, Hosts
 from evolving_rl_jax.skills.audit import AuditRules
 from evolving_rl_jax.skills.retrieval import Retriever
+from evolving_rl_jax.skills.rotation import Lots
 from evolving_rl_jax.types import Episode, Task
 
 __all__ = [
@@ -184,9 +185,10 @@ class Panel:
         """Plays each needed source once; its one skill serves every panel game that retrieved it."""
         users: dict[str, list[int]] = {}
         by_id: dict[str, Task] = {}
+        lots = Lots(PANEL_ITERATION)  # the same for every policy and seed
         for i, game in enumerate(games):
             ((game.source, game.similarity),) = self.retriever.retrieve_scored(
-                game.task, 1, exclude_ids=self._ids, exclude_hashes=self._hashes
+                game.task, 1, exclude_ids=self._ids, exclude_hashes=self._hashes, lots=lots
             )
             users.setdefault(game.source.id, []).append(i)
             by_id[game.source.id] = game.source

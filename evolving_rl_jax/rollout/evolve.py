@@ -96,7 +96,8 @@ class Evolver:
 
     Args:
       driver: plays episodes.
-      retriever: ``retrieve(task, k)``, never the source itself; unused by the ``grpo`` arm.
+      retriever: ``retrieve(task, k)``, never the source itself; unused where the retrieved tasks are given, and by the
+        ``grpo`` arm.
       prompts: to render a skill for the solver.
       rollout: ``config.rollout``.
       stop: see `Driver.run`; what is unfinished then is masked.
@@ -123,17 +124,25 @@ class Evolver:
         self.evaluate_invalid = rollout.evaluate_invalid_skills
         self.max_chars = rollout.max_skill_chars
 
-    def collect(self, tasks: list[Task], numbers: Sequence[int] | None = None) -> Experience:
+    def collect(
+        self,
+        tasks: list[Task],
+        numbers: Sequence[int] | None = None,
+        retrieved: Sequence[list[Task]] | None = None,
+    ) -> Experience:
         """Source episodes, N skills each, and K x N x R evaluations; returns when all have ended.
 
         Args:
           tasks: of the sources.
           numbers: of the sources in the iteration, which their sampling is keyed by; default 0, 1,
             ...  A host that plays some of the sources passes theirs.
+          retrieved: the K tasks of each source; None = those that the retriever finds most similar.
         """
         sources = [Source(t) for t in tasks]
-        for g, source in zip(numbers or range(len(tasks)), sources, strict=True):
-            self.driver.play(g, source.task, "", self._after_source(g, source), keep_session=True)
+        found = [None] * len(tasks) if retrieved is None else retrieved
+        for g, source, chosen in zip(numbers or range(len(tasks)), sources, found, strict=True):
+            done = self._after_source(g, source, chosen)
+            self.driver.play(g, source.task, "", done, keep_session=True)
         self.driver.run(stop=self.stop)
         return self._experience(sources)
 
@@ -152,14 +161,17 @@ class Evolver:
 
     # -- stages ----------------------------------------------------------------------------------
 
-    def _after_source(self, g: int, source: Source):
+    def _after_source(self, g: int, source: Source, chosen: list[Task] | None):
         def done(episode: Episode, handle) -> None:
             source.episode = episode
             if handle is None:
                 return  # the environment failed: nothing to learn from, the masks stay 0
             source.candidates = [None] * self.shape[1]
             keys = [self._skill_key(g, n) for n in range(self.shape[1])]
-            source.retrieved = self.retriever.retrieve(source.task, self.shape[0])
+            if chosen is None:
+                source.retrieved = self.retriever.retrieve(source.task, self.shape[0])
+            else:
+                source.retrieved = chosen
             self.driver.extract(handle, episode.won, keys, self._after_skill(g, source))
             self.driver.release(handle)
 

@@ -14,6 +14,7 @@ from evolving_rl_jax.skills.curate import worth
 from evolving_rl_jax.skills.embedders import Embedder, TfidfEmbedder
 from evolving_rl_jax.skills.index import Index
 from evolving_rl_jax.skills.records import SkillRecord
+from evolving_rl_jax.skills.rotation import Lots
 from evolving_rl_jax.skills.schema import Skill
 from evolving_rl_jax.types import Task
 
@@ -118,7 +119,7 @@ class Retriever:
         self._index.add([task.text for task in tasks])
         self._rows.add(tasks)
         self._tasks += tasks
-        # Ties are broken by id, whatever the order in which the pool came.
+        # By id, whatever the order in which the pool came: where ties are not drawn, and for draws.
         self._order = np.argsort(np.array([task.id for task in self._tasks]), kind="stable")
 
     def retrieve(
@@ -128,21 +129,23 @@ class Retriever:
         *,
         exclude_ids: Collection[str] = (),
         exclude_hashes: Collection[str] = (),
+        lots: Lots | None = None,
     ) -> list[Task]:
-        """The ``k`` most similar tasks of the pool, best first, ties in the order of their ids.
+        """The ``k`` most similar tasks of the pool, best first.
 
         Args:
           task: the query, in the pool or not; tasks with its id or its content hash are left out.
           k: how many.
           exclude_ids: further ids to leave out.
           exclude_hashes: further content hashes to leave out.
+          lots: which of equally similar tasks are taken; None = those with the first ids.
 
         Raises:
           ValueError: ``k`` is below 1 or more than what is left of the pool, or the query has no
             content hash.
         """
         found = self.retrieve_scored(
-            task, k, exclude_ids=exclude_ids, exclude_hashes=exclude_hashes
+            task, k, exclude_ids=exclude_ids, exclude_hashes=exclude_hashes, lots=lots
         )
         return [match for match, _ in found]
 
@@ -153,6 +156,7 @@ class Retriever:
         *,
         exclude_ids: Collection[str] = (),
         exclude_hashes: Collection[str] = (),
+        lots: Lots | None = None,
     ) -> list[tuple[Task, float]]:
         """As ``retrieve``, with the cosine of each task (for reports of what was retrieved)."""
         _require_hash(task)
@@ -163,8 +167,21 @@ class Retriever:
             raise ValueError(_too_few(task, k, len(self) - len(excluded), len(self)))
         scores = self._index.scores(task.text).copy()
         scores[excluded] = -np.inf
-        rows = self._order[np.argsort(-scores[self._order], kind="stable")[:k]]
+        rows = self._most_similar(scores, k, lots)
         return [(self._tasks[row], float(scores[row])) for row in rows]
+
+    def _most_similar(self, scores: np.ndarray, k: int, lots: Lots | None) -> list[int]:
+        least = np.partition(scores, len(scores) - k)[len(scores) - k]  # the k-th highest
+        rows = self._order[scores[self._order] >= least]
+        rows = rows[np.argsort(-scores[rows], kind="stable")]
+        if lots is None:
+            return rows[:k].tolist()
+        above = rows[scores[rows] > least]
+        tied = rows[len(above) :]
+        drawn = lots.draw([self._tasks[row].id for row in tied], k - len(above))
+        rows = [*above.tolist(), *tied[drawn].tolist()]
+        lots.take([self._tasks[row].id for row in rows])
+        return rows
 
 
 class SkillRetriever:

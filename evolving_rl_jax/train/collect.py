@@ -22,6 +22,7 @@ from evolving_rl_jax.rollout.evolve import Evolver, Experience, StepScoring
 from evolving_rl_jax.run.engine import make_driver, on_this_host
 from evolving_rl_jax.run.parts import Parts
 from evolving_rl_jax.run.skills import audit_rules, fit_to_prompt, make_retriever
+from evolving_rl_jax.skills.rotation import Rotation
 from evolving_rl_jax.types import Task
 
 
@@ -209,8 +210,15 @@ class Stages:
 
     def __init__(self, parts: Parts, sources: Sequence[int]):
         self._parts, self._sources = parts, sources
-        self._retriever = make_retriever(parts, parts.train_tasks)
         self._grpo = parts.config.algorithm.arm == "grpo"
+        self._retriever = make_retriever(parts, parts.train_tasks)
+        num_retrieved = parts.config.rollout.num_retrieved
+        self._rotation = Rotation(
+            lambda task, lots: self._retriever.retrieve(task, num_retrieved, lots=lots),
+            lambda position: parts.order.take(position, 1)[0],
+            epoch=len(parts.train_tasks),
+            seed=parts.config.seed,
+        )
 
     def collect(self, driver: Driver, iteration: int, stop: Callable[[], str]) -> Experience:
         """The four stages for this iteration's source tasks (or G x K groups in the grpo arm).
@@ -226,8 +234,10 @@ class Stages:
             StepScoring.from_config(config), audit_rules(config),
             fit_to_prompt(config, self._parts.tokenizer),
         )  # fmt: skip
-        play = evolver.collect_groups if self._grpo else evolver.collect
-        return play(self._tasks(iteration), self._sources)
+        tasks = self._tasks(iteration)
+        if self._grpo:
+            return evolver.collect_groups(tasks, self._sources)
+        return evolver.collect(tasks, self._sources, self._retrieved(iteration))
 
     def coming(self, iteration: int) -> list[Task]:
         """The games of an iteration on this host, each once; none after the last iteration."""
@@ -236,9 +246,12 @@ class Stages:
             return []
         tasks = self._tasks(iteration)
         if not self._grpo:
-            num = config.rollout.num_retrieved
-            tasks = [*tasks, *(t for s in tasks for t in self._retriever.retrieve(s, num))]
+            tasks = [*tasks, *(t for found in self._retrieved(iteration) for t in found)]
         return list({task.id: task for task in tasks}.values())
+
+    def _retrieved(self, iteration: int) -> list[list[Task]]:
+        first = iteration * self._parts.config.rollout.num_sources
+        return [self._rotation.at(first + g) for g in self._sources]
 
     def _tasks(self, iteration: int) -> list[Task]:
         rollout = self._parts.config.rollout
