@@ -220,7 +220,8 @@ def test_further_audits_and_the_limit_of_a_prompt_apply_in_training():
 def test_given_tasks_are_played_instead_of_the_most_similar():
     pool = [make_task(f"t{i}") for i in range(G + K)]
     engine, envs = FakeEngine(PROMPTS.tokenizer, speak(None)), FakePool(None, 0)
-    evolver = Evolver(Driver(engine, envs, PROMPTS, SETTINGS, 3), None, PROMPTS, rollout_config())
+    driver = Driver(engine, envs, PROMPTS, SETTINGS, iteration=3)
+    evolver = Evolver(driver, None, PROMPTS, rollout_config())
     chosen = [[pool[G + (g + k) % K] for k in range(K)] for g in range(G)]
     experience = evolver.collect(pool[:G], [0, 1, 2], chosen)
     assert [source.retrieved for source in experience.sources] == chosen

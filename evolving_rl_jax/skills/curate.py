@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from evolving_rl_jax.skills.bank import Bank
-from evolving_rl_jax.skills.embedders import Embedder, cosine, fitted
+from evolving_rl_jax.skills.embedders import Embedder, cosine
 from evolving_rl_jax.skills.records import SkillRecord
 from evolving_rl_jax.skills.schema import render_skill
 
@@ -46,7 +46,8 @@ def duplicates(
     if not ranked:
         return {}
     texts = [render_skill(record.as_skill()) for record in ranked]
-    vectors = fitted(embedder, texts)
+    embedder.fit(texts)
+    vectors = embedder.embed(texts)
     kept: list[int] = []
     found: dict[str, tuple[str, float]] = {}
     for row, record in enumerate(ranked):

@@ -212,22 +212,16 @@ def _write(connection: sqlite3.Connection, vectors: Mapping[str, np.ndarray]) ->
     )
 
 
-def fitted(embedder: Embedder, texts: Sequence[str]) -> Any:
-    """Fits the embedder on texts and returns their vectors [n, D]."""
-    embedder.fit(texts)
-    return embedder.embed(texts)
-
-
 def cosine(a: Any, b: Any) -> np.ndarray:
     """Cosines of the rows of dense or sparse [n, D] and [m, D], float64 [n, m]; 0 for zero rows."""
     products = a @ b.T
     products = products.toarray() if hasattr(products, "toarray") else products
-    norms = np.outer(row_norms(a), row_norms(b))
+    norms = np.outer(_row_norms(a), _row_norms(b))
     products = np.asarray(products, np.float64).reshape(norms.shape)
     return np.divide(products, norms, out=np.zeros_like(products), where=norms > 0)
 
 
-def row_norms(matrix: Any) -> np.ndarray:
+def _row_norms(matrix: Any) -> np.ndarray:
     """Euclidean length of the rows of a dense or sparse [n, D], in float64, [n]."""
     sparse = hasattr(matrix, "multiply")
     squares = matrix.multiply(matrix) if sparse else np.square(np.asarray(matrix, np.float64))

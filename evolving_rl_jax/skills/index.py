@@ -34,9 +34,6 @@ class Index:
         self._matrix: Any = None
         self._cache = cachetools.LRUCache(_CACHED_QUERIES)  # query -> scores
 
-    def __len__(self) -> int:
-        return len(self._texts)
-
     def add(self, texts: Sequence[str]) -> None:
         """Appends texts.
 

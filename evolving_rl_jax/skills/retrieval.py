@@ -6,7 +6,7 @@ is excluded too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 
@@ -191,7 +191,6 @@ class SkillRetriever:
       embedder: as for ``Retriever``.
       min_similarity: skills below this cosine are not returned; a cosine of 0 never is.
       exclude_identical_text: leave out skills of sources whose text equals that of the query.
-      text_of: what of a record is compared; by default its source's text, or else its own words.
     """
 
     def __init__(
@@ -200,14 +199,12 @@ class SkillRetriever:
         *,
         min_similarity: float = 0.0,
         exclude_identical_text: bool = False,
-        text_of: Callable[[SkillRecord], str] | None = None,
     ) -> None:
         self._index = Index(embedder)
         self._records: list[SkillRecord] = []
         self._texts: list[str] = []
         self._min_similarity = min_similarity
         self._exclude_text = exclude_identical_text
-        self._text_of = text_of or searched_text
 
     def __len__(self) -> int:
         return len(self._records)
@@ -215,7 +212,7 @@ class SkillRetriever:
     def add(self, records: Sequence[SkillRecord]) -> int:
         """Adds the usable ones of ``records``; returns how many these are."""
         usable = [record for record in records if record.usable]
-        texts = [self._text_of(record) for record in usable]
+        texts = [_searched_text(record) for record in usable]
         if usable:
             self._index.add(texts)
         self._records += usable
@@ -246,7 +243,7 @@ class SkillRetriever:
         return sorted(newest, key=lambda pair: (-pair[1], *(-w for w in worth(pair[0]))))[:k]
 
 
-def searched_text(record: SkillRecord) -> str:
+def _searched_text(record: SkillRecord) -> str:
     """The sentence of the source task; for a skill of unknown origin what it says of itself."""
     if record.source_text:
         return record.source_text
