@@ -1,5 +1,7 @@
 """How often intervals leave out zero where there is nothing, and the one bootstrap against plain loops."""
 
+import pathlib
+
 import numpy as np
 import pytest
 from doubles import make_task
@@ -143,3 +145,37 @@ def test_skills_that_are_worth_nothing_show_nothing_in_a_stream(seeds):
         without = {(p.task.id, p.seed): p.without.won for p in plays}
         single.append(leaves_out_zero(statistics.paired(without, alone, {})))
     assert np.mean(grouped) <= 0.1 < np.mean(single)
+
+
+# -- the published tables --------------------------------------------------------------------------
+
+
+def reproduce_rows(start):
+    """The cells of the rows of docs/reproduce.md that begin with ``start``."""
+    page = pathlib.Path(__file__).parents[1] / "docs" / "reproduce.md"
+    lines = [x for x in page.read_text(encoding="utf-8").splitlines() if x.startswith(f"| {start}")]
+    return [[cell.replace("*", "").strip() for cell in x.strip("| ").split(" | ")] for x in lines]
+
+
+@pytest.mark.parametrize("temperature", ["1", "0.3"])
+def test_published_differences_are_those_of_the_published_seeds(temperature):
+    seeds = np.array(
+        [
+            [[float(x) for x in cell.split("/")] for cell in row[1:]]
+            for seed in range(3)
+            for row in reproduce_rows(f"{seed}, {temperature} ")
+        ]
+    )  # [seeds, policies, splits]
+    policies = ["warm start", "joint", "solver_only", "extractor_only", "grpo"]
+    assert seeds.shape == (3, 5, 2)
+    which = 0 if temperature == "1" else 1
+    for p, name in enumerate(policies[2:], 2):
+        row = [r for r in reproduce_rows(f"{name} |") if len(r) == 5 and "[" not in r[1]][which]
+        for split in range(2):
+            change = seeds[:, p, split] - seeds[:, 1, split]
+            assert [float(x) for x in row[1 + 2 * split].split(",")] == pytest.approx(change)
+            low, high = statistics.t_interval(change)
+            expected = tables.difference(
+                {"value": change.mean() / 100, "low": low / 100, "high": high / 100}
+            )
+            assert row[2 + 2 * split] == expected

@@ -149,18 +149,8 @@ def skill_records(
         if game.candidate is None:
             continue
         record_id = f"{name}-s{game.seed or 0}-{game.source.id}"
-        candidate, source = game.candidate, game.source
-        record = records.get(record_id) or SkillRecord(
-            id=record_id,
-            iteration=iteration,
-            source_task_id=source.id,
-            source_task_hash=source.content_hash,
-            source_text=source.text,
-            episode_id=record_id,
-            policy_step=policy_step,
-            skill=candidate.skill.to_dict() if candidate.skill else None,
-            reason=candidate.reason,
-            audit=candidate.audit._asdict() if candidate.audit else None,
+        record = records.get(record_id) or game.candidate.record(
+            record_id, game.source, iteration=iteration, policy_step=policy_step
         )
         records[record_id] = record.measured(_outcomes(game, record))
     return list(records.values())

@@ -242,18 +242,8 @@ class _Stream:
 
     def _record(self, i: int, candidate: Candidate) -> SkillRecord:
         play, s = self.plays[i], self.settings
-        return SkillRecord(
-            id=f"{s.name}-s{play.seed}-{i:05d}",
-            iteration=s.iteration,
-            source_task_id=play.task.id,
-            source_task_hash=play.task.content_hash,
-            source_text=play.task.text,
-            episode_id=f"{s.name}-s{play.seed}-{i:05d}",
-            policy_step=s.policy_step,
-            skill=candidate.skill.to_dict() if candidate.skill else None,
-            reason=candidate.reason,
-            audit=candidate.audit._asdict() if candidate.audit else None,
-        )
+        name = f"{s.name}-s{play.seed}-{i:05d}"
+        return candidate.record(name, play.task, iteration=s.iteration, policy_step=s.policy_step)
 
     def measure(self) -> None:
         """Writes into the bank what each skill was worth: with it against with the bank off."""

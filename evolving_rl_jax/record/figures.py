@@ -38,18 +38,13 @@ def bank_records(
         for n, candidate in enumerate(source.candidates):
             played = [e for (_, m, _), e in sorted(source.episodes.items()) if m == n and e.scored]
             records.append(
-                SkillRecord(
-                    id=f"it{iteration:05d}-g{g:03d}-n{n}",
+                candidate.record(
+                    f"it{iteration:05d}-g{g:03d}-n{n}",
+                    source.task,
                     iteration=iteration,
-                    source_task_id=source.task.id,
-                    source_task_hash=source.task.content_hash,
-                    source_text=source.task.text,
                     episode_id=f"it{iteration:05d}-g{g:03d}",
                     policy_step=policy_step,
                     reward=_skill_reward(candidate, played, scoring),
-                    skill=candidate.skill.to_dict() if candidate.skill else None,
-                    reason=candidate.reason,
-                    audit=candidate.audit._asdict() if candidate.audit else None,
                     uses=len(played),
                     wins=sum(float(e.won) for e in played),
                 )

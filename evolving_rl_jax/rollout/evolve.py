@@ -16,6 +16,7 @@ import numpy as np
 from evolving_rl_jax.envs import benchmark
 from evolving_rl_jax.rollout.episode import Driver
 from evolving_rl_jax.skills.audit import AuditResult, AuditRules, audit
+from evolving_rl_jax.skills.records import SkillRecord
 from evolving_rl_jax.skills.schema import Skill, parse_skill, text_to_audit
 from evolving_rl_jax.types import Episode, Sample, Task
 
@@ -31,6 +32,25 @@ class Candidate:
     valid: bool
     text: str = ""  # what the solver reads
     audit: AuditResult | None = None
+
+    def record(self, id: str, source: Task, **facts) -> SkillRecord:
+        """The skill with its provenance, for a bank.
+
+        Args:
+          id: of the record, and of the parent episode where ``facts`` has no other.
+          source: the task of that episode.
+          facts: further fields of the record.
+        """
+        return SkillRecord(
+            id=id,
+            source_task_id=source.id,
+            source_task_hash=source.content_hash,
+            source_text=source.text,
+            skill=self.skill.to_dict() if self.skill else None,
+            reason=self.reason,
+            audit=self.audit._asdict() if self.audit else None,
+            **{"episode_id": id, **facts},
+        )
 
 
 @dataclasses.dataclass
