@@ -95,14 +95,7 @@ class Engine:
         copies_weights: bool = False,
         memory_limit: float = 0.0,
     ):
-        for name, value in (("num_slots", num_slots), ("decode_window", decode_window)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        if max_length < max(2, decode_window):
-            raise ValueError(
-                "max_length must be at least 2 and at least decode_window = "
-                f"{decode_window}, got {max_length}"
-            )
+        _check_sizes(num_slots, max_length, decode_window)
         self.cfg = cfg if dtype is None else dataclasses.replace(cfg, dtype=jnp.dtype(dtype).name)
         self.num_slots, self.max_length, self.window = num_slots, max_length, decode_window
         self._seed, self._evict_below = seed, evict_below
@@ -355,3 +348,14 @@ class Engine:
         session.context = np.concatenate([session.context, tokens])
         session.turn, session.request = request.turn + 1, None
         session.idle_since = self._step
+
+
+def _check_sizes(num_slots: int, max_length: int, decode_window: int) -> None:
+    for name, value in (("num_slots", num_slots), ("decode_window", decode_window)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    if max_length < max(2, decode_window):
+        raise ValueError(
+            "max_length must be at least 2 and at least decode_window = "
+            f"{decode_window}, got {max_length}"
+        )
