@@ -355,3 +355,33 @@ def test_a_real_engine_gives_the_same_panel_with_any_number_of_slots(unseen_game
     assert found[0] == found[1] == found[2]
     outputs = {t.output for turns in found[0][2] for t in turns}
     assert len(outputs) > 50  # the policy did say different things
+
+
+def test_a_panel_of_several_temperatures_is_made_once(monkeypatch):
+    """Making it fits its retriever; the same panel after other iterations is the same one."""
+    from types import SimpleNamespace
+
+    from evolving_rl_jax.eval import play
+
+    made, played = [], []
+    monkeypatch.setattr(
+        play, "make_panel", lambda parts, num: made.append(num) or f"panel of {num}"
+    )
+    monkeypatch.setattr(play, "play_panel", lambda *args, **named: played.append((args[2], named)))
+    monkeypatch.setattr(play, "played_at", lambda path: 3 if path == ("warmstart", 0.0) else None)
+    settings = {"temperatures": (1.0, 0.5, 0.0), "conditions": ("none", "own"), "num_games": 0}
+    settings |= {"every": 2, "every_games": 4}
+    parts = SimpleNamespace(
+        config=SimpleNamespace(eval=SimpleNamespace(**settings)),
+        folder=SimpleNamespace(eval_file=lambda *name: name),
+        hosts=SimpleNamespace(from_first=lambda value: value, count=1),
+    )
+    engine = SimpleNamespace(warmup=lambda: None, set_params=lambda params, version: None)
+    panels = play.Panels(parts, engine, lambda: None)
+    panels.play("warmstart", None, 3)  # one of its temperatures is there already
+    for iteration in (4, 6):
+        panels.play_small(None, iteration)
+    assert made == [0, 4]
+    of_start = [("panel of 0", t) for t in (1.0, 0.5)]
+    assert [(p, n["temperature"]) for p, n in played] == of_start + [("panel of 4", 1.0)] * 2
+    assert [panels.due(i) for i in (1, 2, 3, 4)] == [False, True, False, True]
