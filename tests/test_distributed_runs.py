@@ -281,9 +281,10 @@ def test_a_run_of_two_processes_is_the_run_of_one(config, compiled, single, tmp_
         json.loads(out.splitlines()[-1]) for (out, _), _ in results
     )
     assert len(first) > 5 and len(second) > 5  # the listeners heard something
-    assert [
-        where for done, where in first + second if done
-    ] == []  # nothing compiles after the first iteration
+    # Nothing compiles after the first iteration but what Orbax cuts replicated arrays with at the first
+    # save, so that the hosts share the writing.
+    late = [c for c in first + second if c[0] > 1 or (c[0] and "replica_slices" not in str(c))]
+    assert late == []
     assert {"metrics.jsonl", "skills", "eval", "episodes"} <= {p.split(".p")[0] for p in wrote}
     assert set(also_wrote) <= {"checkpoints"}  # one process writes, the others their shards
     assert "iteration 3/3" in results[0][0][0] and "iteration" not in results[1][0][0]
