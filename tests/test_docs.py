@@ -13,7 +13,9 @@ import pytest
 
 from evolving_rl_jax import config, types
 from evolving_rl_jax.cli import main as cli
-from evolving_rl_jax.eval.panel import Panel, PanelGame, write_result
+from evolving_rl_jax.eval.games import PanelGame
+from evolving_rl_jax.eval.panel import Panel
+from evolving_rl_jax.eval.results import write_result
 from evolving_rl_jax.generate import Stats
 from evolving_rl_jax.record import figures as records
 from evolving_rl_jax.record.episodes import episode_records

@@ -9,11 +9,11 @@ import pytest
 from doubles import FakeEngine, FakePool, compact_prompts, make_task, skill_text
 
 from evolving_rl_jax.envs.alfworld import facts
-from evolving_rl_jax.eval import panel as evaluate
-from evolving_rl_jax.eval.panel import Panel, given_skill, summarise, write_result
-from evolving_rl_jax.eval.results import skill_records
+from evolving_rl_jax.eval.panel import PANEL_ITERATION, Panel
+from evolving_rl_jax.eval.results import skill_records, success_table, summarise, write_result
 from evolving_rl_jax.eval.statistics import outcomes, wilson_interval
 from evolving_rl_jax.rollout.episode import Driver, PlaySettings
+from evolving_rl_jax.rollout.known_facts import given_skill
 from evolving_rl_jax.skills import AuditRules
 from evolving_rl_jax.skills.retrieval import Retriever, TfidfEmbedder
 from evolving_rl_jax.types import ENV_ERROR
@@ -62,7 +62,7 @@ def play(tasks=PANEL, conditions=CONDITIONS, fail=None, broken=(), seed=0, sourc
     retriever = Retriever(sources, TfidfEmbedder())
     panel = Panel(tasks, retriever, PROMPTS, 500)
     engine, pool = FakeEngine(PROMPTS.tokenizer, speak(broken)), FakePool(fail, seed)
-    driver = Driver(engine, pool, PROMPTS, SETTINGS, iteration=evaluate.PANEL_ITERATION)
+    driver = Driver(engine, pool, PROMPTS, SETTINGS, iteration=PANEL_ITERATION)
     games, figures = panel.play(driver, conditions)
     assert not engine.open_now
     return panel, games, figures, pool
@@ -181,7 +181,7 @@ def test_the_result_file_says_what_was_retrieved_and_can_be_compared(tmp_path):
     assert all(result["versions"].values()) and result["dataset"]["games"] == len(PANEL)
     found = outcomes(result)
     assert set(found) == {(s, c) for s in ("valid_unseen", "heldout_types") for c in CONDITIONS}
-    table = evaluate.success_table(result).splitlines()
+    table = success_table(result).splitlines()
     assert len(table) == 1 + len(found) and "r, temperature 0.5" in table[0]
     row = result["summary"]["heldout_types"]["none"]
     assert any(f"{100 * row['success']:.1f} [" in line for line in table if "none" in line)
@@ -199,7 +199,7 @@ def test_a_source_that_the_infrastructure_failed_does_not_count(tmp_path):
         assert conditions["own"]["excluded"] == lost and conditions["none"]["excluded"] == 0
         row = next(r for r in result["paired"] if (r["split"], r["condition"]) == (split, "own"))
         assert row["n"] == 6 - lost
-    assert "excluded, 2 plays that the infrastructure failed" in evaluate.success_table(result)
+    assert "excluded, 2 plays that the infrastructure failed" in success_table(result)
 
 
 def test_a_planted_copy_of_a_panel_game_is_never_retrieved_and_is_reported(tmp_path):
@@ -217,7 +217,7 @@ def test_a_planted_copy_of_a_panel_game_is_never_retrieved_and_is_reported(tmp_p
     ]
     assert [c["id"] for c in result["leaks"]["training_copies"]] == ["aaa-planted"]
     assert result["leaks"]["violations"] == [] and result["leaks"]["identical_texts"] == len(PANEL)
-    table = evaluate.success_table(result)
+    table = success_table(result)
     assert "2 tasks of the source pool are panel games and were never retrieved" in table
     assert "1 training tasks are copies of panel games and are left out of training" in table
 
@@ -258,7 +258,7 @@ def test_seeds_are_kept_apart_and_paired_by_seed(tmp_path):
     assert row["n"] == 18 and row["interval"] != "wilson"
     assert row["low"] <= row["success"] <= row["high"]
     assert {r["n"] for r in result["paired"]} == {18}
-    assert "seeds 1, 2, 3" in evaluate.success_table(result)
+    assert "seeds 1, 2, 3" in success_table(result)
 
 
 def test_skills_of_a_panel_become_records_with_their_measured_worth():
@@ -347,7 +347,7 @@ def test_a_real_engine_gives_the_same_panel_with_any_number_of_slots(unseen_game
                 decode_window=12, row_buckets=(rows,), column_buckets=(320,), seed=3,
             )  # fmt: skip
             panel = Panel(panel_games, Retriever(sources, TfidfEmbedder()), PROMPTS, 500)
-            driver = Driver(engine, pool, PROMPTS, SETTINGS, iteration=evaluate.PANEL_ITERATION)
+            driver = Driver(engine, pool, PROMPTS, SETTINGS, iteration=PANEL_ITERATION)
             games, figures = panel.play(driver, CONDITIONS)
             turns = [g.episodes[c].turns for g in games for c in CONDITIONS]
             found.append((summarise(games, CONDITIONS), figures, turns))

@@ -13,9 +13,9 @@ from evolving_rl_jax.envs.mind2web.metrics import SHOWN
 from evolving_rl_jax.eval import play
 from evolving_rl_jax.eval import web as web_results
 from evolving_rl_jax.eval.evaluation import stream_tasks
-from evolving_rl_jax.eval.games import gather_panel
-from evolving_rl_jax.eval.panel import Panel, PanelGame, write_result
-from evolving_rl_jax.eval.results import success_table
+from evolving_rl_jax.eval.games import PanelGame, gather_panel
+from evolving_rl_jax.eval.panel import Panel
+from evolving_rl_jax.eval.results import success_table, write_result
 from evolving_rl_jax.record.figures import SourceFigures
 from evolving_rl_jax.report.page import before_after_table, write_report
 from evolving_rl_jax.run import environments

@@ -10,9 +10,8 @@ from evolving_rl_jax.config import ConfigError
 from evolving_rl_jax.data.tasks import list_hash, source_split
 from evolving_rl_jax.eval.growth import stream_result, stream_table
 from evolving_rl_jax.eval.journal import Journal, play_settings
-from evolving_rl_jax.eval.panel import success_table
 from evolving_rl_jax.eval.play import make_panel, play_panel
-from evolving_rl_jax.eval.results import versions
+from evolving_rl_jax.eval.results import success_table, versions
 from evolving_rl_jax.eval.stream import (
     STREAM_ITERATION,
     StreamSettings,

@@ -21,12 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from evolving_rl_jax.data.tasks import list_hash
 from evolving_rl_jax.eval.games import PanelGame, gather_panel
-from evolving_rl_jax.eval.results import (
-    leak_report,
-    success_table,
-    summarise,
-    write_result,
-)
+from evolving_rl_jax.eval.results import leak_report
 from evolving_rl_jax.record.figures import SourceFigures
 from evolving_rl_jax.rollout.episode import Driver
 from evolving_rl_jax.rollout.evolve import make_candidate
@@ -36,16 +31,6 @@ from evolving_rl_jax.skills.audit import AuditRules
 from evolving_rl_jax.skills.retrieval import Retriever
 from evolving_rl_jax.skills.rotation import Lots
 from evolving_rl_jax.types import Episode, Task
-
-__all__ = [
-    "PANEL_ITERATION",
-    "Panel",
-    "PanelGame",
-    "given_skill",
-    "success_table",
-    "summarise",
-    "write_result",
-]
 
 # Panels sample under "iterations" far above those of training.
 PANEL_ITERATION = 1_000_000_000

@@ -82,16 +82,10 @@ def _group(game: PanelGame, condition: str) -> Hashable:
 
 def paired_rows(result: Mapping[str, Any], seed: int = 0) -> list[dict[str, Any]]:
     """With and without skills on the same games: one row for each split and condition."""
-    found, sources = statistics.outcomes(result), statistics.sources_of(result)
-    rows = []
-    for (split, condition), plays in sorted(found.items()):
-        if condition == BASELINE or (split, BASELINE) not in found:
-            continue
-        groups = sources if condition == "own" else {}
-        row = statistics.paired(found[split, BASELINE], plays, groups, seed)
-        if row:
-            rows.append({"split": split, "condition": condition, "baseline": BASELINE, **row})
-    return rows
+    found = statistics.outcomes(result)
+    pairs = [(BASELINE, c) for c in sorted({c for _, c in found} - {BASELINE})]
+    groups = {"own": statistics.sources_of(result)}
+    return statistics.paired_rows(found, groups, pairs, seed)
 
 
 def failures(games: list[PanelGame]) -> list[dict[str, Any]]:

@@ -337,6 +337,31 @@ def paired(
     }
 
 
+def paired_rows(
+    tables: Mapping[tuple[str, str], Mapping[Play, float | None]],
+    groups: Mapping[str, Mapping[Hashable, Hashable]],
+    pairs: Sequence[tuple[str, str]],
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """`paired` for every split: dicts with ``split``, ``condition``, ``baseline`` and its figures.
+
+    Args:
+      tables: (split, condition) -> outcomes.
+      groups: condition -> game id -> label of what is drawn together.
+      pairs: (baseline, condition); those that a split has not played are left out.
+      seed: of the bootstrap.
+    """
+    rows = []
+    for split in sorted({split for split, _ in tables}):
+        for baseline, condition in pairs:
+            sides = tables.get((split, baseline), {}), tables.get((split, condition), {})
+            shared = {**groups.get(baseline, {}), **groups.get(condition, {})}
+            found = paired(*sides, shared, seed)
+            if found:
+                rows.append({"split": split, "condition": condition, "baseline": baseline, **found})
+    return rows
+
+
 def _scored(plays: Mapping[Play, float | None] | None) -> dict[Play, float]:
     return {play: won for play, won in (plays or {}).items() if won is not None}
 

@@ -166,14 +166,23 @@ def transfer_result(
     conditions = (NONE, *banks)
     wanted = {(t.id, s, c) for t in panel for s in seeds for c in conditions}
     plays = [journal.plays[key] for key in sorted(wanted & journal.plays.keys())]
-    splits = sorted({t.split for t in panel})
-    rows = []
-    for split in splits:
-        tables = {c: _outcomes(plays, split, c) for c in conditions}
-        groups = {c: _groups(plays, split, c) for c in conditions}
-        for condition in conditions:
-            found = statistics.success(tables[condition], groups[condition], seeds[0])
-            rows.append({"split": split, "condition": condition, **(found or {"n": 0})})
+    outcomes: dict[tuple[str, str], dict] = {
+        (split, c): {} for split in sorted({t.split for t in panel}) for c in conditions
+    }
+    groups: dict[str, dict[str, tuple]] = {c: {} for c in conditions}  # of games, by their skills
+    for p in plays:
+        won = p["won"] if p["status"] in SCORED else None
+        outcomes[p["split"], p["condition"]][p["id"], p["seed"]] = won
+        if p["skills"]:
+            groups[p["condition"]][p["id"]] = ("skills", *(s["id"] for s in p["skills"]))
+    rows = [
+        {
+            "split": split,
+            "condition": condition,
+            **(statistics.success(table, groups[condition], seeds[0]) or {"n": 0}),
+        }
+        for (split, condition), table in outcomes.items()
+    ]
     return {
         "mode": "transfer",
         **facts,
@@ -181,7 +190,7 @@ def transfer_result(
         "versions": versions(),
         "missing": len(wanted) - len(plays),
         "summary": rows,
-        "paired": _paired_rows(plays, splits, conditions, seeds[0]),
+        "paired": statistics.paired_rows(outcomes, groups, PAIRS, seeds[0]),
         "failures": [
             {key: p[key] for key in ("id", "seed", "condition", "status", "error")}
             for p in plays
@@ -193,37 +202,6 @@ def transfer_result(
         },
         "plays": plays,
     }
-
-
-def _outcomes(plays, split: str, condition: str) -> dict:
-    return {
-        (p["id"], p["seed"]): p["won"] if p["status"] in SCORED else None
-        for p in plays
-        if p["split"] == split and p["condition"] == condition
-    }
-
-
-def _groups(plays, split: str, condition: str) -> dict[str, tuple]:
-    """Game id -> its skills, for the games of a condition that have any."""
-    return {
-        p["id"]: ("skills", *(s["id"] for s in p["skills"]))
-        for p in plays
-        if p["split"] == split and p["condition"] == condition and p["skills"]
-    }
-
-
-def _paired_rows(plays, splits, conditions, seed: int) -> list[dict[str, Any]]:
-    rows = []
-    for split in splits:
-        for baseline, condition in PAIRS:
-            if baseline not in conditions or condition not in conditions:
-                continue
-            groups = _groups(plays, split, baseline) | _groups(plays, split, condition)
-            sides = _outcomes(plays, split, baseline), _outcomes(plays, split, condition)
-            row = statistics.paired(*sides, groups, seed)
-            if row:
-                rows.append({"split": split, "condition": condition, "baseline": baseline, **row})
-    return rows
 
 
 def _violations(plays, panel, banks) -> list[dict[str, str]]:

@@ -358,7 +358,8 @@ def _check_skills_are_kept(parts) -> None:
 
 def _play_pair(parts, engine, panel, written: dict, path: pathlib.Path, iteration: int) -> None:
     """One solver, whose parameters the engine holds, with the skills of one evaluation."""
-    from evolving_rl_jax.eval.panel import PANEL_ITERATION, write_result
+    from evolving_rl_jax.eval.panel import PANEL_ITERATION
+    from evolving_rl_jax.eval.results import write_result
     from evolving_rl_jax.run.engine import make_driver
 
     temperature, seed = written["temperature"], written["seed"]
