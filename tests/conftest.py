@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 
@@ -92,3 +93,10 @@ def program(tmp_path_factory):
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
     return start
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]

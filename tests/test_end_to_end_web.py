@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 from conftest import ROOT
-from test_end_to_end import ARMS, COUNTING
+from programs import ARMS, COUNTING
 
 from evolving_rl_jax.config import load_config
 from evolving_rl_jax.record.metrics import read_metrics

@@ -17,7 +17,7 @@ import time
 
 import pytest
 from conftest import ROOT
-from launch_programs import GCLOUD, MEETING, SAVING, SRUN, stand_in
+from programs import GCLOUD, MEETING, SAVING, SRUN, stand_in
 
 LAUNCH = ROOT / "launch"
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "launch"
@@ -230,7 +230,7 @@ def test_a_worker_passes_a_signal_on_and_waits(tmp_path):
 @pytest.fixture
 def gcloud(tmp_path):
     """Folder of the stand-in; its calls are in calls.jsonl."""
-    from test_distributed import free_port
+    from conftest import free_port
 
     here = tmp_path / "cloud"
     here.mkdir()
@@ -348,7 +348,7 @@ def test_a_slurm_job(tmp_path, code, requeued):
 def test_two_processes_on_one_machine(tmp_path):
     program = tmp_path / "program.py"
     program.write_text(MEETING.format(after=""))
-    from test_distributed import free_port
+    from conftest import free_port
 
     done = call(
         *(LAUNCH / "gpu.sh", "--processes", 2, "--coordinator", f"127.0.0.1:{free_port()}"),

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from doubles import make_task
-from test_rollout_known_facts import HOME, web_episode
+from test_envs_known_facts import HOME, web_episode
 
 from evolving_rl_jax.config import ConfigError
 from evolving_rl_jax.record.figures import (

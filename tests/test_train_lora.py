@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from test_train_step import (
+from small_updates import (
     MODEL,
     ONE_DEVICE,
     assert_same,

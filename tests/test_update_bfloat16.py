@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_train_step import MODEL, G, K, N, R, make_batch, make_sequences, small_config
+from small_updates import MODEL, G, K, N, R, make_batch, make_sequences, small_config
 
 from evolving_rl_jax import models, parallel
 from evolving_rl_jax.models.lora import LoraConfig

@@ -15,7 +15,7 @@ import sys
 import jax
 import numpy as np
 import pytest
-from test_train_step import MODEL, make_batch, make_sequences, mesh_of, run, small_config
+from small_updates import MODEL, make_batch, make_sequences, mesh_of, run, small_config
 
 from evolving_rl_jax import parallel
 from evolving_rl_jax.models import lora as lora_lib

@@ -1,12 +1,11 @@
 """Finding the other processes of a run, and what hosts tell each other; two real processes on loopback."""
 
 import os
-import socket
 import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, free_port
 
 from evolving_rl_jax.config import ConfigError
 from evolving_rl_jax.run import hosts as distributed
@@ -84,12 +83,6 @@ def test_shares_are_disjoint_and_complete():
 
 
 # -- real processes --------------------------------------------------------------------------------
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 def start(code, count, *, started=None, devices=2):

@@ -116,7 +116,7 @@ def test_a_tokenizer_that_loses_something(monkeypatch):
 @pytest.mark.slow
 def test_two_hosts_at_once(tmp_path):
     pytest.importorskip("alfworld")
-    from test_distributed_runs import finish, launch
+    from test_train_hosts import finish, launch
 
     debug = pathlib.Path(__file__).parents[1] / "configs" / "debug.py"
     arguments = ["doctor", f"--config={debug}", f"--workdir={tmp_path / 'run'}"]

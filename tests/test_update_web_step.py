@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from doubles import make_task
-from test_train_step import MODEL, new_state, small_config
+from small_updates import MODEL, new_state, small_config
 
 from evolving_rl_jax import losses, models
 from evolving_rl_jax.config import default_config

@@ -5,8 +5,8 @@ from __future__ import annotations
 import jax
 import numpy as np
 import pytest
+from small_updates import MODEL, ONE_DEVICE, small_config
 from test_rollout_batch import random_experience
-from test_train_step import MODEL, ONE_DEVICE, small_config
 
 from evolving_rl_jax import parallel
 from evolving_rl_jax.models import lora as lora_lib

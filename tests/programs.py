@@ -1,4 +1,4 @@
-"""Programs for the tests of launch/: stand-ins for gcloud and srun, and runs of two processes."""
+"""Programs that tests start: stand-ins for gcloud and srun, runs of two processes, commands that are watched."""
 
 import stat
 
@@ -113,3 +113,55 @@ signal.signal(signal.SIGTERM, stop)
 pathlib.Path(sys.argv[1], "ready").write_text("x")
 time.sleep(60)
 """
+
+# Runs the command and writes down how many iterations were logged before each compilation.
+COUNTING = """
+import json, pathlib, sys
+import jax.monitoring
+from evolving_rl_jax.cli.main import main
+
+counts, (out, workdir, *arguments) = [], sys.argv[1:]
+metrics = pathlib.Path(workdir) / "metrics.jsonl"
+
+
+def on_event(name, seconds, **_):
+    if name == "/jax/core/compile/backend_compile_duration":
+        counts.append(metrics.read_bytes().count(b"\\n") if metrics.exists() else 0)
+
+
+jax.monitoring.register_event_duration_secs_listener(on_event)
+code = main([*arguments, f"--workdir={workdir}"])
+pathlib.Path(out).write_text(json.dumps(counts))
+sys.exit(code)
+"""
+
+ARMS = """
+import sys
+from evolving_rl_jax.cli.main import main
+
+folder, *arguments = sys.argv[1:]
+for arm in ("solver_only", "extractor_only", "grpo"):
+    if main([*arguments, f"--workdir={folder}/{arm}", f"--config.algorithm.arm={arm}"]):
+        sys.exit(1)
+"""
+
+# Runs the command and ends without a word once ten plays are kept.
+ENDING = """
+import os, sys
+from evolving_rl_jax.cli.main import main
+from evolving_rl_jax.eval.journal import Journal
+
+add = Journal.add
+
+
+def add_and_end(self, play):
+    add(self, play)
+    if len(self.plays) == 10:
+        os._exit(9)
+
+
+Journal.add = add_and_end
+sys.exit(main(sys.argv[1:]))
+"""
+# The same with a notice, as a machine that is taken away sends it.
+NOTICE = ENDING.replace("os._exit(9)", "os.kill(os.getpid(), 15)")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import numpy as np
 import pytest
-from test_train_step import MODEL, small_config
+from small_updates import MODEL, small_config
 
 from evolving_rl_jax import models
 from evolving_rl_jax.update import optimizer as optimizer_lib

@@ -14,8 +14,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import ROOT
-from test_distributed import free_port
+from conftest import ROOT, free_port
 
 from evolving_rl_jax.record.metrics import read_metrics
 from evolving_rl_jax.run.preemption import EXIT_AGAIN
