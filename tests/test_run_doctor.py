@@ -105,6 +105,16 @@ def test_tokens_and_engines_agree_here():
         assert line.ok, line.text
 
 
+def test_the_engine_of_the_benchmark_is_compared_where_it_has_two():
+    pytest.importorskip("alfworld")
+    line = doctor._outcome("game engines", doctor.game_engines, Subject(Hosts()))
+    assert line.ok and re.fullmatch(r"native equals stock over a game of \d+ steps", line.text)
+    config = default_config()
+    config.env.name = "mind2web"
+    line = doctor._outcome("game engines", doctor.game_engines, Subject(Hosts(), config))
+    assert line.ok is None and line.text == "the environment is mind2web"
+
+
 def test_a_tokenizer_that_loses_something(monkeypatch):
     from evolving_rl_jax.models import tokenizer
 

@@ -69,6 +69,17 @@ class Benchmark(abc.ABC):
         """As ``envs.check``, with checked options."""
         return ""
 
+    def prove(self, env) -> str:
+        """Plays a task made for it on the engine of ``config.env`` and on the one that it must equal.
+
+        Returns:
+          A line for people; empty where there is nothing to compare.
+
+        Raises:
+          EngineMismatch: they differ.
+        """
+        return ""
+
     @abc.abstractmethod
     def worker_options(self, env) -> dict[str, Any]:
         """The options that workers are given, from ``config.env``."""

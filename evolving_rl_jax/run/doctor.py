@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from evolving_rl_jax.envs.base import EngineMismatch
 from evolving_rl_jax.run.hosts import Hosts, has_tpu
 
 PACKAGES = (
@@ -76,7 +77,7 @@ def _outcome(name: str, check: Callable[[Subject], str], subject: Subject) -> Li
     except _NotHere as e:
         return Line(name, None, str(e))
     except Exception as e:  # whatever is broken here is what the table is for
-        kind = "" if isinstance(e, Problem) else f"{type(e).__name__}: "
+        kind = "" if isinstance(e, Problem | EngineMismatch) else f"{type(e).__name__}: "
         return Line(name, False, f"{kind}{' '.join(str(e).split())}"[:400])
 
 
@@ -293,33 +294,15 @@ def tokens(subject: Subject) -> str:
 
 
 def game_engines(subject: Subject) -> str:
-    """One generated game by its walkthrough, step by step, on the published engine and on ours."""
+    """The engine of the benchmark against the one that it must equal, on a task made for the check."""
     from evolving_rl_jax import envs
-    from evolving_rl_jax.data.tasks import load_tasks
-    from evolving_rl_jax.envs.alfworld.households.write import generate_even
+    from evolving_rl_jax.config import default_config
 
-    ours = subject.config.env.engine if subject.config else "native"
-    if subject.config and subject.config.env.name != "alfworld":
-        raise _NotHere(f"the environment is {subject.config.env.name}")
-    with tempfile.TemporaryDirectory() as scratch:
-        generate_even(pathlib.Path(scratch) / "games", num=1, seed=0)
-        (task,) = load_tasks(pathlib.Path(scratch) / "games")
-        both = [envs.make("alfworld", engine="stock")]
-        both.append(envs.make("alfworld", engine=ours))
-        try:
-            answers = [env.reset(task) for env in both]
-            actions = list(task.meta["walkthrough"])
-            for number, action in enumerate(["", *actions]):
-                if number:
-                    answers = [env.step(action) for env in both]
-                if answers[0] != answers[1]:
-                    raise Problem(f"{ours} must answer like stock, got another answer at {number}")
-        finally:
-            for env in both:
-                env.close()
-    if not answers[0].won:
-        raise Problem("the walkthrough of a generated game must win it, got a loss")
-    return f"{ours} equals stock over a game of {len(actions)} steps"
+    env = (subject.config or default_config()).env
+    said = envs.benchmark(env.name).prove(env)
+    if not said:
+        raise _NotHere(f"the environment is {env.name}")
+    return said
 
 
 def generation(subject: Subject) -> str:

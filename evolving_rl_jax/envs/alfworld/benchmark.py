@@ -37,6 +37,11 @@ class Alfworld(Benchmark):
     def check(self, options: alfworld.Options, tasks: Sequence[Task], progress: Progress) -> str:
         return alfworld.check(options, tasks, progress)
 
+    def prove(self, env) -> str:
+        from evolving_rl_jax.envs.alfworld.check import prove
+
+        return prove(env.engine)
+
     def worker_options(self, env) -> dict[str, Any]:
         return {
             "engine": env.engine,

@@ -18,16 +18,19 @@ import json
 import os
 import pathlib
 import random
+import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from evolving_rl_jax import envs, types
 from evolving_rl_jax.envs.alfworld.games import read_game, shared_grammar
+from evolving_rl_jax.envs.alfworld.households.write import generate_even
+from evolving_rl_jax.envs.alfworld.tasks import load_tasks
 from evolving_rl_jax.envs.base import EngineMismatch, EnvError, Environment, Progress
 from evolving_rl_jax.envs.pool.pool import EnvPool
 
-__all__ = ["Comparison", "Options", "check_engine", "compare", "make", "memory_folder"]
+__all__ = ["Comparison", "Options", "check_engine", "compare", "make", "memory_folder", "prove"]
 
 _INVALID = ("", "look around", "go to nowhere 9", "take nothing 1 from nowhere 1", "drop {r}")
 _RANDOM_STEPS = 40  # of each of two random episodes
@@ -68,6 +71,31 @@ def check_engine(tasks: Sequence[types.Task], games_per_type: int, progress: Pro
         said = "engine native equals stock, as compared before on this machine"
     failed |= unplayable
     return "; ".join([said, *(f"{task} was left out: {why}" for task, why in failed.items())])
+
+
+def prove(engine: str) -> str:
+    """Plays one generated game by its walkthrough on ``engine`` and on ``stock``; returns a line.
+
+    Raises:
+      EngineMismatch: they differ, or the walkthrough does not win.
+    """
+    with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
+        generate_even(pathlib.Path(scratch, "games"), num=1, seed=0)
+        (task,) = load_tasks(pathlib.Path(scratch, "games"))
+        both = [envs.make("alfworld", engine=name) for name in ("stock", engine)]
+        for env in both:
+            stack.callback(env.close)
+        answers = [env.reset(task) for env in both]
+        for number, action in enumerate([*task.meta["walkthrough"], ""]):
+            if answers[0] != answers[1]:
+                raise EngineMismatch(
+                    f"{engine} must answer like stock, got another answer at {number}"
+                )
+            if action:
+                answers = [env.step(action) for env in both]
+    if not answers[0].won:
+        raise EngineMismatch("the walkthrough of a generated game must win it, got a loss")
+    return f"{engine} equals stock over a game of {number} steps"
 
 
 def _first_of_each_type(tasks: Sequence[types.Task], number: int) -> Iterator[types.Task]:
