@@ -233,10 +233,11 @@ def test_too_few_tasks_of_another_text_are_found_before_a_run():
                 retriever.retrieve(task, k)
             except ValueError as error:
                 failed.append(str(error))
-        why = shortage(pool, pool, k, exclude_identical_text=identical)
+        why = shortage(pool, pool, k, same_text=identical)
         assert why == (failed[0] if failed else "")
-    assert "most 2, the tasks that a pool of 5 allows for 'a0', got 3" in shortage(
-        pool, pool, 3, exclude_identical_text=True
+    assert "most 2, the tasks that a pool of 5 allows for 'a0', got 3" in shortage(pool, pool, 3)
+    assert shortage(pool, [_task("q", "cool a pan")], 1, others=pool[:4]).startswith(
+        "K must be at most 0"
     )
 
 
@@ -268,6 +269,23 @@ def test_a_run_says_at_its_start_what_its_tasks_do_not_allow(changes, message):
     told = dataclasses.replace(tasks[0], meta={"answers": ["Oslo"]})
     if "skills.audit_leakage" in changes:
         check_tasks(config, [told, *tasks])
+
+
+def test_a_panel_without_a_source_of_another_text_is_found_before_a_run():
+    config = default_config()
+    config.skills.exclude_identical_text = True
+    config.eval.splits, config.eval.conditions = ("valid_seen",), ("none", "own")
+    config.rollout.num_retrieved = 1
+    train = [_task("a", "put a mug on the shelf"), _task("b", "put a mug on the desk")]
+    game = dataclasses.replace(_task("c", "put a mug on the shelf"), split="valid_seen")
+    check_tasks(config, train, [*train, game])
+    alike = dataclasses.replace(train[1], content_hash=game.content_hash)
+    with pytest.raises(
+        ConfigError, match="'own' with config.skills.exclude_identical_text: K must"
+    ):
+        check_tasks(config, [train[0], alike], [train[0], alike, game])
+    config.eval.conditions = ("none",)
+    check_tasks(config, [train[0], alike], [train[0], alike, game])
 
 
 def _skill(name, text, source="s", **changes):

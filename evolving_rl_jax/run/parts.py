@@ -97,7 +97,7 @@ def open_parts(
     tasks = prepare_games(config, folder, hosts)
     panel = panel_tasks(config, tasks)
     train = training_tasks(config, tasks, panel)
-    check_tasks(config, train)
+    check_tasks(config, train, tasks)
     with make_pool(config, tasks, hosts) as pool:
         tokenizer = prepare_tokenizer(config, folder, hosts, pool, tasks, train)
         with user_errors((ValueError,), "config"):

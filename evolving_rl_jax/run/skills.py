@@ -8,6 +8,7 @@ import pathlib
 from collections.abc import Callable, Iterator, Sequence
 
 from evolving_rl_jax.config import ConfigError
+from evolving_rl_jax.data.tasks import source_split
 from evolving_rl_jax.skills import (
     AuditRules,
     CachedEmbedder,
@@ -60,24 +61,38 @@ def check_embedder(name: str) -> None:
             config_from_hf(name)
 
 
-def check_tasks(config, tasks: Sequence[Task]) -> None:
-    """Checks that the training tasks allow what ``config.skills`` asks for.
+def check_tasks(config, train: Sequence[Task], tasks: Sequence[Task] = ()) -> None:
+    """Checks that the tasks of a run allow what ``config.skills`` asks for.
+
+    Args:
+      config: of the run.
+      train: sources and retrieved tasks of training.
+      tasks: all tasks, those of the panels and of their source pools among them.
 
     Raises:
       ConfigError: the leakage audit has nothing to compare with, or a task finds too few others.
     """
     s, num_retrieved = config.skills, config.rollout.num_retrieved
-    if s.audit_leakage and not any(map(answers, tasks)):
+    if s.audit_leakage and not any(map(answers, train)):
         raise ConfigError(
             "config.skills.audit_leakage must be False with training tasks of which none says its "
             "solution (no walkthrough in a game, no answers in an index of web tasks), got True"
         )
-    if config.algorithm.arm != "grpo" and s.exclude_identical_text:
-        why = shortage(tasks, tasks, num_retrieved, exclude_identical_text=True)
-        if why:
-            raise ConfigError(
-                f"config.rollout.num_retrieved with config.skills.exclude_identical_text: {why}"
-            )
+    if not s.exclude_identical_text:
+        return
+    if config.algorithm.arm != "grpo" and (why := shortage(train, train, num_retrieved)):
+        raise ConfigError(
+            f"config.rollout.num_retrieved with config.skills.exclude_identical_text: {why}"
+        )
+    panel = [t for t in tasks if t.split in config.eval.splits]
+    known = {t.split for t in tasks}
+    names = {source_split(t.split, known) for t in panel}
+    pool = [t for t in tasks if t.split in names - {config.data.train_split}]
+    pool += train if config.data.train_split in names else []
+    if "own" in config.eval.conditions and (why := shortage(pool, panel, 1, others=panel)):
+        raise ConfigError(
+            f"config.eval.conditions 'own' with config.skills.exclude_identical_text: {why}"
+        )
 
 
 @contextlib.contextmanager

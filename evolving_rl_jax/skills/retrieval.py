@@ -53,12 +53,26 @@ class _Rows:
 
 
 def shortage(
-    pool: Sequence[Task], queries: Iterable[Task], k: int, *, exclude_identical_text: bool = False
+    pool: Sequence[Task],
+    queries: Iterable[Task],
+    k: int,
+    *,
+    others: Sequence[Task] = (),
+    same_text: bool = True,
 ) -> str:
-    """Why a ``Retriever`` over the pool would not find ``k`` tasks for a query; "" if it will for all."""
-    rows = _Rows(pool)
+    """Why a ``Retriever`` over the pool would not find ``k`` tasks for a query; "" if it will for all.
+
+    Args:
+      pool: of the retriever.
+      queries: what will be searched for.
+      k: how many tasks each must find.
+      others: tasks that are excluded too, by id and by content hash.
+      same_text: whether it excludes tasks with the text of the query.
+    """
+    ids, hashes = {t.id for t in others}, {t.content_hash for t in others}
+    rows = _Rows(t for t in pool if t.id not in ids and t.content_hash not in hashes)
     for task in queries:
-        left = rows.count - len(rows.excluded(task, exclude_identical_text))
+        left = rows.count - len(rows.excluded(task, same_text))
         if left < k:
             return _too_few(task, k, left, rows.count)
     return ""
