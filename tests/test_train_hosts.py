@@ -91,8 +91,9 @@ with distributed.joined(address, start_timeout_s=60, heartbeat_timeout_s=10) as 
         for s in whole.sources
     ]
     assert len(whole.sources[0].candidates[0].sample.tokens) > 0
-    counts = gb.whole_counts({"rollout/episodes": 3, "rollout/cache_used": 0.5, "time/x": 1}, hosts)
-    assert counts == {"rollout/episodes": 3 * hosts.count, "rollout/cache_used": 0.5, "time/x": 1}
+    mine = {"rollout/episodes": 3, "rollout/cache_used": 0.5, "env/respawns": 2, "time/x": 1}
+    whole_run = mine | {"rollout/episodes": 3 * hosts.count, "env/respawns": 2 * hosts.count}
+    assert gb.whole_counts(dict(mine), hosts) == whole_run
     if hosts.first:
         print(json.dumps([metrics, records, whole.wins.tolist(), whole.skill_valid.tolist()]))
 """
