@@ -1,6 +1,8 @@
 """Compacting Mind2Web: what is read, counted, reported and refused."""
 
 import json
+import pathlib
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -51,6 +53,32 @@ def test_tasks_come_back_as_they_were(folders):
         load_web_tasks(out, "x")
     with pytest.raises(TaskError, match="must be a record below 8, got '8'"):
         read_task(f"{out}/train/8")
+
+
+@pytest.mark.parametrize("damage", ["gone", "empty", "about", "another"])
+def test_damaged_records_are_one_line_before_anything_starts(folders, damage, capsys):
+    source, out = folders
+    write_split(source, "train", [official(f"t{i}") for i in range(5)])
+    build_index([source], out)
+    (records,) = out.rglob("*array_record*")
+    about = records.with_name("dataset_info.json")
+    if damage == "another":
+        (folders[0] / "train" / "train_0.json").unlink()
+        write_split(source, "train", [official(f"t{i}") for i in range(4)])
+        build_index([source], out.with_name("other"))
+        shutil.copy(out.with_name("other") / "index.json", out)
+    elif damage == "empty":
+        records.write_bytes(b"")
+    else:
+        (records if damage == "gone" else about).unlink()
+    config = pathlib.Path(__file__).parents[1] / "configs" / "mind2web_quickstart.py"
+    run = out.with_name("run")
+    arguments = [f"--config={config}", f"--workdir={run}", f"--config.data.games={out}"]
+    assert cli.main(["train", *arguments]) == 2
+    error = capsys.readouterr().err
+    named = records if damage in ("gone", "empty") else about
+    assert error.startswith(f"evolving-rl: config.data.games: {named}: must")
+    assert error.count("\n") == 1 and not run.exists()
 
 
 def test_counts_duplicates_and_recall_are_reported(folders):

@@ -123,6 +123,7 @@ def test_the_policy_that_training_starts_from_is_compared_too(games, monkeypatch
     (model / "model.safetensors").write_bytes(bytes(5_000))
     start(run, games / "a" / "games", model=model)
     model.rename(games / "moved")
+    (games / "moved" / "README.md").write_text("a note")
     saved = start(run, games / "a" / "games", model=games / "moved")
     assert saved["model"]["hf_path"] == str(games / "moved")
     (games / "moved" / "model.safetensors").write_bytes(bytes(4_999) + b"1")

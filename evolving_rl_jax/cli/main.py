@@ -22,7 +22,7 @@ from evolving_rl_jax.cli import compile as compile_
 from evolving_rl_jax.cli import eval as eval_
 from evolving_rl_jax.cli.options import Parser
 from evolving_rl_jax.config import ConfigError
-from evolving_rl_jax.envs.base import EngineMismatch
+from evolving_rl_jax.envs.base import EngineMismatch, TaskError
 from evolving_rl_jax.run.preemption import EXIT_AGAIN, Preempted
 from evolving_rl_jax.train.ablation.side_by_side import PieceFailed
 
@@ -46,6 +46,7 @@ EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 # What ends a command in one line instead of a traceback: {error: (exit code, what follows it)}.
 ENDINGS = {
     ConfigError: (EXIT_USAGE, ""),
+    TaskError: (EXIT_USAGE, ""),  # of data that was damaged after it was loaded
     EngineMismatch: (EXIT_FAILED, ""),
     PieceFailed: (EXIT_FAILED, ""),
     Preempted: (EXIT_AGAIN, ": the same command goes on from here"),

@@ -78,13 +78,13 @@ def tasks_hash(tasks: Sequence[Task]) -> str:
 
 
 def folder_hash(folder: pathlib.Path) -> str:
-    """Hash of the files of a model folder: names, sizes and bytes.
+    """Hash of the files of a model folder: names, sizes and bytes; hidden files and notes left out.
 
     Of files above 64 MiB the first 4 MiB and 256 blocks spread over the whole are read: weights that
     were trained differ everywhere, and tens of gigabytes need not be read at every start.
     """
     digest = hashlib.sha256()
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and _counts(p, folder)):
         size = path.stat().st_size
         digest.update(f"{path.relative_to(folder).as_posix()}\0{size}\0".encode())
         with path.open("rb") as file:
@@ -96,6 +96,11 @@ def folder_hash(folder: pathlib.Path) -> str:
                 file.seek(size * block // _BLOCKS)
                 digest.update(file.read(_BLOCK_BYTES))
     return digest.hexdigest()
+
+
+def _counts(path: pathlib.Path, folder: pathlib.Path) -> bool:
+    parts = path.relative_to(folder).parts
+    return path.suffix != ".md" and not any(part.startswith(".") for part in parts)
 
 
 def _given(config) -> dict[str, str]:

@@ -6,9 +6,10 @@ import functools
 import json
 import os
 import pathlib
+from collections import Counter
 from typing import Any
 
-from evolving_rl_jax.envs.base import TaskError
+from evolving_rl_jax.envs.base import TaskError, one_line
 from evolving_rl_jax.envs.mind2web.records import WebTask, steps_from_json
 from evolving_rl_jax.types import Task
 
@@ -33,7 +34,7 @@ def load_web_tasks(folder: str | os.PathLike[str], split: str | None = None) -> 
       ``answers``: what gives it away (see ``WebTask.answers``; none of a sealed task).
 
     Raises:
-      TaskError: the index is missing or malformed, or has no such split.
+      TaskError: the index is missing or malformed, or has no such split, or files of records are gone.
     """
     root = pathlib.Path(folder).absolute()
     path = root / INDEX
@@ -47,10 +48,38 @@ def load_web_tasks(folder: str | os.PathLike[str], split: str | None = None) -> 
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise TaskError(f"{path}: must be an index of web tasks, found {reason}") from error
+    _check_records(root, Counter(task.split for task in tasks))
     known = sorted({task.split for task in tasks})
     if split is not None and split not in known:
         raise TaskError(f"{path}: split must be one of {', '.join(known)}, got {split!r}")
     return sorted((t for t in tasks if split in (None, t.split)), key=lambda t: t.id)
+
+
+def _check_records(root: pathlib.Path, sizes: Counter[str]) -> None:
+    """Looks for the files of the records, by what TFDS wrote of them; opens none.
+
+    Raises:
+      TaskError: one is missing or empty, or they are of another index; names it.
+    """
+    about = root / RECORDS / "dataset_info.json"
+    try:
+        splits = json.loads(about.read_text(encoding="utf-8"))["splits"]
+        shards = {s["name"]: [int(n) for n in s["shardLengths"]] for s in splits}
+    except FileNotFoundError:
+        raise TaskError(f"{about}: must exist, found no such file") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise TaskError(f"{about}: must be what TFDS wrote, found {one_line(error)}") from error
+    for split, size in sizes.items():
+        lengths = shards.get(split, [])
+        if sum(lengths) != size:
+            raise TaskError(f"{about}: must have {size} records of {split}, found {sum(lengths)}")
+        for i in range(len(lengths)):
+            name = f"mind2web-{split}.array_record-{i:05d}-of-{len(lengths):05d}"
+            path = about.with_name(name)
+            if not path.is_file() or not path.stat().st_size:
+                raise TaskError(
+                    f"{path}: must hold records of {split}, found no such file or nothing"
+                )
 
 
 def _task(root: pathlib.Path, entry: dict[str, Any]) -> Task:

@@ -11,7 +11,7 @@ TEXT_FIELDS = ("id", "text", "website", "domain", "subdomain", "content_hash", "
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
-    """Writes what it is given; ``data.mind2web_index`` gives it the tasks of the official files.
+    """Writes what it is given; ``envs.mind2web.index`` gives it the tasks of the official files.
 
     Args:
       splits: split -> function that starts its examples anew, each a dict of ``TEXT_FIELDS``; may be
