@@ -83,7 +83,8 @@ def _experience() -> Experience:
 
 
 def test_metrics_page_names_every_metric_and_no_other():
-    driver = SimpleNamespace(environment_seconds=0.0, finished=0, reused=Counter())
+    pool = SimpleNamespace(respawns=0, quarantined={})
+    driver = SimpleNamespace(pool=pool, environment_seconds=0.0, finished=0, reused=Counter())
     logged = {"iteration", *(f"train/{name}" for name in STEP_METRICS), *RATES.values()}
     logged |= set(records.rollout_figures(_experience()))
     times = {"overlapped": 0.0, "trained": 1.0, "total": 2.0}
