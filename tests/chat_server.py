@@ -8,6 +8,8 @@ import json
 import threading
 import time
 
+from evolving_rl_jax.eval.transfer.client import EndpointSettings
+
 GOOD = "<reasoning>I know it.</reasoning><action>{action}</action>"
 
 
@@ -106,3 +108,18 @@ def serve(say, faults=None):
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def settings(url, **changes):
+    # Patient where the server answers: on a busy machine even a good answer takes a while.
+    fast = {"timeout_s": 60.0, "first_wait_s": 0.01, "attempts": 4, "concurrency": 4}
+    return EndpointSettings(url, "a-model", **{**fast, **changes})
+
+
+def echo(messages):
+    return f"{len(messages)} messages"
+
+
+def first(*faults):
+    """The given faults for the first requests, good answers after them."""
+    return lambda n: faults[n] if n < len(faults) else None

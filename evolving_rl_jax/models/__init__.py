@@ -1,5 +1,11 @@
-"""Decoder-only transformers (Qwen2/2.5, Qwen3, Llama 3.x), their tokenizers, HF import and
-export."""
+"""Decoder-only transformers (Qwen2/2.5, Qwen3, Llama 3.x), their tokenizers, HF import and export.
+
+``transformer`` is the model as pure functions over a nested dict, ``attention`` and its kernels, ``lora``
+adapters, ``config``, ``hf``, ``hub`` and ``safetensors`` folders in and out, ``embedding`` models that embed.
+
+Import from here: the names below; the rest by module.  This room knows ``losses`` (products with the
+unembedding), ``parallel`` and ``files``, and nothing of runs, environments or the configuration.
+"""
 
 from evolving_rl_jax.models.config import ModelConfig, RopeScaling, config_from_hf
 from evolving_rl_jax.models.hf import load_hf, save_hf
