@@ -123,3 +123,18 @@ def echo(messages):
 def first(*faults):
     """The given faults for the first requests, good answers after them."""
     return lambda n: faults[n] if n < len(faults) else None
+
+
+TOO_LONG = [
+    (400, {"error": {"message": "This model's maximum context length is 4097 tokens. However, you requested "
+                     "4927 tokens. Please reduce the length of the messages.",
+                     "type": "invalid_request_error", "code": "context_length_exceeded"}}),
+    (400, {"object": "error", "message": "This model's maximum context length is 2048 tokens. However, "
+           "you requested 2600 tokens in the messages", "type": "BadRequestError", "code": 400}),
+    (400, {"error": {"code": 400, "message": "the request exceeds the available context size, try increasing it",
+                     "type": "exceed_context_size_error"}}),
+    (400, {"message": "The input (3000 tokens) is longer than the model's context length (2048 tokens)."}),
+    (413, {"error": {"message": "prompt is too long: 205000 tokens > 200000 maximum"}}),
+    (422, {"error": "Input validation error: `inputs` must have less than 1024 tokens. Given: 4000",
+           "error_type": "validation"}),
+]  # fmt: skip

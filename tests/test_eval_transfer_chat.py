@@ -2,7 +2,7 @@
 
 import threading
 
-from chat_server import GOOD, completion, serve, settings
+from chat_server import GOOD, TOO_LONG, completion, serve, settings
 from doubles import FakePool, make_task
 
 from evolving_rl_jax.eval.transfer.chat import ChatDriver

@@ -8,7 +8,7 @@ import threading
 import time
 
 import pytest
-from chat_server import completion, echo, first, serve, settings
+from chat_server import TOO_LONG, completion, echo, first, serve, settings
 
 from evolving_rl_jax.eval.transfer.client import (
     BudgetSpent,
@@ -118,21 +118,6 @@ def test_a_refusal_is_not_tried_again(status):
 
 
 # What servers really say, each in its own words.
-TOO_LONG = [
-    (400, {"error": {"message": "This model's maximum context length is 4097 tokens. However, you requested "
-                     "4927 tokens. Please reduce the length of the messages.",
-                     "type": "invalid_request_error", "code": "context_length_exceeded"}}),
-    (400, {"object": "error", "message": "This model's maximum context length is 2048 tokens. However, "
-           "you requested 2600 tokens in the messages", "type": "BadRequestError", "code": 400}),
-    (400, {"error": {"code": 400, "message": "the request exceeds the available context size, try increasing it",
-                     "type": "exceed_context_size_error"}}),
-    (400, {"message": "The input (3000 tokens) is longer than the model's context length (2048 tokens)."}),
-    (413, {"error": {"message": "prompt is too long: 205000 tokens > 200000 maximum"}}),
-    (422, {"error": "Input validation error: `inputs` must have less than 1024 tokens. Given: 4000",
-           "error_type": "validation"}),
-]  # fmt: skip
-
-
 @pytest.mark.parametrize(("status", "body"), TOO_LONG)
 def test_a_conversation_that_is_too_long_is_told_from_other_refusals(status, body):
     with serve(echo, lambda n: (status, {}, body)) as (server, url):

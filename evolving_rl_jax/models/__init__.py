@@ -3,8 +3,8 @@
 ``transformer`` is the model as pure functions over a nested dict, ``attention`` and its kernels, ``lora``
 adapters, ``config``, ``hf``, ``hub`` and ``safetensors`` folders in and out, ``embedding`` models that embed.
 
-Import from here: the names below; the rest by module.  This room knows ``losses`` (products with the
-unembedding), ``parallel`` and ``files``, and nothing of runs, environments or the configuration.
+Import from here: the names below; the rest by module.  This room knows ``parallel`` and
+``files``, and nothing of runs, environments or the configuration.
 """
 
 from evolving_rl_jax.models.config import ModelConfig, RopeScaling, config_from_hf
