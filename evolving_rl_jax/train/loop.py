@@ -73,7 +73,6 @@ def train(parts: Parts) -> None:
                 # Save, last: a run that is killed repeats what its newest checkpoint does not hold.
                 score = figures.get("rollout/win_rate", 0.0)
                 run.saves.save(done, state, score, at_once=bool(found))
-                run.saves.rule.raise_if_stopped()
                 if run.panels.due(done):
                     run.panels.play_small(run.weights(state), done)
             run.panels.play("final", run.weights(state), done)

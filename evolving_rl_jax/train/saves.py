@@ -63,12 +63,16 @@ class Saves:
           state: copied before this returns.
           score: what ``best`` is chosen by; while a limit is broken it is never the best.
           at_once: write it whatever the schedule says, and return when it is on the disk.
+
+        Raises:
+          CollapsedError: the rule has ended the run, which is saved.
         """
         if self.due(done) or at_once:
             trusted = score if self.rule.trusted else None
             self._checkpoints.save(done, kept(state, self._lora), self._extra(done), score=trusted)
         if at_once:
             self.save_now(done, state)
+        self.rule.raise_if_stopped()
 
     def save_now(self, done: int, state: TrainState) -> None:
         """Makes sure that the present state is on the disk, whatever the schedule says."""
