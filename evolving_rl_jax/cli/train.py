@@ -39,8 +39,9 @@ def run(args, overrides: dict[str, str]) -> None:
     ):
         folder = RunFolder(args.workdir, config, writes=hosts.first)
         check_alike(hosts, config, folder)
-        training_mesh(config, hosts)  # refused before anything is written
-        with folder.hold(), open_parts(config, folder, hosts, preemption) as parts:
-            from evolving_rl_jax.train.loop import train
+        with folder.hold():  # first: whoever trains there may have the devices too
+            training_mesh(config, hosts)  # refused before anything is written
+            with open_parts(config, folder, hosts, preemption) as parts:
+                from evolving_rl_jax.train.loop import train
 
-            train(parts)
+                train(parts)
