@@ -150,3 +150,15 @@ def test_benchmarks_know_nothing_of_each_other(module):
     folders = {n.split(".")[2] for n in imports_of(MODULES[module]) if n.startswith(ENVS)}
     shared = {path.stem for path in (PACKAGE / "envs").glob("*.py")} | {"pool"}
     assert folders <= {module.split(".")[2], *shared}
+
+
+# By name, beside the commands that make or index the games of one: the reader of public game folders,
+# and the panel's table of web metrics.
+KNOW_A_BENCHMARK = {"evolving_rl_jax.data.tasks", "evolving_rl_jax.eval.web"}
+
+
+def test_rollout_and_what_is_above_it_know_no_benchmark():
+    folders = tuple(f"{ENVS}{name}" for name in ("alfworld", "mind2web"))
+    knowing = {m for m, p in MODULES.items() if any(n.startswith(folders) for n in imports_of(p))}
+    others = {m for m in knowing if not m.startswith((ENVS, "evolving_rl_jax.cli."))}
+    assert others == KNOW_A_BENCHMARK
