@@ -347,7 +347,9 @@ def test_a_longer_run_goes_on_and_is_evaluated_again(finished, program, tiny_con
     workdir = tmp_path / "run"
     shutil.copytree(finished[0], workdir)
     command = ("train", f"--config={tiny_config}", f"--workdir={workdir}")
-    result = program(*command, "--config.train.num_iterations=5")
+    # the schedule of the learning rate is that of the run: going on with another one is refused
+    kept = "--config.optimizer.decay_updates=8"
+    result = program(*command, "--config.train.num_iterations=5", kept)
     assert result.returncode == 0, result.stderr[-3000:]
     assert "iteration 5/5" in result.stdout and "iteration 4/5" not in result.stdout
     assert unclocked(workdir)[:4] == unclocked(finished[0])
