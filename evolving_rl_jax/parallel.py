@@ -41,7 +41,10 @@ PARAM_RULES = (
     (r"norm$", P()),
 )
 BATCH_RULES = (
-    (r"(^|/)(tokens|positions|segment_ids|sequence_ids|loss_mask|rollout_logprobs)$", P(ROWS)),
+    (
+        r"(^|/)(tokens|positions|segment_ids|sequence_ids|loss_mask|(rollout|old)_logprobs)$",
+        P(ROWS),
+    ),
     (r"", P()),
 )
 

@@ -94,7 +94,7 @@ class Turn:
 class Sample:
     """One training sequence: token ids with a mask of those that the policy itself sampled.
 
-    ``logprobs`` are under the full softmax at temperature 1 (the importance ratio needs those);
+    ``logprobs`` are under the full softmax at the temperature of sampling;
     ``sampling_logprobs`` are under the distribution that was sampled from.  Both are 0 where
     ``loss_mask`` is 0.  All have shape [T].  ``step`` is the turn whose tokens are trained, where a
     sequence trains one turn only; 0 where it holds a whole episode or an extraction.
@@ -165,3 +165,6 @@ class TokenBatch(NamedTuple):
     scores: Any = None  # [G, K, N, R] float32: what an episode counts for the reward of its skill
     step_rewards: Any = None  # [G, K, N, R, S] float32: > 0 = a correct step
     step_mask: Any = None  # [G, K, N, R, S] float32: 1 = the step was taken
+    # [B, T] float32 where an iteration makes several updates: the log-probabilities before the first
+    # of them (`update.step.make_scoring`), nan = those before the update that takes this batch.
+    old_logprobs: Any = None

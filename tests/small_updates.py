@@ -39,10 +39,12 @@ def small_config(**algorithm) -> ConfigDict:
                 "clip_low": 0.1,
                 "clip_high": 0.15,
                 "importance": {"kind": "none", "cap": 2.0},
+                "old_logprobs": "rollout",
                 "kl_kind": "low_var_kl",
                 "kl_coef": {"solver": 0.02, "extractor": 0.05},
                 "entropy_coef": {"solver": 0.01, "extractor": -0.03},
             },
+            "rollout": {"temperature": 1.0},
             "train": {"micro_batch_rows": 8, "logprob_chunk": 7, "remat": "none"},
             "optimizer": {
                 "name": "adamw",

@@ -16,6 +16,7 @@ from small_updates import (
     G,
     N,
     assert_same,
+    built,
     make_batch,
     make_sequences,
     mesh_of,
@@ -24,7 +25,7 @@ from small_updates import (
     small_config,
 )
 
-from evolving_rl_jax import losses, models
+from evolving_rl_jax import losses, models, parallel
 from evolving_rl_jax.types import ROLE_EXTRACTOR, ROLE_NONE, ROLE_SOLVER, TokenBatch
 from evolving_rl_jax.update import optimizer as optimizer_lib
 from evolving_rl_jax.update import state as state_lib
@@ -107,7 +108,7 @@ def test_update_equals_plain_computation(sequences, batch, joint):
 
 
 def test_truncated_importance_equals_plain_computation(sequences, batch):
-    config = small_config(importance={"kind": "truncated", "cap": 1.05})
+    config = small_config(old_logprobs="trainer", importance={"kind": "truncated", "cap": 1.05})
     _, start = new_state(config)
     loss, grads = plain_loss(config, sequences, batch, start)
     after, metrics = run(config, batch)
@@ -321,3 +322,60 @@ def test_cloning_minimises_cross_entropy(batch):
     for _ in range(20):
         state, later = step(state, rows)
     assert later["loss"] < 0.6 * metrics["loss"] and step._cache_size() == 1
+
+
+# -- which policy the ratio is to ------------------------------------------------------------------
+
+
+def test_one_update_starts_inside_the_clip_whatever_the_engine_recorded():
+    batch = make_batch(make_sequences(), num_rows=16)
+    off = batch.rollout_logprobs - 0.5 * batch.loss_mask  # a ratio of 1.65, far outside
+    _, recorded = run(small_config(), batch._replace(rollout_logprobs=off))
+    _, computed = run(small_config(old_logprobs="trainer"), batch._replace(rollout_logprobs=off))
+    assert recorded["ratio_deviation"] > 0.3 and recorded["clip_fraction"] > 0.1
+    assert computed["ratio_deviation"] == 0 and computed["clip_fraction"] == 0
+    for metrics in (recorded, computed):  # what the engine recorded is still told of
+        assert metrics["logprob_gap_mean"] > 0.3 and metrics["logprob_outside_clip"] > 0.9
+
+
+def test_scoring_gives_the_policy_that_later_batches_are_compared_with():
+    """Scored before the first update, a batch has the ratio of the first update when it is taken."""
+    config = small_config(old_logprobs="trainer")
+    config.optimizer.learning_rate = 1e-2
+    train_step, start = built(config.to_json(), json.dumps(ONE_DEVICE))
+    mesh, optimizer = mesh_of(json.dumps(ONE_DEVICE)), optimizer_lib.make_optimizer(config)
+    score = step_lib.make_scoring(config, MODEL, optimizer, mesh)
+    first, second = (make_batch(make_sequences(s), num_rows=16, seed=s) for s in (0, 1))
+    state = jax.device_put(start, parallel.shardings(start, mesh))
+    old = jax.device_get(score(state, second))
+    # Each row by itself, in one forward pass of the model.
+    for row in range(int(second.num_rows)):
+        hidden, _ = models.apply(
+            start.params, MODEL, second.tokens[None, row],
+            positions=second.positions[None, row], segment_ids=second.segment_ids[None, row],
+        )  # fmt: skip
+        logp = jax.nn.log_softmax(models.logits(start.params, MODEL, hidden))[0]
+        for t in np.flatnonzero(second.loss_mask[row]):
+            np.testing.assert_allclose(old[row, t], logp[t - 1, second.tokens[row, t]], atol=2e-5)
+    assert not old[second.loss_mask == 0].any()
+
+    unscored = np.full_like(old, np.nan)
+    state, metrics = train_step(state, first._replace(old_logprobs=unscored))
+    assert metrics["ratio_deviation"] == 0
+    moved, metrics = train_step(state, second._replace(old_logprobs=old))
+    assert metrics["ratio_deviation"] > 1e-3 and np.isfinite(metrics["loss"])
+    assert train_step._cache_size() == 1
+
+
+def test_tokens_are_scored_at_the_temperature_that_sampled_them():
+    config = small_config(old_logprobs="rollout")
+    config.rollout.temperature = 0.6
+    batch = make_batch(make_sequences(), num_rows=16)
+    mesh, optimizer = mesh_of(json.dumps(ONE_DEVICE)), optimizer_lib.make_optimizer(config)
+    _, start = built(small_config().to_json(), json.dumps(ONE_DEVICE))
+    score = step_lib.make_scoring(config, MODEL, optimizer, mesh)
+    recorded = jax.device_get(score(jax.device_put(start), batch))  # as an engine at 0.6 would
+    _, metrics = run(config, batch._replace(rollout_logprobs=recorded))
+    assert metrics["ratio_deviation"] < 1e-5 and metrics["logprob_gap_max"] < 1e-5
+    _, at_one = run(small_config(), batch._replace(rollout_logprobs=recorded))
+    assert at_one["ratio_deviation"] > 0.01

@@ -134,6 +134,12 @@ def _algorithm(config: ConfigDict) -> Iterator[Rule]:
         "rollout.num_repeats",
         ">= 2 when num_skills is 1 (a group of one episode has no advantage)",
     )
+    truncated = config.algorithm.importance.kind == "truncated"
+    yield (
+        not truncated or config.algorithm.old_logprobs == "trainer",
+        "algorithm.old_logprobs",
+        "'trainer' with importance.kind 'truncated' (its weights correct for the engine's record already)",
+    )
     yield (
         r.num_sources % t.minibatches == 0,
         "train.minibatches",

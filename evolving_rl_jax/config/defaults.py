@@ -165,6 +165,8 @@ _ALGORITHM = {
     ),  # a step is compared over: its own task | the source's tasks
     "clip_low": above_0(0.1),
     "clip_high": above_0(0.15),
+    # The policy before the iteration's updates: as the trainer computes it | as the engine recorded it.
+    "old_logprobs": one_of("trainer", "rollout"),
     "importance": {  # weights of tokens that other weights sampled than those that train
         "kind": one_of("none", "truncated"),
         "cap": above_0(2.0),  # largest weight

@@ -23,8 +23,9 @@ _ONE_BITS = 0x3F800000
 class Sampled(NamedTuple):
     """One token a row: its id, and its log-probability under two distributions, all [S].
 
-    ``logprobs`` are under the full softmax at temperature 1; ``sampling_logprobs`` under the
-    distribution that the token was drawn from (0 for a greedy row).
+    ``logprobs`` are under the full softmax at the row's temperature (1 for a greedy row);
+    ``sampling_logprobs`` under the distribution that the token was drawn from, top-k and top-p
+    applied (0 for a greedy row).
     """
 
     tokens: jax.Array
@@ -79,12 +80,14 @@ def sample(
     """
     greedy = temperature <= 0
     centred = logits - jnp.max(logits, axis=-1, keepdims=True)
-    weights = jnp.exp(centred / jnp.where(greedy, 1, temperature)[:, None])
+    tempered = centred / jnp.where(greedy, 1, temperature)[:, None]
+    weights = jnp.exp(tempered)
+    log_total = jnp.log(jnp.sum(weights, axis=-1))
     restricted = ~greedy & ((top_p < 1) | (top_k > 0))
     weights = jax.lax.cond(jnp.any(restricted), _restrict, lambda w, p, k: w, weights, top_p, top_k)
     tokens = jnp.where(greedy, _first(centred == 0), _draw(weights, uniforms))
     tokens = jnp.clip(tokens, 0, logits.shape[-1] - 1)  # a row of NaN has nothing to draw from
-    logprobs = _pick(centred, tokens) - jnp.log(jnp.sum(jnp.exp(centred), axis=-1))
+    logprobs = _pick(tempered, tokens) - log_total
     sampling = jnp.log(_pick(weights, tokens)) - jnp.log(jnp.sum(weights, axis=-1))
     return Sampled(tokens, logprobs, jnp.where(greedy, 0.0, sampling))
 

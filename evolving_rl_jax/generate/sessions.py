@@ -74,7 +74,7 @@ class Session:
 class Generation(NamedTuple):
     """A finished turn.  ``tokens`` includes the stop token when ``reason`` is ``stop``.
 
-    ``logprobs`` are under the full softmax at temperature 1, ``sampling_logprobs`` after
+    ``logprobs`` are under the full softmax at the temperature of sampling, ``sampling_logprobs`` after
     temperature, top-k and top-p (0 when greedy).  All are [n].  ``reason`` is ``stop`` (a stop
     token, or the text of a stop string, whose last token is then the last one), ``length``
     (max_new_tokens reached) or ``overflow`` (max_length reached; no token when nothing fits).

@@ -1,7 +1,6 @@
 """How the trainer's log-probabilities agree with the engine's, and weights that correct for it.
 
-Inside the compiled step.  Rows are those of `rows.Rows`, a micro-batch of them; ``old_logprobs`` are
-what the engine recorded.
+Inside the compiled step.  Rows are those of `rows.Rows`, a micro-batch of them.
 """
 
 from __future__ import annotations
@@ -17,19 +16,24 @@ from evolving_rl_jax.update.rows import Rows
 
 
 def importance(
-    settings: Any, logprobs: jax.Array, rows: Rows
+    algorithm: Any, logprobs: jax.Array, rows: Rows
 ) -> tuple[jax.Array, jax.Array | None]:
     """(old log-probabilities of the ratio, weights of the policy loss or None), both [B, T].
 
     Args:
-      settings: the group ``config.algorithm.importance``.
+      algorithm: the group ``config.algorithm``.
       logprobs: [B, T], of the policy before the update.
       rows: the rows.
     """
-    if settings.kind == "none":
-        return rows.old_logprobs, None
-    weights = losses.truncated_importance(logprobs, rows.old_logprobs, cap=settings.cap)
-    return jax.lax.stop_gradient(logprobs), weights
+    if algorithm.old_logprobs == "rollout":
+        return rows.rollout_logprobs, None
+    old = jax.lax.stop_gradient(logprobs)
+    if rows.old_logprobs is not None:
+        old = jnp.where(jnp.isnan(rows.old_logprobs), old, rows.old_logprobs)
+    if algorithm.importance.kind == "none":
+        return old, None
+    cap = algorithm.importance.cap
+    return old, losses.truncated_importance(old, rows.rollout_logprobs, cap=cap)
 
 
 def centre_of(batch: TokenBatch) -> jax.Array:
@@ -45,16 +49,23 @@ def centre_of(batch: TokenBatch) -> jax.Array:
 
 
 def sums(
-    rows: Rows, logprobs: jax.Array, weights: jax.Array | None, cap: float, centre: jax.Array
+    algorithm: Any,
+    rows: Rows,
+    logprobs: jax.Array,
+    weights: jax.Array | None,
+    centre: jax.Array,
 ) -> dict[str, jax.Array]:
     """Sums over the trained tokens of a micro-batch, from which `metrics` follow."""
-    trained = rows.mask > 0
-    new, old = (jnp.where(trained, x - centre, 0.0) for x in (logprobs, rows.old_logprobs))
+    trained, cap = rows.mask > 0, algorithm.importance.cap
+    new, old = (jnp.where(trained, x - centre, 0.0) for x in (logprobs, rows.rollout_logprobs))
     if weights is None:
         weights, cap = jnp.ones_like(logprobs), jnp.inf
+    ratio = jnp.exp(new - old)
+    outside = (ratio < 1 - algorithm.clip_low) | (ratio > 1 + algorithm.clip_high)
     weights = jnp.where(trained, weights, 0.0)
     products = {"new": new, "old": old, "new_new": new**2, "old_old": old**2, "new_old": new * old}
     products |= {"importance": weights, "capped": trained & (weights >= cap), "gap": abs(new - old)}
+    products |= {"outside": trained & outside}
     return {f"token_{name}": jnp.sum(x, dtype=jnp.float32) for name, x in products.items()}
 
 
@@ -67,6 +78,7 @@ def metrics(total: dict[str, jax.Array], count: jax.Array) -> dict[str, jax.Arra
     correlation = jnp.clip(joint / jnp.maximum(scale, 1e-30), -1.0, 1.0)
     return {
         "logprob_gap_mean": total["token_gap"] / count,
+        "logprob_outside_clip": total["token_outside"] / count,
         "logprob_correlation": jnp.where(scale > 0, correlation, 0.0),
         "importance_mean": total["token_importance"] / count,
         "importance_capped": total["token_capped"] / count,

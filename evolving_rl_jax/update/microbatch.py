@@ -56,6 +56,34 @@ def split_rows(rows: Any, wanted: int, mesh: Mesh) -> tuple[Any, int]:
     return jax.tree.map(split, rows), size
 
 
+def _at(rows: Any, i: jax.Array) -> Any:
+    """Micro-batch ``i`` of what `split_rows` returned."""
+    take = jax.lax.dynamic_index_in_dim
+    return jax.tree.map(lambda x: take(x, i, keepdims=False), rows)
+
+
+def map_micro(function: Callable[[Any], jax.Array], rows: Any, num_micro: jax.Array) -> jax.Array:
+    """``function`` of each of the first ``num_micro`` micro-batches, 0 for the others.
+
+    Args:
+      function: rows of one micro-batch -> an array.
+      rows: as `split_rows` returns them.
+      num_micro: [] int, a run-time value.
+
+    Returns:
+      [number of micro-batches, ...].
+    """
+    count = jax.tree.leaves(rows)[0].shape[0]
+    one = jax.eval_shape(function, _at(rows, 0))
+
+    def body(carry):
+        i, out = carry
+        return i + 1, out.at[i].set(function(_at(rows, i)))
+
+    start = jnp.zeros((), jnp.int32), jnp.zeros((count, *one.shape), one.dtype)
+    return jax.lax.while_loop(lambda c: c[0] < num_micro, body, start)[1]
+
+
 def accumulate_gradients(
     loss_fn: Callable[[Any, Any], tuple[jax.Array, MicroResult]],
     params: Any,
@@ -82,20 +110,16 @@ def accumulate_gradients(
     def place(grads):
         return jax.tree.map(jax.lax.with_sharding_constraint, grads, shardings)
 
-    def at(i):
-        take = jax.lax.dynamic_index_in_dim
-        return jax.tree.map(lambda x: take(x, i, keepdims=False), rows)
-
     def body(carry):
         i, grads, total = carry
         # Differentiated inside the loop: a while_loop has no reverse mode.
-        (_, result), new = jax.value_and_grad(loss_fn, has_aux=True)(params, at(i))
+        (_, result), new = jax.value_and_grad(loss_fn, has_aux=True)(params, _at(rows, i))
         grads = jax.tree.map(lambda a, b: a + b.astype(jnp.float32), grads, place(new))
         sums = jax.tree.map(jnp.add, total.sums, result.sums)
         maxima = jax.tree.map(jnp.maximum, total.maxima, result.maxima)
         return i + 1, grads, MicroResult(sums, maxima)
 
-    shape = jax.eval_shape(lambda: loss_fn(params, at(0))[1])
+    shape = jax.eval_shape(lambda: loss_fn(params, _at(rows, 0))[1])
     start = MicroResult(
         jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shape.sums),
         jax.tree.map(lambda x: jnp.full(x.shape, -jnp.inf, x.dtype), shape.maxima),

@@ -27,18 +27,26 @@ class Rows(NamedTuple):
     targets: Any
     mask: Any  # 1 = the target is trained on
     sequence_ids: Any
-    old_logprobs: Any
+    rollout_logprobs: Any  # as the engine recorded them
+    old_logprobs: Any = None  # as in TokenBatch
 
 
 def make_rows(
-    tokens, positions, segment_ids, loss_mask, sequence_ids=None, old_logprobs=None
+    tokens,
+    positions,
+    segment_ids,
+    loss_mask,
+    sequence_ids=None,
+    rollout_logprobs=None,
+    old_logprobs=None,
 ) -> Rows:
     """Moves what belongs to a token to the column that predicts it, the one before, and sorts.
 
     Args:
       tokens, positions, segment_ids: [B, T] as in TokenBatch.
       loss_mask: [B, T], > 0 = train on this token.
-      sequence_ids, old_logprobs: [B, T], carried along; None where the loss has no use for them.
+      sequence_ids, rollout_logprobs, old_logprobs: [B, T], carried along; None where the loss has
+        no use for them.
     """
 
     def after(x):
@@ -50,8 +58,8 @@ def make_rows(
     mask = jnp.where(same & (after(loss_mask) > 0), 1.0, 0.0)
     columns = jnp.argsort(mask, axis=1, stable=True, descending=True)
 
-    def ordered(x):
-        return None if x is None else jnp.take_along_axis(x, columns, axis=1)
+    def ordered(x, move=lambda x: x):
+        return None if x is None else jnp.take_along_axis(move(x), columns, axis=1)
 
     return Rows(
         tokens,
@@ -61,7 +69,8 @@ def make_rows(
         ordered(after(tokens)),
         ordered(mask),
         ordered(sequence_ids),
-        None if old_logprobs is None else ordered(after(old_logprobs)),
+        ordered(rollout_logprobs, after),
+        ordered(old_logprobs, after),
     )
 
 
@@ -73,6 +82,7 @@ def row_logprobs(
     chunk: int,
     remat: str,
     mesh: Mesh,
+    temperature: float = 1.0,
     attention: str = "auto",
 ) -> tuple[jax.Array, jax.Array]:
     """Log-probabilities of the targets and entropies of their distributions, both [B, T].
@@ -84,6 +94,7 @@ def row_logprobs(
       chunk: columns of a row whose logits exist at a time.
       remat: what the backward pass recomputes, see `models.apply`.
       mesh: the device mesh.
+      temperature: of the distributions, that of sampling.
       attention: its implementation, see `models.apply`.
 
     Returns:
@@ -100,7 +111,7 @@ def row_logprobs(
         mesh=mesh,
     )
     matrix = models.unembedding(params, model_cfg).astype(hidden.dtype)
-    compute = functools.partial(_sorted_logprobs, chunk=chunk)
+    compute = functools.partial(_sorted_logprobs, chunk=chunk, temperature=temperature)
     if mesh.shape["data"] * mesh.shape["fsdp"] > 1:
         # The matrix is gathered once over the data axes, then each device goes through the chunks
         # of its own rows: the compiler, left to share out the loop, would gather the matrix and sum
@@ -117,7 +128,17 @@ def row_logprobs(
     return compute(hidden, matrix, rows.columns, rows.targets, rows.mask)
 
 
-def _sorted_logprobs(hidden, matrix, columns, targets, mask, *, chunk):
+def _sorted_logprobs(hidden, matrix, columns, targets, mask, *, chunk, temperature):
     """`losses.token_logprobs` with the hidden states in the order of ``columns``."""
     states = jnp.take_along_axis(hidden, columns[:, :, None], axis=1)
-    return losses.token_logprobs(states, matrix, targets, chunk_size=chunk, mask=mask)
+    return losses.token_logprobs(
+        states, matrix, targets, temperature=temperature, chunk_size=chunk, mask=mask
+    )
+
+
+def in_token_order(values: jax.Array, rows: Rows) -> jax.Array:
+    """Values [B, T] in the order of ``rows.columns`` -> at the tokens that they are of, 0 elsewhere."""
+    row = jnp.arange(values.shape[0])[:, None]
+    # The last column predicts nothing; what wraps around to the first token is never trained.
+    placed = jnp.zeros_like(values).at[row, rows.columns].set(jnp.where(rows.mask > 0, values, 0.0))
+    return jnp.roll(placed, 1, axis=1)

@@ -6,10 +6,12 @@ What the paper (arXiv 2605.10663) leaves open and this file decides:
    sequence with advantage 0 still has its KL and entropy terms.
 2. The weight of an arm acts on the advantages only, so `solver_only` still holds extraction
    sequences (if the batch has any) to the reference, and `extractor_only` those of the solver.
-3. With ``algorithm.importance.kind`` truncated, the ratio of the clipped loss is to the policy before
-   this update, and what separates that policy from the one that sampled is the weight of the token.
-   Each sequence is in one update only, so the old log-probabilities are those of the same forward
-   pass and the ratio is 1: the cap takes the place of the clip.
+3. The ratio of the clipped loss is to the policy before the first update of the iteration, as the
+   trainer computes it: engine and trainer round differently, and a clip that sees their difference
+   acts before any update.  With one update an iteration that is the policy before this update, and
+   the ratio is 1; with several, `make_scoring` computes it.  What separates that policy from the one
+   that sampled is the weight of the token (``algorithm.importance.kind`` truncated) and the metrics
+   ``logprob_*``.  ``algorithm.old_logprobs`` rollout takes the engine's record instead.
 4. An update whose gradient is not finite, or whose batch is empty, is left out and counted.
 """
 
@@ -23,11 +25,11 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from evolving_rl_jax import losses, models, parallel
+from evolving_rl_jax import models, parallel
 from evolving_rl_jax.models import lora as lora_lib
 from evolving_rl_jax.models.attention import check_platform
 from evolving_rl_jax.types import ROLE_EXTRACTOR, ROLE_NONE, ROLE_SOLVER, TokenBatch
-from evolving_rl_jax.update import agreement, microbatch
+from evolving_rl_jax.update import microbatch
 from evolving_rl_jax.update import rows as rows_lib
 from evolving_rl_jax.update import state as state_lib
 from evolving_rl_jax.update.advantages import (
@@ -36,6 +38,7 @@ from evolving_rl_jax.update.advantages import (
     of_sequences,
     unweighted_advantages,
 )
+from evolving_rl_jax.update.loss import gather, make_loss, policy_logprobs, step_metrics
 
 # The metrics of an update, all float32 scalars.  Nats where a unit is needed.
 STEP_METRICS: dict[str, str] = {
@@ -63,6 +66,8 @@ STEP_METRICS: dict[str, str] = {
     "trained_tokens": "tokens that the policy sampled and that the loss reads",
     "logprob_gap_mean": "|log-probability in training - in the rollout|, mean over trained tokens",
     "logprob_gap_max": "the same, largest",
+    "logprob_outside_clip": "share of trained tokens whose probability ratio of training to rollout is "
+    "outside the clip range before any update",
     "logprob_correlation": "correlation of the two log-probabilities over trained tokens",
     "importance_mean": "mean importance weight of trained tokens",
     "importance_capped": "share of trained tokens whose importance weight was cut to the cap",
@@ -82,9 +87,6 @@ STEP_COUNTS: dict[str, str] = {
 }
 CUMULATIVE = ("skipped_updates",)  # counted since the start of the run
 
-# Metrics that the loss returns as sums over sequences of token means.
-_PER_SEQUENCE = ("loss", "policy_loss", "kl", "clip_fraction", "ratio_deviation")
-
 # The metrics of a cloning update, likewise.
 CLONING_METRICS: dict[str, str] = {
     "loss": "cross-entropy of the demonstrated tokens, nats a token",
@@ -101,7 +103,8 @@ def batch_shardings(mesh: Mesh) -> TokenBatch:
     """NamedShardings of a TokenBatch: rows over the data axes, all else on every device."""
     rows = NamedSharding(mesh, PartitionSpec(parallel.ROWS))
     everywhere = NamedSharding(mesh, PartitionSpec())
-    return TokenBatch(*([rows] * 6), *([everywhere] * (len(TokenBatch._fields) - 6)))
+    others = [everywhere] * (len(TokenBatch._fields) - 7)
+    return TokenBatch(*([rows] * 6), *others, old_logprobs=rows)
 
 
 def make_train_step(
@@ -140,20 +143,63 @@ def make_train_step(
 
     def train_step(state, batch):
         advantages, stats = sequence_advantages(config, batch)
-        loss_fn = _make_loss(
+        loss_fn = make_loss(
             config, model_cfg, lora, state.ref_params, batch, advantages, mesh, attention
         )
-        rows, size = microbatch.split_rows(_rows(batch), config.train.micro_batch_rows, mesh)
+        order = _used_first(batch)
+        rows = jax.tree.map(lambda x: x[order], _rows(batch))
+        rows, size = microbatch.split_rows(rows, config.train.micro_batch_rows, mesh)
         num_micro = (batch.num_rows + size - 1) // size
         grads, total = microbatch.accumulate_gradients(loss_fn, state.params, rows, num_micro, mesh)
         count = jnp.sum(batch.role != ROLE_NONE).astype(jnp.float32)
         grads = jax.tree.map(lambda g: g / jnp.maximum(count, 1.0), grads)
         state, norms = state_lib.apply_gradients(state, grads, optimizer, usable=count > 0)
-        metrics = stats | norms | _step_metrics(total, count)
+        metrics = stats | norms | step_metrics(total, count)
         return state, {name: metrics[name].astype(jnp.float32) for name in STEP_METRICS}
 
     abstract = state_lib.abstract_state(model_cfg, optimizer, mesh, lora=lora)
     return _compiled(train_step, abstract, batch_shardings(mesh), mesh)
+
+
+def make_scoring(
+    config: Any,
+    model_cfg: models.ModelConfig,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    *,
+    lora: lora_lib.LoraConfig | None = None,
+    attention: str = "auto",
+) -> Callable[[state_lib.TrainState, TokenBatch], jax.Array]:
+    """Compiles ``score(state, batch) -> old_logprobs [B, T]``, for `TokenBatch.old_logprobs`.
+
+    The log-probability of each trained token under the policy of ``state``, at the temperature of
+    sampling, 0 elsewhere; one forward pass.  For the batches of an iteration that the policy has
+    left behind when their update comes.
+
+    Args:
+      config, model_cfg, optimizer, mesh, lora, attention: as for `make_train_step`.
+    """
+
+    def score(state, batch):
+        policy = lora_lib.attach(state.ref_params, state.params, lora) if lora else state.params
+        order = _used_first(batch)
+        rows = jax.tree.map(lambda x: x[order], _rows(batch))
+        rows, size = microbatch.split_rows(rows, config.train.micro_batch_rows, mesh)
+
+        def micro(rows):
+            found, _ = policy_logprobs(
+                policy, model_cfg, config, rows, mesh, attention, at_temperature=True
+            )
+            return rows_lib.in_token_order(found, rows)
+
+        found = microbatch.map_micro(micro, rows, (batch.num_rows + size - 1) // size)
+        shape = batch.tokens.shape
+        return jnp.zeros(shape).at[order].set(found.reshape(-1, shape[1])[: shape[0]])
+
+    abstract = state_lib.abstract_state(model_cfg, optimizer, mesh, lora=lora)
+    by_row = NamedSharding(mesh, PartitionSpec(parallel.ROWS))
+    shardings = state_lib.state_shardings(abstract), batch_shardings(mesh)
+    return jax.jit(score, in_shardings=shardings, out_shardings=by_row)
 
 
 def make_cloning_step(
@@ -184,7 +230,9 @@ def make_cloning_step(
     check_platform(attention, mesh)
 
     def loss_fn(params, rows):
-        logprobs, _ = _logprobs(params, model_cfg, config, rows, mesh, attention)
+        logprobs, _ = policy_logprobs(
+            params, model_cfg, config, rows, mesh, attention, at_temperature=False
+        )
         trained = rows.mask > 0
         sums = {
             "loss": -jnp.sum(jnp.where(trained, logprobs, 0.0)),
@@ -221,13 +269,6 @@ def _compiled(step, abstract, batch_sharding, mesh):
     )
 
 
-def _logprobs(params, model_cfg, config, rows, mesh, attention):
-    chunk, remat = config.train.logprob_chunk, config.train.remat
-    return rows_lib.row_logprobs(
-        params, model_cfg, rows, chunk=chunk, remat=remat, mesh=mesh, attention=attention
-    )
-
-
 def sequence_advantages(config: Any, batch: TokenBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Advantage of every sequence [M] under the configured arm, and statistics of the outcomes."""
     result = unweighted_advantages(config.algorithm, batch)
@@ -237,10 +278,6 @@ def sequence_advantages(config: Any, batch: TokenBatch) -> tuple[jax.Array, dict
     is_solver, is_extractor = batch.role == ROLE_SOLVER, batch.role == ROLE_EXTRACTOR
     advantages = jnp.where(is_solver, solver, jnp.where(is_extractor, extractor, 0.0))
     return advantages, _outcome_metrics(batch, result)
-
-
-def _gather(values, index):
-    return values.reshape(-1)[jnp.clip(index, 0, values.size - 1)]
 
 
 def _outcome_metrics(batch, result):
@@ -270,89 +307,17 @@ def _outcome_metrics(batch, result):
     }
 
 
+def _used_first(batch: TokenBatch) -> jax.Array:
+    """An order [B] of the rows; hosts put their own into the batch, so unused ones lie anywhere."""
+    return jnp.argsort(jnp.all(batch.segment_ids == 0, axis=1), stable=True)
+
+
 def _rows(batch: TokenBatch) -> rows_lib.Rows:
-    """The rows of the batch, those in use first; tokens of unused sequences are not trained on."""
+    """The rows of the batch; tokens of unused sequences are not trained on."""
     ids = batch.sequence_ids
-    in_use = (ids >= 0) & (_gather(batch.role, ids) != ROLE_NONE)
+    in_use = (ids >= 0) & (gather(batch.role, ids) != ROLE_NONE)
     mask = jnp.where(in_use, batch.loss_mask, 0.0)
-    rows = rows_lib.make_rows(
-        batch.tokens, batch.positions, batch.segment_ids, mask, ids, batch.rollout_logprobs
-    )
-    # Hosts put their own rows into the batch, so the unused ones may lie anywhere.
-    order = jnp.argsort(jnp.all(batch.segment_ids == 0, axis=1), stable=True)
-    return jax.tree.map(lambda x: x[order], rows)
-
-
-def _make_loss(config, model_cfg, lora, ref_params, batch, advantages, mesh, attention):
-    """The loss of one micro-batch as a function of (params, rows)."""
-    algorithm = config.algorithm
-    # Without a KL term the forward pass of the reference is left out, and the KL metrics are 0.
-    uses_reference = any(algorithm.kl_coef[role] for role in ("solver", "extractor"))
-    extractor = batch.role == ROLE_EXTRACTOR
-    kl_coef = jnp.where(extractor, algorithm.kl_coef.extractor, algorithm.kl_coef.solver)
-    entropy_coef = jnp.where(
-        extractor, algorithm.entropy_coef.extractor, algorithm.entropy_coef.solver
-    )
-
-    centre = agreement.centre_of(batch)
-
-    def loss_fn(params, rows):
-        policy = lora_lib.attach(ref_params, params, lora) if lora else params
-        logprobs, entropy = _logprobs(policy, model_cfg, config, rows, mesh, attention)
-        ref_logprobs = jax.lax.stop_gradient(logprobs)
-        if uses_reference:
-            ref_logprobs, _ = _logprobs(ref_params, model_cfg, config, rows, mesh, attention)
-        old_logprobs, weights = agreement.importance(algorithm.importance, logprobs, rows)
-        loss, parts = losses.evolving_rl_loss(
-            logprobs,
-            old_logprobs,
-            ref_logprobs,
-            entropy,
-            rows.mask,
-            sequence_ids=rows.sequence_ids,
-            num_sequences=batch.role.shape[0],
-            advantages=advantages,
-            entropy_coef=entropy_coef,
-            kl_coef=kl_coef,
-            clip_low=algorithm.clip_low,
-            clip_high=algorithm.clip_high,
-            kl_kind=algorithm.kl_kind,
-            importance_weights=weights,
-        )
-        sums = {n: parts[n] for n in _PER_SEQUENCE}
-        kl = losses.kl_estimate(logprobs, ref_logprobs, kind=algorithm.kl_kind)
-        is_extractor = _gather(extractor, rows.sequence_ids)
-        sums |= agreement.sums(rows, logprobs, weights, algorithm.importance.cap, centre)
-        return loss, _token_sums(rows, logprobs, entropy, kl, is_extractor, sums)
-
-    return loss_fn
-
-
-def _token_sums(rows, logprobs, entropy, kl, is_extractor, sums):
-    """Token-level numbers of one micro-batch, as sums and maxima."""
-    trained = rows.mask > 0
-    gap = jnp.where(trained, jnp.abs(logprobs - rows.old_logprobs), 0.0)
-    sums = sums | {"tokens": jnp.sum(rows.segment_ids > 0).astype(jnp.float32)}
-    for role, of_role in (("solver", ~is_extractor), ("extractor", is_extractor)):
-        chosen = trained & of_role
-        sums[f"trained_{role}"] = jnp.sum(chosen).astype(jnp.float32)
-        sums[f"entropy_{role}"] = jnp.sum(jnp.where(chosen, entropy, 0.0))
-        sums[f"kl_{role}"] = jnp.sum(jnp.where(chosen, kl, 0.0))
-    result = microbatch.MicroResult(sums, {"logprob_gap": jnp.max(gap)})
-    return jax.lax.stop_gradient(result)
-
-
-def _step_metrics(total, count):
-    """Means from the sums over all micro-batches; ``count`` is the number of sequences in use."""
-    sums, per_sequence = total.sums, jnp.maximum(count, 1.0)
-    trained = sums["trained_solver"] + sums["trained_extractor"]
-    metrics = {name: sums[name] / per_sequence for name in _PER_SEQUENCE}
-    for role in ("solver", "extractor"):
-        tokens = jnp.maximum(sums[f"trained_{role}"], 1.0)
-        metrics |= {f"{name}_{role}": sums[f"{name}_{role}"] / tokens for name in ("entropy", "kl")}
-    return metrics | {
-        "tokens": sums["tokens"],
-        "trained_tokens": trained,
-        "logprob_gap_max": jnp.maximum(total.maxima["logprob_gap"], 0.0),
-        **agreement.metrics(sums, jnp.maximum(trained, 1.0)),
-    }
+    return rows_lib.make_rows(
+        batch.tokens, batch.positions, batch.segment_ids, mask, ids, batch.rollout_logprobs,
+        batch.old_logprobs,
+    )  # fmt: skip
