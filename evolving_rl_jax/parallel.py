@@ -134,7 +134,8 @@ def cast(params: Any, dtype: Any) -> Any:
     """
 
     def one(path, x):
-        return x if path[-1].key.endswith("norm") else x.astype(dtype)
+        is_scale = jax.tree_util.keystr(path, simple=True, separator="/").endswith("norm")
+        return x if is_scale else x.astype(dtype)
 
     return jax.tree_util.tree_map_with_path(one, params)
 

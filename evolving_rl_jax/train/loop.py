@@ -44,9 +44,10 @@ def train(parts: Parts) -> None:
 
                 # Learn: an optimizer step for each share of the sources.
                 before, steps = clock(), []
-                for share in split_experience(rollout.experience, config.train.minibatches):
-                    batch = make_batch(share, run.shape)
-                    batch = global_batch(batch, run.shape, hosts, run.mesh)
+                shares = split_experience(rollout.experience, config.train.minibatches)
+                batches = [make_batch(share, run.shape) for share in shares]
+                batches = [global_batch(b, run.shape, hosts, run.mesh) for b in batches]
+                for batch in run.with_old_logprobs(state, batches):
                     state, metrics = run.train_step(state, batch)
                     steps.append(metrics)
                 steps, done = jax.device_get(steps), iteration + 1

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from evolving_rl_jax.eval.play import Panels
@@ -20,9 +21,10 @@ from evolving_rl_jax.train.collect import Collector, make_collector
 from evolving_rl_jax.train.global_batch import host_shape, source_numbers
 from evolving_rl_jax.train.limits import Limits
 from evolving_rl_jax.train.saves import Saves
+from evolving_rl_jax.types import TokenBatch
 from evolving_rl_jax.update.optimizer import make_optimizer
 from evolving_rl_jax.update.state import TrainState
-from evolving_rl_jax.update.step import make_train_step
+from evolving_rl_jax.update.step import make_scoring, make_train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +34,8 @@ class Run:
     Attributes:
       mesh: the devices of an update.
       train_step: the compiled update, (state, batch) -> (state, metrics).
+      with_old_logprobs: (state, batches of an iteration) -> the batches, those after the first with
+        the log-probabilities of ``state``, see `TokenBatch.old_logprobs`.
       shape: of this host's part of a batch.
       sources: numbers of the source tasks, out of the iteration's G, that this host plays.
       weights: state -> the whole policy; with LoRA valid until the next call, see `lora.Merger`.
@@ -45,6 +49,7 @@ class Run:
 
     mesh: Mesh
     train_step: Callable[..., tuple[TrainState, dict[str, Any]]]
+    with_old_logprobs: Callable[[TrainState, list[TokenBatch]], list[TokenBatch]]
     shape: BatchShape
     sources: Sequence[int]
     weights: Callable[[TrainState], Any]
@@ -82,6 +87,7 @@ def set_up(parts: Parts) -> tuple[Run, TrainState, int]:
     run = Run(
         mesh=mesh,
         train_step=in_order(train_step),
+        with_old_logprobs=_scorer(parts, optimizer, mesh, lora),
         shape=host_shape(BatchShape.from_config(config), hosts),
         sources=sources,
         weights=weights,
@@ -93,6 +99,27 @@ def set_up(parts: Parts) -> tuple[Run, TrainState, int]:
         limits=Limits(config),
     )
     return run, state, done
+
+
+def _scorer(parts: Parts, optimizer, mesh: Mesh, lora):
+    """`Run.with_old_logprobs`; it has nothing to do where an iteration makes one update."""
+    config = parts.config
+    if config.train.minibatches == 1 or config.algorithm.old_logprobs == "rollout":
+        return lambda _state, batches: batches
+    score = make_scoring(
+        config, parts.model_cfg, optimizer, mesh, lora=lora, attention=config.model.attention
+    )
+    score = in_order(score)
+
+    def with_old_logprobs(state, batches):
+        first, *later = batches
+        scored = [score(state, batch) for batch in later]
+        # The same program for all of them; nan stands for the policy before the update itself.
+        unscored = jnp.full_like(scored[0], jnp.nan)
+        later = [b._replace(old_logprobs=s) for b, s in zip(later, scored, strict=True)]
+        return [first._replace(old_logprobs=unscored), *later]
+
+    return with_old_logprobs
 
 
 def _weights(lora: lora_lib.LoraConfig | None) -> Callable[[TrainState], Any]:
