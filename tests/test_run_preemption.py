@@ -330,8 +330,8 @@ def test_a_run_ended_by_signals_is_the_run_that_was_not(compare, starter):
     assert "saved after iteration" in log and "going on from the checkpoint after" in log
 
 
-def test_ctrl_c_saves_what_is_done(starter, translated, tmp_path):
-    config, workdir = config_of(tmp_path, translated, 30), tmp_path / "run"
+def test_ctrl_c_saves_what_is_done(starter, tmp_path):
+    config, workdir = config_of(tmp_path, 30), tmp_path / "run"
     pid = starter.start(
         "train", f"--config={config}", f"--workdir={workdir}", "--config.checkpoint.every=30"
     )
