@@ -20,9 +20,10 @@ from small_updates import (
 )
 
 from evolving_rl_jax import models, parallel
-from evolving_rl_jax.config import ConfigError
+from evolving_rl_jax.config import ConfigError, default_config
 from evolving_rl_jax.generate.engine import Engine
 from evolving_rl_jax.models import lora as lora_lib
+from evolving_rl_jax.run.parts import read_adapter
 from evolving_rl_jax.train import limits
 from evolving_rl_jax.train.checkpoint import Checkpoints
 from evolving_rl_jax.update import optimizer as optimizer_lib
@@ -249,3 +250,51 @@ def test_run_ends_after_too_many_updates_without_a_finite_gradient():
     assert isinstance(caught.value, limits.DivergedError) and "\n" not in message
     assert "got 3 updates in a row" in message and "config.optimizer.max_skipped = 3" in message
     assert "checkpoints are kept" in message and "learning_rate" in message
+
+
+# -- an adapter of PEFT to start from --------------------------------------------------------------
+
+
+@pytest.fixture
+def adapter(tmp_path):
+    """A saved adapter, and a configuration that starts from it."""
+    adapters = lora_lib.init(MODEL, LORA, jax.random.key(9))
+    adapters = jax.tree.map(lambda x: np.asarray(x + 0.25), adapters)
+    lora_lib.save_adapter(adapters, LORA, tmp_path / "adapter")
+    config = default_config()
+    config.model.hf_path, config.model.lora_adapter = "org/base", str(tmp_path / "adapter")
+    config.model.lora.update(rank=LORA.rank, alpha=LORA.alpha, targets=LORA.targets)
+    return adapters, config
+
+
+def test_training_starts_from_an_adapter_of_peft(adapter, base, optimizer, mesh):
+    adapters, config = adapter
+    found = read_adapter(config, MODEL)
+    state = state_lib.state_from_params(
+        base, MODEL, optimizer, mesh, lora=LORA, key=jax.random.key(0), adapters=found
+    )
+    assert_same(jax.device_get(state.params), adapters, rtol=0, atol=0)
+    config.model.lora_adapter = ""
+    assert read_adapter(config, MODEL) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rank": 7}, "config.model.lora.rank must be that of the adapter .*, got 7"),
+        ({"alpha": 3.0}, r"config.model.lora.alpha must be .*, got 3\.0"),
+        ({"targets": ("q_proj",)}, "config.model.lora.targets must be .*, got .'q_proj'."),
+    ],
+)
+def test_an_adapter_that_the_configuration_does_not_describe(adapter, change, message):
+    config = adapter[1]
+    config.model.lora.update(change)
+    with pytest.raises(ConfigError, match=message):
+        read_adapter(config, MODEL)
+
+
+def test_a_folder_without_an_adapter_is_named(adapter, tmp_path):
+    config = adapter[1]
+    config.model.lora_adapter = str(tmp_path)
+    with pytest.raises(ConfigError, match="config.model.lora_adapter.*adapter_config.json"):
+        read_adapter(config, MODEL)

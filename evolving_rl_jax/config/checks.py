@@ -93,6 +93,11 @@ def _model(config: ConfigDict) -> Iterator[Rule]:
         "model.lora.rank",
         "0 without model.hf_path or a warm start (adapters need a trained policy under them)",
     )
+    yield (
+        not m.lora_adapter or bool(m.lora.rank and m.hf_path),
+        "model.lora_adapter",
+        "empty without model.lora.rank > 0 and model.hf_path (the policy that it belongs to)",
+    )
     if m.hf_path:
         yield (
             not config.warmstart.enabled,

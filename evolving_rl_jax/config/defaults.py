@@ -105,6 +105,8 @@ _MODEL = {
     "dtype": one_of("float32", "bfloat16"),  # computed in; what is trained is always float32
     # of training; auto: splash on TPU, blockwise elsewhere
     "attention": one_of("auto", "plain", "blockwise", "splash", "pallas_gpu"),
+    # Folder of a PEFT adapter to start from, with the rank, alpha and targets of lora; empty = new ones.
+    "lora_adapter": "",
     "lora": {  # adapters on a frozen policy
         "rank": least_0(0),  # 0 = train all parameters instead
         "alpha": above_0(16.0),  # their product is scaled by alpha / rank

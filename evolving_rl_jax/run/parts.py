@@ -199,8 +199,31 @@ def check_models(config) -> None:
 
         with user_errors((ValueError, FileNotFoundError), "config.model.hf_path"):
             load_tokenizer(config.model.hf_path)
-        model_config(config, 0)
+        read_adapter(config, model_config(config, 0))
     check_embedder(config.skills.embedder)
+
+
+def read_adapter(config, model_cfg) -> Any:
+    """The adapters of ``config.model.lora_adapter`` as numpy arrays; None where new ones are trained.
+
+    Raises:
+      ConfigError: no adapter of PEFT that is supported, or not the one that ``model.lora`` describes.
+    """
+    from evolving_rl_jax.models import lora as lora_lib
+
+    path, wanted = config.model.lora_adapter, lora_lib.from_config(config.model.lora)
+    if not path:
+        return None
+    with user_errors((ValueError, FileNotFoundError), "config.model.lora_adapter"):
+        adapters, found = lora_lib.load_adapter(path, model_cfg)
+    for name in ("rank", "alpha", "targets"):
+        ours, theirs = (sorted(x) if name == "targets" else x for x in
+                        (getattr(wanted, name), getattr(found, name)))  # fmt: skip
+        if ours != theirs:
+            raise ConfigError(
+                f"config.model.lora.{name} must be that of the adapter {path!r}, {theirs}, got {ours}"
+            )
+    return adapters
 
 
 def training_mesh(config, hosts: Hosts = ALONE):

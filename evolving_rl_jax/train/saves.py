@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from evolving_rl_jax.models.lora import LoraConfig
-from evolving_rl_jax.run.parts import Parts
+from evolving_rl_jax.run.parts import Parts, read_adapter
 from evolving_rl_jax.train.checkpoint import Checkpoints
 from evolving_rl_jax.train.cloning import initial_params
 from evolving_rl_jax.train.collapse import CollapseRule
@@ -130,4 +130,5 @@ class Saves:
         return state_from_params(
             initial_params(self._parts, self._mesh, dtype=dtype), model_cfg, self._optimizer,
             self._mesh, lora=self._lora, key=jax.random.key(self._parts.config.seed),
+            adapters=read_adapter(self._parts.config, model_cfg),
         )  # fmt: skip

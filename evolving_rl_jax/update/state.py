@@ -30,17 +30,18 @@ class TrainState(NamedTuple):
     skipped: Any  # [] int32: updates left out because the gradient was not finite
 
 
-def _new_state(params, model_cfg, optimizer, reference, lora, key):
+def _new_state(params, model_cfg, optimizer, reference, lora, key, adapters=None):
     # Copies, not aliases: the state is donated and a buffer can be given away only once.
     def copied(tree):
         return jax.tree.map(jnp.copy, tree)
 
     # What is not trained is kept as it is computed with: that changes no result.
     frozen = copied(parallel.cast(params, model_cfg.dtype)) if reference or lora else None
-    if lora:
+    if lora and adapters is None:
         trained = lora_lib.init(model_cfg, lora, key)
     else:
-        trained = copied(jax.tree.map(lambda p: p.astype(jnp.float32), params))
+        given = adapters if lora else params
+        trained = copied(jax.tree.map(lambda p: p.astype(jnp.float32), given))
     zero = jnp.zeros((), jnp.int32)
     return TrainState(zero, trained, optimizer.init(trained), frozen, zero + 0)
 
@@ -104,6 +105,7 @@ def state_from_params(
     reference: bool = True,
     lora: lora_lib.LoraConfig | None = None,
     key: jax.Array | None = None,
+    adapters: Any = None,
 ) -> TrainState:
     """A fresh state around existing parameters (after a warm start or an import).
 
@@ -117,14 +119,15 @@ def state_from_params(
       reference: whether to keep a fixed copy to compare with; with LoRA always.
       lora: the adapters to train instead of ``params``, or None.
       key: of new adapters; needed with LoRA only.
+      adapters: to go on from instead of new ones, as `lora.load_adapter` returns them.
     """
     abstract = abstract_state(model_cfg, optimizer, mesh, reference=reference, lora=lora)
     params = jax.device_put(params, parallel.shardings(params, mesh))
 
-    def create(params):
-        return _new_state(params, model_cfg, optimizer, reference, lora, key)
+    def create(params, adapters):
+        return _new_state(params, model_cfg, optimizer, reference, lora, key, adapters)
 
-    return jax.jit(create, out_shardings=state_shardings(abstract))(params)
+    return jax.jit(create, out_shardings=state_shardings(abstract))(params, adapters)
 
 
 def kept(state: TrainState, lora: lora_lib.LoraConfig | None) -> TrainState:
