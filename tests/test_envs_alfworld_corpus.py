@@ -12,8 +12,8 @@ from evolving_rl_jax.envs.pool.pool import EnvPool
 
 
 @pytest.fixture(scope="module")
-def pool(engine_options):
-    with EnvPool("alfworld", engine_options, num_workers=0) as pool:
+def pool():
+    with EnvPool("alfworld", {}, num_workers=0) as pool:
         yield pool
 
 

@@ -65,7 +65,9 @@ def test_frequencies_match_the_exact_distribution(vocab, temperature, top_p, top
     if kept.sum() > 1:
         assert stats.chisquare(counts[kept], probabilities[kept] * DRAWS).pvalue > 1e-3
     np.testing.assert_allclose(sampling_logprobs, np.log(probabilities[tokens]), atol=1e-5)
-    np.testing.assert_allclose(logprobs, np.log(exact(logits, 1.0, 1.0, 0)[tokens]), atol=1e-5)
+    np.testing.assert_allclose(
+        logprobs, np.log(exact(logits, temperature, 1.0, 0)[tokens]), atol=1e-5
+    )
 
 
 def test_rows_with_different_settings_do_not_mix():

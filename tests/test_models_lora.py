@@ -16,7 +16,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from evolving_rl_jax import models
-from evolving_rl_jax.config import checks as config_checks
+from evolving_rl_jax.config import LORA_TARGETS
 from evolving_rl_jax.models import lora as lora_lib
 
 QWEN3 = models.ModelConfig(
@@ -141,7 +141,7 @@ def test_merger_renews_its_kernels_in_place(params):
 
 
 def test_configuration():
-    assert lora_lib.TARGETS == config_checks.LORA_TARGETS
+    assert lora_lib.TARGETS == LORA_TARGETS
     with pytest.raises(ValueError, match="targets must be some of q_proj, .* got .'lm_head',."):
         lora_lib.LoraConfig(rank=2, targets=("lm_head",))
     with pytest.raises(ValueError, match="rank must be >= 1, got 0"):

@@ -153,9 +153,11 @@ with joined(address, start_timeout_s=60, heartbeat_timeout_s=10) as hosts:
     assert local.size == 2
     moved = on_this_host(params, local, "bfloat16")
     for x, y in zip(jax.tree.leaves(moved), jax.tree.leaves(tree)):
-        assert x.is_fully_addressable and x.dtype == "bfloat16"
+        assert x.is_fully_addressable
         assert np.array_equal(np.asarray(x, np.float32), y)
     assert moved["q_proj"]["kernel"].addressable_shards[0].data.shape == (1, 8, 3)
+    kinds = moved["q_proj"]["kernel"].dtype, moved["final_norm"].dtype  # a scale acts in float32
+    assert kinds == ("bfloat16", "float32"), kinds
     # Rows stay with their host.
     rows = np.full((4, 3), hosts.index, np.int32)
     batch = host_local_to_global({"tokens": rows, "role": np.arange(5)}, make_mesh(2, 2, 1))
