@@ -8,8 +8,9 @@ Conditions, all played by the same policy at the same temperature:
 * ``oracle``: a skill that states the decisive facts;
 * ``misleading``: a skill that states wrong ones.
 
-Sampling is keyed by the game, the condition and the seed, so the numbers do not depend on slots or
-batch size, and two policies are compared on the same draws.
+Sampling is keyed by the game, the condition and the seed, so two policies are compared on the same
+draws.  In float32 the numbers do not depend on slots or batch size; in bfloat16 a row depends on what
+shares its call, and ``config.rollout.weights_dtype`` float32 is what takes that away.
 """
 
 from __future__ import annotations
