@@ -217,8 +217,9 @@ def read_adapter(config, model_cfg) -> Any:
     with user_errors((ValueError, FileNotFoundError), "config.model.lora_adapter"):
         adapters, found = lora_lib.load_adapter(path, model_cfg)
     for name in ("rank", "alpha", "targets"):
-        ours, theirs = (sorted(x) if name == "targets" else x for x in
-                        (getattr(wanted, name), getattr(found, name)))  # fmt: skip
+        ours, theirs = getattr(wanted, name), getattr(found, name)
+        if name == "targets":
+            ours, theirs = sorted(ours), sorted(theirs)
         if ours != theirs:
             raise ConfigError(
                 f"config.model.lora.{name} must be that of the adapter {path!r}, {theirs}, got {ours}"
