@@ -73,3 +73,10 @@ def _pool(size=200, seed=0):
     rng = random.Random(seed)
     words = ["heat", "cool", "clean", "mug", "apple", "pan", "maple", "oak", "elm", "shelf", "3"]
     return [_task(f"t{i:04d}", " ".join(rng.choices(words, k=6))) for i in range(size)]
+
+
+def _worded_alike(groups=(1, 2, 4, 5, 9, 20, 40, 60)):
+    """Tasks of few sentences, as those of real games: (objects x places) of many games each."""
+    texts = [f"put a {o} in {p}" for o in ("mug", "pan", "egg", "pen") for p in ("desk", "shelf")]
+    pairs = zip(texts, groups, strict=True)
+    return [_task(f"g{t:02d}-{i:02d}", text) for t, (text, n) in enumerate(pairs) for i in range(n)]

@@ -60,7 +60,9 @@ def _leaves(value, path: str = "") -> set[str]:
 
 def _task(name: str) -> types.Task:
     meta = {"object": "mug", "place": "drawer 1"}
-    return types.Task(name, "alfworld", "valid_unseen", "t", "find mug", "", name, meta=meta)
+    return types.Task(
+        name, "alfworld", "valid_unseen", "t", "find mug", "", name, "home", meta=meta
+    )
 
 
 def _episode(task: types.Task) -> types.Episode:

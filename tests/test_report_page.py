@@ -199,6 +199,23 @@ def test_a_planted_copy_is_a_leak(tmp_path):
     assert "2 leaked heldout_types-000, heldout_types-001" in text
 
 
+def test_what_was_retrieved_is_shown_with_its_shares(tmp_path):
+    result = panel("final", 1.0, 1, games=5)
+    write_json(tmp_path, "eval/warmstart-t1.json", {**result, "name": "warmstart"})  # without any
+    result["leaks"] = {"alike": {"same_type": 0.987, "same_group": 0.219}}
+    write_json(tmp_path, "eval/final-t1.json", result)
+    records = [{"iteration": i, "retrieval/same_group": 0.2 + i / 10} for i in range(3)]
+    lines = "".join(json.dumps(record) + "\n" for record in records)
+    (tmp_path / "metrics.jsonl").write_text(lines, encoding="utf-8")
+    page = report.write_report(tmp_path).read_text(encoding="utf-8")
+    rows = re.findall(r"<tr><th scope=\"row\">(.*?)</tr>", page, re.S)
+    cells = [re.findall(r">([^<>]+)</t[dh]>", f">{row}") for row in rows]
+    assert ["final-t1.json", "10", "3", "–", "–", "–", "98.7", "–", "21.9", "0"] in cells
+    assert ["warmstart-t1.json", "10", "3", *"––––––", "0"] in cells
+    (curve,) = [f for f in _data(page)["figures"] if f.get("name") == "retrieval/same_group"]
+    assert curve["series"][0]["y"] == pytest.approx([0.2, 0.3, 0.4])
+
+
 def test_skills_are_sorted_by_utility_then_reward(tmp_path):
     run = read_run(make_run(tmp_path, 10))
     cards = report_skills.cards([run])

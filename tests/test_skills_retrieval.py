@@ -11,7 +11,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from embedders import EMBEDDERS, EXACT, CountEmbedder, _pool, _task, _vectors
+from embedders import EMBEDDERS, EXACT, CountEmbedder, _pool, _task, _vectors, _worded_alike
 
 from evolving_rl_jax.config import ConfigError, default_config
 from evolving_rl_jax.data.tasks import TaskOrder
@@ -143,13 +143,6 @@ def test_ten_thousand_tasks():
 
 
 # -- ties ------------------------------------------------------------------------------------------
-
-
-def _worded_alike(groups=(1, 2, 4, 5, 9, 20, 40, 60)):
-    """Tasks of few sentences, as those of real games: (objects x places) of many games each."""
-    texts = [f"put a {o} in {p}" for o in ("mug", "pan", "egg", "pen") for p in ("desk", "shelf")]
-    pairs = zip(texts, groups, strict=True)
-    return [_task(f"g{t:02d}-{i:02d}", text) for t, (text, n) in enumerate(pairs) for i in range(n)]
 
 
 def _rotation(pool, k=4, seed=3):

@@ -181,6 +181,9 @@ _ALGORITHM = {
 _SKILLS = {
     # tfidf | folder or hub id of an embedding model | sentence-transformers:NAME
     "embedder": Key("tfidf", Accepted("the name of an embedder", bool)),
+    # Of the tasks retrieved for one: the most similar text | its group (room, household, site) first,
+    # then the text | other groups only.
+    "prefer": one_of("text", "group", "other"),
     "exclude_identical_text": False,  # from retrieval: tasks worded exactly as the query
     "min_similarity": share(0.0),  # cosine below which a skill of a bank is not used
     "prompt_tokens": least_0(0),  # longest skill text in a prompt of an evaluation (0 = no limit)

@@ -120,6 +120,10 @@ class Benchmark(abc.ABC):
     ) -> None:
         """Makes the tasks of ``config.data`` where no data is given."""
 
+    def subject(self, task: Task) -> str:
+        """What a task is about, such as its object, for figures of what is alike; "" if unsaid."""
+        return ""
+
     # -- the warm start --------------------------------------------------------------------------
 
     @abc.abstractmethod

@@ -9,6 +9,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 from evolving_rl_jax import __version__
+from evolving_rl_jax.data.shares import retrieved_shares
 from evolving_rl_jax.data.tasks import copies_of
 from evolving_rl_jax.eval import statistics, tables, web
 from evolving_rl_jax.eval.games import PanelGame
@@ -112,18 +113,21 @@ def leak_report(
       ``pool`` and ``retrieved`` (tasks), ``excluded`` (tasks of the pool that are panel games, by
       id or by content; they are never retrieved), ``training_copies`` (the same of the training
       split; training leaves them out), ``identical_texts`` (games whose retrieved task has the
-      same sentence, though it is another game) and ``violations`` (panel games that were retrieved
-      all the same: always empty unless something is broken).
+      same sentence, though it is another game), ``alike`` (see `data.shares.retrieved_shares`, each
+      game once) and ``violations`` (panel games that were retrieved all the same: always empty
+      unless something is broken).
     """
     panel = [g.task for g in games]
     retrieved = {g.source.id: g.source for g in games if g.source is not None}
-    same_text = {g.task.id for g in games if g.source is not None and g.source.text == g.task.text}
+    pairs = {g.task.id: (g.task, g.source) for g in games if g.source is not None}
+    same_text = [task.text == source.text for task, source in pairs.values()]
     return {
         "pool": len(pool),
         "retrieved": len(retrieved),
         "excluded": copies_of(panel, pool),
         "training_copies": copies_of(panel, training),
-        "identical_texts": len(same_text),
+        "identical_texts": sum(same_text),
+        "alike": retrieved_shares(pairs.values()),
         "violations": copies_of(panel, [retrieved[i] for i in sorted(retrieved)]),
     }
 

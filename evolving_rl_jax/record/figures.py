@@ -8,6 +8,7 @@ import operator
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from evolving_rl_jax.data.shares import retrieved_shares
 from evolving_rl_jax.generate import Stats
 from evolving_rl_jax.rollout import known_facts
 from evolving_rl_jax.rollout.episode import Driver
@@ -183,7 +184,9 @@ def rollout_figures(experience: Experience) -> dict[str, float]:
     lengths = [int(c.sample.loss_mask.sum()) for s in sources for c in s.candidates]
     if lengths:
         figures["rollout/skill_tokens"] = sum(lengths) / len(lengths)
-    return figures
+    scored_sources = [s for s in sources if s.episode.scored]
+    alike = retrieved_shares((s.task, found) for s in scored_sources for found in s.retrieved)
+    return figures | {f"retrieval/{name}": share for name, share in alike.items()}
 
 
 def _outcomes(experience: Experience) -> dict[str, float]:

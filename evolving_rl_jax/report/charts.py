@@ -40,7 +40,7 @@ def curves(groups: Sequence[Group], figures: list) -> list[dict[str, Any]]:
             chart = _chart(figures, rest.replace("_", " "), series, name=name)
             chart["last"] = [(s["color"], s["y"][-1]) for s in series]
             sections.setdefault(prefix or "other", []).append(chart)
-    first = [p for p in ("rollout", "train", "rate") if p in sections]
+    first = [p for p in ("rollout", "retrieval", "train", "rate") if p in sections]
     return [{"prefix": p, "charts": sections[p]} for p in dict.fromkeys([*first, *sections])]
 
 

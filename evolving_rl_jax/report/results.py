@@ -250,7 +250,9 @@ def leak_report(runs: Sequence[Run]) -> list[dict[str, Any]]:
       content, and skills of the run's bank that were extracted from a panel game), ``bank`` (how many
       of those), ``failed`` (outcomes left out because the infrastructure failed), ``excluded``,
       ``training_copies`` and ``identical_texts`` (counts that the evaluation wrote, None in files
-      without) and ``rows`` [id, retrieved id, retrieved hash].
+      without), ``alike`` (shares of the games whose retrieved game has their type, their subject and
+      their group, by these names; {} in files without) and ``rows`` [id, retrieved id, retrieved
+      hash].
     """
     return [_leaks(run, panel) for run in runs for panel in run.panels]
 
@@ -277,5 +279,6 @@ def _leaks(run: Run, panel: dict[str, Any]) -> dict[str, Any]:
         "bank": len(bank),
         "failed": sum(o.get("status", "ok") not in SCORED for o in outcomes),
         **{key: count(key) for key in ("excluded", "training_copies", "identical_texts")},
+        "alike": written.get("alike") or {},
         "rows": [[g, r.get("id", ""), str(r.get("hash", ""))[:12]] for g, r in found.items() if r],
     }

@@ -70,29 +70,45 @@ def check_tasks(config, train: Sequence[Task], tasks: Sequence[Task] = ()) -> No
       tasks: all tasks, those of the panels and of their source pools among them.
 
     Raises:
-      ConfigError: the leakage audit has nothing to compare with, or a task finds too few others.
+      ConfigError: the leakage audit has nothing to compare with, tasks that are to be retrieved by
+        their group have none, or a task finds too few others.
     """
-    s, num_retrieved = config.skills, config.rollout.num_retrieved
-    if s.audit_leakage and not any(map(answers, train)):
+    if config.skills.audit_leakage and not any(map(answers, train)):
         raise ConfigError(
             "config.skills.audit_leakage must be False with training tasks of which none says its "
             "solution (no walkthrough in a game, no answers in an index of web tasks), got True"
-        )
-    if not s.exclude_identical_text:
-        return
-    if config.algorithm.arm != "grpo" and (why := shortage(train, train, num_retrieved)):
-        raise ConfigError(
-            f"config.rollout.num_retrieved with config.skills.exclude_identical_text: {why}"
         )
     panel = [t for t in tasks if t.split in config.eval.splits]
     known = {t.split for t in tasks}
     names = {source_split(t.split, known) for t in panel}
     pool = [t for t in tasks if t.split in names - {config.data.train_split}]
     pool += train if config.data.train_split in names else []
-    if "own" in config.eval.conditions and (why := shortage(pool, panel, 1, others=panel)):
+    if config.algorithm.arm != "grpo":
+        key = "config.rollout.num_retrieved"
+        _check_retrieval(config, key, train, train, config.rollout.num_retrieved)
+    if "own" in config.eval.conditions:
+        key = "config.eval.conditions 'own'"
+        _check_retrieval(config, key, pool, panel, 1, others=panel)
+
+
+def _check_retrieval(
+    config, key: str, pool: Sequence[Task], queries: Sequence[Task], k: int, others=()
+) -> None:
+    """Raises ConfigError where what ``config.skills`` leaves out leaves too little to retrieve."""
+    s = config.skills
+    unknown = sum(not t.group for t in {t.id: t for t in (*pool, *queries)}.values())
+    if s.prefer != "text" and unknown:
         raise ConfigError(
-            f"config.eval.conditions 'own' with config.skills.exclude_identical_text: {why}"
+            f"config.skills.prefer must be 'text' with tasks that say no group (room, household or "
+            f"site), got {s.prefer!r} and {unknown} such tasks"
         )
+    rules = {"exclude_identical_text": s.exclude_identical_text, "prefer": s.prefer == "other"}
+    if not any(rules.values()):
+        return
+    same = dict(zip(("same_text", "same_group"), rules.values(), strict=True))
+    if why := shortage(pool, queries, k, others=others, **same):
+        named = " and ".join(f"config.skills.{name}" for name, on in rules.items() if on)
+        raise ConfigError(f"{key} with {named}: {why}")
 
 
 @contextlib.contextmanager
@@ -118,6 +134,7 @@ def make_retriever(parts, tasks: Sequence[Task]) -> Retriever:
         tasks,
         make_embedder(s.embedder, parts.folder.path / "cache"),
         exclude_identical_text=s.exclude_identical_text,
+        prefer=s.prefer,
     )
 
 

@@ -1,7 +1,7 @@
 """What of a declared pool is most like a task: tasks for training, skills of a bank for playing.
 
 A task never finds itself: its id and its content hash are both excluded, so a copy under another id
-is excluded too.
+is excluded too.  Beside the text, a pool can be searched by the group of its tasks (``PREFERENCES``).
 """
 
 from __future__ import annotations
@@ -18,11 +18,23 @@ from evolving_rl_jax.skills.rotation import Lots
 from evolving_rl_jax.skills.schema import Skill
 from evolving_rl_jax.types import Task
 
-__all__ = ["Embedder", "Retriever", "SkillRetriever", "TfidfEmbedder", "shortage"]
+__all__ = [
+    "PREFERENCES",
+    "Embedder",
+    "Retriever",
+    "SkillRetriever",
+    "TfidfEmbedder",
+    "shortage",
+]
+
+# What a pool of tasks is searched by, before the text: nothing | tasks of the query's group first |
+# tasks of its group never.
+PREFERENCES = ("text", "group", "other")
+_FIRST = 4.0  # added to a cosine, which is in [-1, 1]: whoever has it comes before whoever has not
 
 
 class _Rows:
-    """Which rows of a pool of tasks have an id, a content hash or a text."""
+    """Which rows of a pool of tasks have an id, a content hash, a text or a group."""
 
     def __init__(self, tasks: Iterable[Task] = ()) -> None:
         self._rows: dict[tuple[str, str], list[int]] = {}
@@ -36,20 +48,28 @@ class _Rows:
         for task in tasks:
             for key in (("id", task.id), ("hash", task.content_hash), ("text", task.text)):
                 self._rows.setdefault(key, []).append(self.count)
+            if task.group:
+                self._rows.setdefault(("group", task.group), []).append(self.count)
             self.count += 1
 
     def excluded(
         self,
         task: Task,
         same_text: bool,
+        same_group: bool,
         ids: Collection[str] = (),
         hashes: Collection[str] = (),
     ) -> list[int]:
-        """Rows of the task itself, of its copies, of ``ids`` and ``hashes``; of its text if asked."""
+        """Rows of the task itself, of its copies, of ``ids`` and ``hashes``; of its text and its
+        group if asked."""
         keys = {("id", i) for i in (task.id, *ids)}
         keys |= {("hash", h) for h in (task.content_hash, *hashes)}
         keys |= {("text", task.text)} if same_text else set()
+        keys |= {("group", task.group)} if same_group else set()
         return sorted({row for key in keys for row in self._rows.get(key, ())})
+
+    def of_group(self, group: str) -> list[int]:
+        return self._rows.get(("group", group), [])
 
 
 def shortage(
@@ -59,6 +79,7 @@ def shortage(
     *,
     others: Sequence[Task] = (),
     same_text: bool = True,
+    same_group: bool = False,
 ) -> str:
     """Why a ``Retriever`` over the pool would not find ``k`` tasks for a query; "" if it will for all.
 
@@ -68,11 +89,12 @@ def shortage(
       k: how many tasks each must find.
       others: tasks that are excluded too, by id and by content hash.
       same_text: whether it excludes tasks with the text of the query.
+      same_group: whether it excludes tasks of the group of the query.
     """
     ids, hashes = {t.id for t in others}, {t.content_hash for t in others}
     rows = _Rows(t for t in pool if t.id not in ids and t.content_hash not in hashes)
     for task in queries:
-        left = rows.count - len(rows.excluded(task, same_text))
+        left = rows.count - len(rows.excluded(task, same_text, same_group))
         if left < k:
             return _too_few(task, k, left, rows.count)
     return ""
@@ -91,9 +113,13 @@ class Retriever:
       tasks: the pool; at least one task, unique ids, every one with a content hash.
       embedder: fit on the texts of the pool here; ``TfidfEmbedder()`` by default.
       exclude_identical_text: leave out tasks whose text equals that of the query.
+      prefer: out of ``PREFERENCES``: "text" ranks by similarity alone; "group" takes tasks of the
+        query's group first, the most similar of them first, then the others; "other" leaves out
+        tasks of the query's group.  A task whose group is unknown ("") shares it with none.
 
     Raises:
-      ValueError: the pool is empty, has a duplicate id or a task without a content hash.
+      ValueError: the pool is empty, has a duplicate id or a task without a content hash, or
+        ``prefer`` is none of ``PREFERENCES``.
     """
 
     def __init__(
@@ -102,9 +128,13 @@ class Retriever:
         embedder: Embedder | None = None,
         *,
         exclude_identical_text: bool = False,
+        prefer: str = "text",
     ) -> None:
         if not tasks:
             raise ValueError("the retrieval pool must hold at least one task, got none")
+        if prefer not in PREFERENCES:
+            raise ValueError(f"prefer must be one of {', '.join(PREFERENCES)}, got {prefer!r}")
+        self._prefer = prefer
         self._index = Index(embedder)
         self._exclude_text = exclude_identical_text
         self._tasks: list[Task] = []
@@ -145,7 +175,7 @@ class Retriever:
         exclude_hashes: Collection[str] = (),
         lots: Lots | None = None,
     ) -> list[Task]:
-        """The ``k`` most similar tasks of the pool, best first.
+        """The ``k`` most similar tasks of the pool, best first (see ``prefer``).
 
         Args:
           task: the query, in the pool or not; tasks with its id or its content hash are left out.
@@ -174,17 +204,22 @@ class Retriever:
     ) -> list[tuple[Task, float]]:
         """As ``retrieve``, with the cosine of each task (for reports of what was retrieved)."""
         _require_hash(task)
-        excluded = self._rows.excluded(task, self._exclude_text, exclude_ids, exclude_hashes)
+        excluded = self._rows.excluded(
+            task, self._exclude_text, self._prefer == "other", exclude_ids, exclude_hashes
+        )
         if k < 1:
             raise ValueError(f"K must be at least 1, got {k}")
         if k > len(self) - len(excluded):
             raise ValueError(_too_few(task, k, len(self) - len(excluded), len(self)))
-        scores = self._index.scores(task.text).copy()
-        scores[excluded] = -np.inf
-        rows = self._most_similar(scores, k, lots)
+        scores = self._index.scores(task.text)
+        ranks = scores.copy()
+        if self._prefer == "group":
+            ranks[self._rows.of_group(task.group)] += _FIRST
+        ranks[excluded] = -np.inf
+        rows = self._highest(ranks, k, lots)
         return [(self._tasks[row], float(scores[row])) for row in rows]
 
-    def _most_similar(self, scores: np.ndarray, k: int, lots: Lots | None) -> list[int]:
+    def _highest(self, scores: np.ndarray, k: int, lots: Lots | None) -> list[int]:
         least = np.partition(scores, len(scores) - k)[len(scores) - k]  # the k-th highest
         rows = self._order[scores[self._order] >= least]
         rows = rows[np.argsort(-scores[rows], kind="stable")]

@@ -70,6 +70,9 @@ class Alfworld(Benchmark):
 
         generate_games(folder, seed=seed, spec=_games_spec(data.households), progress=progress)
 
+    def subject(self, task: Task) -> str:
+        return task.meta.get("object", "")
+
     def corpus(self, pool, tasks: Sequence[Task]) -> list[str]:
         return collect_texts(pool, tasks)
 
