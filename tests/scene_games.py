@@ -31,8 +31,11 @@ def scene_room(num_receptacles: int) -> Room:
     return min(rooms, key=lambda room: abs(len(room.places) - num_receptacles))
 
 
-def write_game(folder: pathlib.Path, room: Room, task_type: str, kinds, seed: int) -> pathlib.Path:
-    """Writes a game whose objects lie at random; the first kind is what its task is about."""
+def write_game(
+    folder: pathlib.Path, room: Room, task_type: str, kinds, seed: int, target: str = ""
+) -> pathlib.Path:
+    """Writes a game whose objects lie at random; the first kind is what its task is about, and it
+    starts outside ``target``, where that is given."""
     rng = random.Random(f"{seed} {task_type}")
     names = list(room.places)
     lamp_place = "sidetable 1" if "sidetable 1" in room.places else None
@@ -41,11 +44,13 @@ def write_game(folder: pathlib.Path, room: Room, task_type: str, kinds, seed: in
     things = [Thing(LAMP, 1, lamp_place)] if lamp_place else []
     for kind in (kinds[0], *kinds):
         places = [n for n in names if kind in room.contains.get(room.places[n].type, ())]
+        if target and kind == kinds[0]:
+            places = [n for n in places if room.places[n].type != target]
         number = sum(t.kind == kind for t in things) + 1
         things.append(Thing(kind, number, rng.choice(places)))
     free = [p for p in room.places.values() if kinds[0] in room.contains.get(p.type, ())]
     used = {room.places[t.place].type for t in things}
-    target = next((p.type for p in free if p.type not in used), free[0].type)
+    target = target or next((p.type for p in free if p.type not in used), free[0].type)
     text = problem(room, things, task_type=task_type, kind=kinds[0], target=target)
     text = text.replace("(:init\n", f"(:init\n{_sliceable(text)}", 1)
     domain, grammar = engine_logic()

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
 from evolving_rl_jax.config import ConfigError
 from evolving_rl_jax.envs.alfworld import facts
+from evolving_rl_jax.envs.alfworld.experts import SearchingExpert, Walkthrough
+from evolving_rl_jax.envs.alfworld.names import task_sentence
+from evolving_rl_jax.envs.alfworld.texts import TEXTS
 from evolving_rl_jax.types import OK, Task
 
 
 def collect_texts(pool, tasks: list[Task], num_games: int = 96) -> list[str]:
-    """Task sentences of all tasks; observations and commands of walkthroughs of some; skill sentences."""
+    """Task sentences of all tasks; observations and commands of some that are played; skill sentences.
+
+    A game is played by its walkthrough.  One without is explored by the searching player: its first
+    observation alone has no word of taking, opening or moving anything.
+    """
     texts = [t.text for t in tasks]
     for task in tasks:
         for obj, place in task.meta.get("habits", {}).items():
@@ -18,30 +30,61 @@ def collect_texts(pool, tasks: list[Task], num_games: int = 96) -> list[str]:
                 )
             texts.append(f"{obj}> go to {place}")
     step = max(1, len(tasks) // num_games)
-    texts += _walkthrough_texts(pool, tasks[::step])
+    texts += _played_texts(pool, tasks[::step])
     return [" " + " ".join(text.split()) for text in texts] + [" success failure"] * 8
 
 
-def _walkthrough_texts(pool, tasks: list[Task]) -> list[str]:
+class _Play:
+    """One game of the corpus: who plays it, and for how many steps at most."""
+
+    def __init__(self, task: Task, number: int):
+        self.task, plan = task, task.meta.get("walkthrough")
+        if plan:
+            self.player, self.left = Walkthrough(task), len(plan)
+        else:
+            meta = task.meta  # the sentence may be in a person's own words
+            usual = task_sentence(task.task_type, meta["object"], meta["target"])
+            rng = np.random.default_rng(number)
+            self.player = SearchingExpert(dataclasses.replace(task, text=usual), rng)
+            self.left = task.step_limit
+        self.opened = False
+
+    def said(self, text: str, actions: Sequence[str]) -> list[str]:
+        """What a reply says, and what the prompt shows of the first one."""
+        shown = [] if self.opened else TEXTS.compact.opening(text)
+        self.opened = True
+        return [text, *actions, *(part for part in shown if part != text)]
+
+    def act(self, text: str, actions: Sequence[str]) -> tuple[str, list[str]]:
+        """The next action, and the turn with it, which generated games say by their habits."""
+        self.left -= 1
+        action = self.player.act(text, actions)
+        taught = "habits" in self.task.meta
+        return action, [] if taught else [TEXTS.compact.answer(self.player.target, action)]
+
+
+def _played_texts(pool, tasks: list[Task]) -> list[str]:
     """What games say and accept.  One that fails says nothing: its text is an error message."""
     texts: list[str] = []
     failures: dict[int, str] = {}
-    plans = {i: list(t.meta.get("walkthrough", ())) for i, t in enumerate(tasks)}
+    running = {i: _Play(task, i) for i, task in enumerate(tasks)}
     for i, task in enumerate(tasks):
         pool.reset(i, task)
-    running = set(plans)
     while running:
         pool.flush()
         for i, reply in pool.poll(None):
+            play = running[i]
             if reply.status == OK:
-                texts += [reply.text, *reply.actions]
+                texts += play.said(reply.text, reply.actions)
             else:
                 failures[i] = reply.text
-            if reply.status != OK or not plans[i] or getattr(reply, "done", False):
+            if reply.status != OK or not play.left or getattr(reply, "done", False):
                 pool.close(i)
-                running.discard(i)
+                del running[i]
             else:
-                pool.step(i, plans[i].pop(0))
+                action, turn = play.act(reply.text, reply.actions)
+                texts += turn
+                pool.step(i, action)
     if tasks and not texts:
         first = failures[min(failures)]
         raise ConfigError(

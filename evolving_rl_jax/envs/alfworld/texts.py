@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import re
+from collections import Counter
 from collections.abc import Sequence
 
+from evolving_rl_jax.envs.alfworld.households.problem import receptacle_classes
 from evolving_rl_jax.envs.texts import ChatTexts, CompactTexts, PromptTexts
 from evolving_rl_jax.types import Task
 
@@ -12,6 +15,7 @@ __all__ = ["TEXTS"]
 
 _BANNER = re.compile(r"^-= Welcome to TextWorld, ALFRED! =-\s*|\s*Your task is to:[^\n]*$")
 _ROOM = "You are in the middle of a room"
+_PLACE = re.compile(r"\b([a-z]+) \d+")
 
 _RULES = """\
 You are an agent that completes a household task in a text game. You read one observation at a \
@@ -47,13 +51,28 @@ def _without_banner(observation: str) -> str:
     return _BANNER.sub("", observation.strip()).strip()
 
 
+@functools.cache
+def _usual_places() -> Counter[str]:
+    """Kinds of places of the compact room that games are generated in, with their numbers."""
+    return Counter(name.split()[0] for name in receptacle_classes())
+
+
 class HouseholdCompact(CompactTexts):
-    """Short forms: a room is not described, since its places are named when they are gone to."""
+    """Short forms: a room is the kinds of its places with how many there are of each.
+
+    Names within a kind are numbered from 1, so that says what can be gone to.  The compact room of
+    generated games is always the same and is not described.
+    """
 
     def opening(self, observation: str) -> list[str]:
         """What of the first observation is shown, each part after a marker."""
         seen = _without_banner(observation)
-        return [seen] if seen and not seen.startswith(_ROOM) else []
+        if not seen.startswith(_ROOM):
+            return [seen] if seen else []
+        places = Counter(_PLACE.findall(seen))
+        if not places or places == _usual_places():
+            return []
+        return [", ".join(f"{number} {kind}" for kind, number in sorted(places.items()))]
 
 
 class HouseholdChat(ChatTexts):
