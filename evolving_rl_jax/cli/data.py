@@ -16,7 +16,8 @@ def add(commands) -> None:
         help="index a downloaded data set for training",
         description="Checks the official ALFWorld games and writes an index that config.data.games takes: "
         "the splits of the paper, content hashes and all that a task says.  Exit code 1, and no index, when the "
-        "numbers of games are not those of the release.  Mind2Web: compacts the official JSON files, the "
+        "numbers of games are not those of the release.  ALFRED: makes ALFWorld games of its trajectories, without "
+        "the simulator, plays each to its end, and indexes them likewise.  Mind2Web: compacts the official JSON files, the "
         "protected test archive too, into a TFDS data set of page elements, and reports counts, duplicates "
         "and how often the right element is shown.",
         epilog="evolving-rl data alfworld --source=download --out=alfworld",
@@ -28,7 +29,8 @@ def add(commands) -> None:
         default=[],
         metavar="DIR|ZIP|download",
         help="folder that holds json_2.1.1, or zip files of the release (give the option once for each), or "
-        "'download' (default: the folder $ALFWORLD_DATA)",
+        "'download' (default: the folder $ALFWORLD_DATA); alfred: the folder json_2.1.0, or JSON lines of its "
+        "records in files named train, valid_seen, valid_unseen",
     )
     p.add_argument(
         "--out",
@@ -40,6 +42,19 @@ def add(commands) -> None:
         "--allow-counts",
         action="store_true",
         help="write the index although the numbers of games differ",
+    )
+    p.add_argument(
+        "--goals",
+        choices=("alfworld", "human"),
+        default="alfworld",
+        help="alfred: whose words the tasks are given in (default: %(default)s)",
+    )
+    p.add_argument(
+        "--jobs",
+        type=int,
+        default=None,
+        metavar="N",
+        help="alfred: processes that make games (default: one a core)",
     )
     p.add_argument(
         "--password",
@@ -81,6 +96,21 @@ def _alfworld(args) -> int:
     return 0
 
 
+def _alfred(args) -> int:
+    from evolving_rl_jax.envs.alfworld.alfred.convert import convert
+    from evolving_rl_jax.envs.base import TaskError
+    from evolving_rl_jax.run.console import progress, user_errors
+
+    if args.jobs is not None and args.jobs < 1:
+        raise ConfigError(f"--jobs must be at least 1, got {args.jobs}")
+    options = {"progress": progress, "goals": args.goals, "jobs": args.jobs}
+    with user_errors((TaskError, FileExistsError)):
+        report = convert(args.source, pathlib.Path(args.out), **options)
+    print("\n".join(report.lines()))
+    print(f"{report.num_games} games indexed in {args.out}")
+    return 0
+
+
 def _mind2web(args) -> int:
     from evolving_rl_jax.envs.mind2web.index import build_index
     from evolving_rl_jax.envs.mind2web.official import PASSWORD_VARIABLE, DataError
@@ -94,4 +124,4 @@ def _mind2web(args) -> int:
     return 0
 
 
-DATA_SETS = {"alfworld": _alfworld, "mind2web": _mind2web}
+DATA_SETS = {"alfworld": _alfworld, "alfred": _alfred, "mind2web": _mind2web}

@@ -241,6 +241,7 @@ _COLLAPSE = {  # limits that end in a collapse; 0 = off
 
 _WARMSTART = {
     "enabled": False,
+    "splits": names("warmstart"),  # whose tasks the teachers play
     "episodes": least_1(4000),
     "steps": Key(800, Accepted(">= 2 (the first warms up)", lambda x: x >= 2)),
     "batch_rows": least_1(32),

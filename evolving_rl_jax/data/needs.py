@@ -13,7 +13,6 @@ from evolving_rl_jax.types import Task
 
 __all__ = ["check_games"]
 
-_WARMSTART = "warmstart"
 _WITH_FACTS = ("oracle", "misleading")  # conditions whose skills say what decides a task
 
 
@@ -117,19 +116,20 @@ def _refused_conditions(
 def _demonstrations(config, games: Sequence[Any], sizes: Counter[str]) -> Iterator[_Gap]:
     """What is missing for the warm start."""
     without = "--config.warmstart.enabled=False"
-    silent = _without_facts(games)[_WARMSTART]
-    if config.warmstart.enabled and not sizes[_WARMSTART]:
-        yield _Gap(
-            f"config.warmstart.enabled must be False without games in the split {_WARMSTART!r}, got "
-            f"the splits {_names(sizes)}",
-            without,
-        )
-    elif config.warmstart.enabled and silent:
-        yield _Gap(
-            f"config.warmstart.enabled must be False where tasks of {_WARMSTART!r} state no facts, got "
-            f"{silent} such tasks",
-            without,
-        )
+    silent = _without_facts(games)
+    for split in config.warmstart.splits if config.warmstart.enabled else ():
+        if not sizes[split]:
+            yield _Gap(
+                f"config.warmstart.enabled must be False without games in the split {split!r}, got "
+                f"the splits {_names(sizes)}",
+                without,
+            )
+        elif silent[split]:
+            yield _Gap(
+                f"config.warmstart.enabled must be False where tasks of {split!r} state no facts, got "
+                f"{silent[split]} such tasks",
+                without,
+            )
 
 
 def _other_panels(sizes: Counter[str], train_split: str) -> list[str]:
@@ -137,7 +137,7 @@ def _other_panels(sizes: Counter[str], train_split: str) -> list[str]:
     others = [
         name
         for name in sorted(sizes)
-        if name not in (train_split, _WARMSTART, "heldout_types_train")
+        if name not in (train_split, "warmstart", "heldout_types_train")
         and not name.endswith("_sources")
     ]
     return others or [train_split] * bool(sizes[train_split])

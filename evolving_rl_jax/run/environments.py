@@ -88,7 +88,7 @@ def _difference(
 ) -> envs.EngineMismatch | None:
     """In what the engine differs from its reference on the splits that the run plays."""
     splits = {config.data.train_split, *config.eval.splits}
-    splits |= {"warmstart"} if config.warmstart.enabled else set()
+    splits |= set(config.warmstart.splits) if config.warmstart.enabled else set()
     known = {t.split for t in tasks}
     splits |= {source_split(s, known) for s in config.eval.splits}
     try:

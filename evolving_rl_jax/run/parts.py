@@ -151,7 +151,8 @@ def prepare_tokenizer(
             return load_tokenizer(config.model.hf_path)
     path = folder.path / "tokenizer"
     if hosts.first and not (path / "tokenizer.json").is_file():
-        shown = select(tasks, split="warmstart") or train
+        names = config.warmstart.splits
+        shown = [task for name in names for task in select(tasks, split=name)] or train
         train_tokenizer(
             envs.benchmark(config.env.name).corpus(pool, shown),
             vocab_size=config.model.vocab_size,

@@ -112,9 +112,11 @@ def demonstrations(parts) -> list[Sample]:
         config.seed,
         fit_to_prompt(config, parts.tokenizer),
     )
-    tasks = parts.split("warmstart")
+    tasks = [task for name in config.warmstart.splits for task in parts.split(name)]
     n = config.warmstart.episodes
-    chosen = [tasks[i % len(tasks)] for i in range(n)]
+    # Where there are more tasks than episodes, those at equal distances: ids are sorted by type.
+    apart = max(1.0, len(tasks) / n)
+    chosen = [tasks[int(i * apart) % len(tasks)] for i in range(n)]
     start = time.perf_counter()
     with parts.progress("warm start: demonstrations", n) as bar:
         played = demonstrator.play(chosen, progress=bar)

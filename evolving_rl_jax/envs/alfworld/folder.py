@@ -87,6 +87,7 @@ def task_of(folder: pathlib.Path, traj: dict[str, Any], game: dict[str, Any]) ->
     scene = traj.get("scene")
     if isinstance(scene, dict) and scene.get("floor_plan"):
         meta["scene"] = str(scene["floor_plan"])
+    meta |= traj.get("alfred") or {}  # a game made from ALFRED's record says where its things are
     own = _own_facts(traj, traj_path)
     if own:
         meta["household"] = own["name"]

@@ -29,6 +29,7 @@ from evolving_rl_jax.types import Task
 __all__ = [
     "OFFICIAL_COUNTS",
     "OFFICIAL_TYPES",
+    "PUBLISHED",
     "IndexReport",
     "find_root",
     "index_games",
@@ -36,15 +37,29 @@ __all__ = [
 ]
 
 RELEASE = "json_2.1.1"
-OFFICIAL_COUNTS = {"train": 3553, "valid_seen": 140, "valid_unseen": 134}
-OFFICIAL_TYPES = {  # of valid_unseen
-    "pick_and_place_simple": 24,
-    "look_at_obj_in_light": 18,
-    "pick_clean_then_place_in_recep": 31,
-    "pick_heat_then_place_in_recep": 23,
-    "pick_cool_then_place_in_recep": 21,
-    "pick_two_obj_and_place": 17,
+PUBLISHED = {  # games of each split and type, as ALFWorld's paper counts them (arXiv 2010.03768, table 1)
+    split: dict(
+        zip(
+            (
+                "pick_and_place_simple",
+                "look_at_obj_in_light",
+                "pick_clean_then_place_in_recep",
+                "pick_heat_then_place_in_recep",
+                "pick_cool_then_place_in_recep",
+                "pick_two_obj_and_place",
+            ),
+            counts,
+            strict=True,
+        )
+    )
+    for split, counts in {
+        "train": (790, 308, 650, 459, 533, 813),
+        "valid_seen": (35, 13, 27, 16, 25, 24),
+        "valid_unseen": (24, 18, 31, 23, 21, 17),
+    }.items()
 }
+OFFICIAL_COUNTS = {split: sum(types.values()) for split, types in PUBLISHED.items()}
+OFFICIAL_TYPES = PUBLISHED["valid_unseen"]
 _PUT = re.compile(r'action\s+PutObject\s*\{\s*template\s*::\s*"([^"]*)"')
 _SHOWN = 10  # bad files named in one message
 

@@ -31,7 +31,7 @@ from evolving_rl_jax.envs.alfworld.names import (
     task_sentence,
 )
 
-__all__ = ["GamesSpec", "PlannedGame", "Planner", "plan_games", "spread_spec"]
+__all__ = ["GamesSpec", "PlannedGame", "Planner", "Route", "plan_games", "spread_spec"]
 
 _PROCESS = {  # command and appliance
     "pick_clean_then_place_in_recep": ("clean", "sinkbasin 1"),
@@ -161,7 +161,7 @@ class PlannedGame:
 
     def walkthrough(self) -> list[str]:
         """A shortest solution, as commands."""
-        route, place = _Route(self.room), self.place
+        route, place = Route(self.room), self.place
         target = f"{agent_class(self.target)} 1"
         for number in (1, 2) if self.task_type == "pick_two_obj_and_place" else (1,):
             obj = f"{self.kind.lower()} {number}"
@@ -180,7 +180,7 @@ class PlannedGame:
         return route.steps
 
 
-class _Route:
+class Route:
     """Commands that go somewhere and open it, each only where it is needed."""
 
     def __init__(self, room: Room):

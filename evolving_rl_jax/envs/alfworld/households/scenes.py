@@ -18,12 +18,25 @@ from typing import Any
 from evolving_rl_jax.envs.alfworld.households.problem import LAMP, Place, Room
 from evolving_rl_jax.envs.alfworld.names import numbered
 
-__all__ = ["ROOM_KINDS", "Scene", "load_scene", "scene_numbers", "tables", "usual_places"]
+__all__ = [
+    "LAMP_PLACES",
+    "ROOM_KINDS",
+    "Scene",
+    "layout_points",
+    "load_scene",
+    "make_room",
+    "mangled",
+    "receptacle_type",
+    "scene_numbers",
+    "tables",
+    "usual_places",
+]
 
 KITCHEN, LAMP_ROOM, BATHROOM = ROOM_KINDS = ("kitchen", "lamp_room", "bathroom")
 # Scenes smaller than this leave too little to search, larger ones translate slowly.
 _SIZES = {KITCHEN: (15, 39), LAMP_ROOM: (8, 39), BATHROOM: (6, 39)}
 _NEEDED = {KITCHEN: {"Fridge", "Microwave", "SinkBasin"}, LAMP_ROOM: set(), BATHROOM: {"SinkBasin"}}
+LAMP_PLACES = ("Desk", "SideTable", "Dresser", "Shelf")  # where a desk lamp can stand
 _AGENT_START = "loc_bar_{}_bar_0_bar_0_bar_30"
 _SPELLINGS = (("|", "_bar_"), ("-", "_minus_"), ("+", "_plus_"), (".", "_dot_"), (",", "_comma_"))
 
@@ -111,30 +124,56 @@ def load_scene(number: int) -> Scene:
     Raises:
       FileNotFoundError: the installed package has no such layout.
     """
-    folder = _package_folder() / "layouts"
-    points = _read(folder / f"FloorPlan{number}-openable.json")
-    kinds = _read(folder / f"FloorPlan{number}-objects.json")
+    points = layout_points(number)
+    kinds = _read(_package_folder() / "layouts" / f"FloorPlan{number}-objects.json")
+    locations = {place_id: mangled(location) for place_id, location in points.items()}
+    room = make_room(locations, has_lamp=LAMP in kinds)
+    known = tables()
+    movable = tuple(sorted(k for k in set(kinds) if k in known.properties))
+    return Scene(f"FloorPlan{number}", room, movable, number in known.test_scenes)
+
+
+def layout_points(number: int) -> dict[str, str]:
+    """The receptacles of a scene: id -> where the agent stands to use it, both as ALFRED writes them.
+
+    Raises:
+      FileNotFoundError: the installed package has no such layout.
+    """
+    points = _read(_package_folder() / "layouts" / f"FloorPlan{number}-openable.json")
+    return {place_id: _location(point) for place_id, point in points.items()}
+
+
+def make_room(locations: Mapping[str, str], *, has_lamp: bool = False) -> Room:
+    """A room with these receptacles.
+
+    Args:
+      locations: id as ALFRED writes it -> PDDL object of the location from which it is used.
+      has_lamp: a desk lamp stands on the first receptacle that is made for one.
+    """
     known = tables()
     places = {}
-    names = {place_id: name for name, place_id in numbered(map(_mangled, points)).items()}
-    for original in sorted(points):
-        name = names[_mangled(original)]
-        rtype = original.rsplit("|", 1)[1] if name.split()[0].endswith("basin") else ""
-        rtype = rtype or original.split("|", 1)[0]
-        location = _location(points[original])
-        places[name] = Place(_mangled(original), rtype, location, rtype in known.openable)
+    names = {place_id: name for name, place_id in numbered(map(mangled, locations)).items()}
+    for original in sorted(locations):
+        name = names[mangled(original)]
+        rtype = receptacle_type(original)
+        location = locations[original]
+        places[name] = Place(mangled(original), rtype, location, rtype in known.openable)
     taken = {place.location for place in places.values()}
     starts = (_AGENT_START.format(i) for i in range(len(taken) + 1))
-    lamps = [n for n, p in places.items() if p.type in ("Desk", "SideTable", "Dresser", "Shelf")]
-    room = Room(
+    lamps = [n for n, p in places.items() if p.type in LAMP_PLACES]
+    return Room(
         places,
         known.contains,
         known.properties,
-        lamp_place=lamps[0] if LAMP in kinds and lamps else "",
+        lamp_place=lamps[0] if has_lamp and lamps else "",
         start=next(start for start in starts if start not in taken),
     )
-    movable = tuple(sorted(k for k in set(kinds) if k in known.properties))
-    return Scene(f"FloorPlan{number}", room, movable, number in known.test_scenes)
+
+
+def receptacle_type(original: str) -> str:
+    """The class that goals name: of ``Sink|x|y|z|SinkBasin`` the basin, otherwise the first part."""
+    first, *_, last = original.split("|")
+    return last if last.endswith("Basin") else first
 
 
 @functools.cache
@@ -172,7 +211,8 @@ def _read(path: pathlib.Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _mangled(original: str) -> str:
+def mangled(original: str) -> str:
+    """An id or a location of ALFRED as PDDL spells it."""
     for plain, spelt in _SPELLINGS:
         original = original.replace(plain, spelt)
     return original
@@ -182,4 +222,4 @@ def _location(point: list[float]) -> str:
     """ALFRED's name of a standing point: quarter metres, quarter turns, degrees of the camera."""
     x, z, turn, horizon = point
     parts = (round(4 * x), round(4 * z), round(turn / 90), round(horizon))
-    return _mangled("loc|" + "|".join(map(str, parts)))
+    return "loc|" + "|".join(map(str, parts))

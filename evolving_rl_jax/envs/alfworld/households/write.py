@@ -18,7 +18,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from evolving_rl_jax.envs.alfworld.folder import content_hash
+from evolving_rl_jax.envs.alfworld.folder import GAME_FILES, content_hash
 from evolving_rl_jax.envs.alfworld.households.homes import (
     CLUTTER_CLASSES,
     MAX_HOUSEHOLDS,
@@ -43,7 +43,7 @@ from evolving_rl_jax.envs.alfworld.names import TASK_TYPES
 from evolving_rl_jax.envs.base import EnvError
 from evolving_rl_jax.files import write_json
 
-__all__ = ["PlanError", "generate_even", "generate_games", "prove"]
+__all__ = ["PlanError", "commands_to_win", "generate_even", "generate_games", "prove", "write_game"]
 
 NUM_CLUTTER = 5
 _SURFACE_PLACES = tuple(n for n, p in compact().places.items() if p.type in SURFACES)
@@ -139,7 +139,7 @@ def _write_games(
         except (PlanError, EnvError) as error:
             raise PlanError(f"game {game.id}: {error}") from error
         folder = f"{game.split}/{game.id}"
-        _write_game(out / folder, _traj_data(game, things, slack), data)
+        write_game(out / folder, _traj_data(game, things, slack), data)
         digest = content_hash(pddl, game.task_type)
         entries.append({"id": game.id, "split": game.split, "path": folder, "content_hash": digest})
         if progress:
@@ -160,19 +160,28 @@ def prove(data: dict[str, Any]) -> None:
         command, or holds before it.
       EnvError: the game cannot be played at all.
     """
+    walkthrough, needed = data["walkthrough"], commands_to_win(data)
+    if needed < len(walkthrough):
+        command = walkthrough[needed]
+        raise PlanError(f"goal must not hold before command {needed + 1} ({command!r}), it does")
+
+
+def commands_to_win(data: dict[str, Any]) -> int:
+    """As ``prove``, but tells how many commands of the walkthrough win; 0 = won at the start."""
     from evolving_rl_jax.envs.alfworld.engine.game import open_game
 
     game = open_game(data)
     state, view, won = game.root, game.view(game.root), game.won_at_start
     for number, command in enumerate(data["walkthrough"], start=1):
         if won:
-            raise PlanError(f"goal must not hold before command {number} ({command!r}), it does")
+            return number - 1
         if command not in view.actions:
             raise PlanError(f"command {command!r} must be possible where it comes, it is not")
         result, state, view = game.step(state, view, command)
         won = result.won
     if not won:
         raise PlanError(f"goal must hold after {len(data['walkthrough'])} commands, it does not")
+    return len(data["walkthrough"])
 
 
 def _place_clutter(game: PlannedGame, seed: int, taken: set[str]) -> tuple[str, list[Thing]]:
@@ -249,7 +258,8 @@ def _game_data(game: PlannedGame, pddl: str) -> dict[str, Any]:
     }
 
 
-def _write_game(folder: pathlib.Path, traj_data: dict[str, Any], game_data: dict[str, Any]) -> None:
+def write_game(folder: pathlib.Path, traj_data: dict[str, Any], game_data: dict[str, Any]) -> None:
+    """Writes the two files of a game."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, data in (("traj_data.json", traj_data), ("game.tw-pddl", game_data)):
+    for name, data in zip(GAME_FILES, (traj_data, game_data), strict=True):
         (folder / name).write_text(json.dumps(data) + "\n", encoding="ascii")
