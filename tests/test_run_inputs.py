@@ -131,6 +131,20 @@ def test_the_policy_that_training_starts_from_is_compared_too(games, monkeypatch
         start(run, games / "a" / "games", model=games / "moved")
 
 
+def test_a_policy_that_is_one_file_is_found_and_compared_as_a_folder_is(games, monkeypatch):
+    run = games / "run"
+    (games / "model.gguf").write_bytes(b"GGUF" + bytes(5_000))
+    monkeypatch.chdir(games)
+    saved = start(run, games / "a" / "games", model="model.gguf")
+    assert saved["model"]["hf_path"] == str(games / "model.gguf")
+    (games / "model.gguf").rename(games / "moved.gguf")
+    saved = start(run, games / "a" / "games", model=games / "moved.gguf")
+    assert saved["model"]["hf_path"] == str(games / "moved.gguf")
+    (games / "moved.gguf").write_bytes(b"GGUF" + bytes(4_999) + b"1")
+    with pytest.raises(ConfigError, match=f"config.model.hf_path {OTHER}"):
+        start(run, games / "a" / "games", model=games / "moved.gguf")
+
+
 def test_large_weights_are_compared_by_blocks(tmp_path, monkeypatch):
     monkeypatch.setattr(inputs, "_WHOLE_BYTES", 1_000)
     monkeypatch.setattr(inputs, "_HEAD_BYTES", 100)

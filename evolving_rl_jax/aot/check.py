@@ -126,7 +126,7 @@ def load_architecture(config, config_file: str) -> models.ModelConfig:
     follows the slash; such a file is the model's ``config.json``.
 
     Raises:
-      ConfigError: neither a folder nor such a file.
+      ConfigError: neither a model that is here nor such a file.
     """
     m = config.model
     if not m.hf_path:
@@ -134,7 +134,7 @@ def load_architecture(config, config_file: str) -> models.ModelConfig:
 
         return model_config(config, m.vocab_size)
     path = pathlib.Path(m.hf_path)
-    if not path.is_dir():
+    if not path.exists():
         path = pathlib.Path(config_file).parent / "models" / f"{path.name}.json"
     try:
         return dataclasses.replace(models.config_from_hf(path), dtype=m.dtype)

@@ -93,7 +93,7 @@ _DATA = {
 }
 
 _MODEL = {
-    "hf_path": "",  # Hugging Face model folder or hub id; empty = train from scratch
+    "hf_path": "",  # Hugging Face model folder or hub id, or GGUF file; empty = from scratch
     "vocab_size": 640,  # upper bound of the tokenizer that is trained from scratch
     "hidden_size": least_1(64),
     "intermediate_size": least_1(256),

@@ -49,12 +49,12 @@ def load_config(path: str, overrides: dict[str, str] | None = None) -> ConfigDic
 def make_absolute(config: ConfigDict) -> None:
     """Makes the paths of ``FOLDERS`` absolute, so that a run means the same wherever it goes on.
 
-    A model that is no folder here is the id of one on a hub, and stays.
+    A model that is neither a folder nor a file here is the id of one on a hub, and stays.
     """
     for key in FOLDERS:
         group, leaf = key.split(".")
         value = config[group][leaf]
-        if value and (key == "data.games" or os.path.isdir(value)):
+        if value and (key == "data.games" or os.path.exists(value)):
             config[group][leaf] = os.path.abspath(value)
 
 

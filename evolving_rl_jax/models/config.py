@@ -13,6 +13,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from evolving_rl_jax.models.gguf.config import hf_config
+from evolving_rl_jax.models.gguf.file import is_gguf, open_gguf
 from evolving_rl_jax.models.hub import CONFIG_FILES, local_folder
 
 _ARCHITECTURES = {
@@ -123,19 +125,21 @@ class ModelConfig:
 
 
 def config_from_hf(path: str | Path) -> ModelConfig:
-    """Reads the ``config.json`` of a Hugging Face model folder.
+    """Reads the ``config.json`` of a Hugging Face model folder, or what a GGUF file says in its place.
 
     ``dtype`` (the dtype of the computation) is the one that the file names, float32 where it names
     none.
 
     Args:
-      path: the folder, the file itself, or a hub id.
+      path: the folder, the file itself, a GGUF file, or a hub id.
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: it is not JSON, a size is missing, or a model type or option is not supported; the
-        message names it.
+      ValueError: it cannot be read, a size is missing, or a model type or option is not supported;
+        the message names it.
     """
+    if is_gguf(path):
+        return _read(path, hf_config(open_gguf(path)))
     path = local_folder(path, CONFIG_FILES)
     file = path if path.suffix == ".json" else path / "config.json"
     if not file.is_file():
@@ -144,6 +148,10 @@ def config_from_hf(path: str | Path) -> ModelConfig:
         raw = json.loads(file.read_text())
     except ValueError as error:
         raise ValueError(f"{file} must be JSON, got: {error}") from None
+    return _read(file, raw)
+
+
+def _read(file, raw: dict[str, Any]) -> ModelConfig:
     try:
         return _from_dict(raw)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Hugging Face model folders in and out: safetensors straight into shards, and back byte for byte.
+"""Hugging Face model folders in and out, and GGUF files in: straight into shards, and back byte for byte.
 
 A checkpoint keeps one ``[out, in]`` matrix per layer and projection; here kernels are ``[in, out]``
 and stacked over layers.  Neither direction changes a number, so a folder that is read and written
@@ -19,6 +19,8 @@ import numpy as np
 from evolving_rl_jax.files import write_json
 from evolving_rl_jax.models import safetensors
 from evolving_rl_jax.models.config import ModelConfig, config_from_hf, config_to_hf
+from evolving_rl_jax.models.gguf.file import is_gguf, open_gguf
+from evolving_rl_jax.models.gguf.weights import hf_tensors
 from evolving_rl_jax.models.hub import TOKENIZER_FILES, WEIGHT_FILES, local_folder
 from evolving_rl_jax.models.tokenizer import load_tokenizer
 from evolving_rl_jax.models.transformer import init
@@ -77,8 +79,8 @@ def load_hf(path: str | Path, *, dtype=None, shardings=None) -> tuple[dict[str, 
     after the other.
 
     Args:
-      path: folder with ``config.json`` and ``model.safetensors`` or its shards and their index, or
-        the id of such a model on the Hugging Face hub.  A local folder wins.
+      path: folder with ``config.json`` and ``model.safetensors`` or its shards and their index, the
+        id of such a model on the Hugging Face hub (a local folder wins), or a GGUF file.
       dtype: of the parameters; None keeps that of the files.  ``cfg.dtype``, which says how to
         compute, is not changed.
       shardings: tree of `jax.sharding.Sharding` like the parameters; None puts all on the first
@@ -92,21 +94,62 @@ def load_hf(path: str | Path, *, dtype=None, shardings=None) -> tuple[dict[str, 
       ValueError: a tensor is missing, not expected, or of the wrong shape or dtype; the message
         names it.
     """
+    if is_gguf(path):
+        return load_gguf(path, dtype=dtype, shardings=shardings)
     path = local_folder(path, WEIGHT_FILES)
     cfg = config_from_hf(path)
-    tensors = _open_folder(path)
+    return _load(path, cfg, _open_folder(path), dtype, shardings), cfg
+
+
+def load_gguf(
+    path: str | Path, *, dtype=None, shardings=None
+) -> tuple[dict[str, Any], ModelConfig]:
+    """Reads a GGUF file of llama.cpp into the parameter tree of `transformer.init`.
+
+    Tensors are de-quantised by the package ``gguf``, one after the other, and once for each device that
+    keeps a shard of them.
+
+    Args:
+      path: the file, of the architecture qwen2, qwen3 or llama.
+      dtype: of the parameters; None is float32, which holds what any quantisation says exactly.
+      shardings: as for `load_hf`.
+
+    Returns:
+      (params, cfg).
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: the package is not installed, the file is cut short, or holds an architecture, an
+        option, a quantisation or a tensor that is not supported; the message names it.
+    """
+    cfg = config_from_hf(path)
+    return _load(path, cfg, _open_gguf(path, cfg), dtype, shardings), cfg
+
+
+def _open_gguf(path, cfg: ModelConfig) -> dict[str, Any]:
+    names = [name.format(i) for name in _NAMES.values() for i in range(cfg.num_layers)]
+    sizes = {n: getattr(cfg, n) for n in ("num_layers", "num_heads", "num_kv_heads")}
+    return hf_tensors(open_gguf(path), dict.fromkeys(names), **sizes)
+
+
+def _leaves(cfg: ModelConfig):
+    """The arrays of a model as (leaf, shape), and the structure of their tree."""
     shapes = jax.eval_shape(lambda: init(cfg, jax.random.key(0)))
+    leaves, structure = jax.tree_util.tree_flatten_with_path(shapes)
+    return [(_leaf(_path(key), cfg.num_layers), shape.shape) for key, shape in leaves], structure
+
+
+def _load(path, cfg: ModelConfig, tensors, dtype, shardings) -> dict[str, Any]:
+    leaves, structure = _leaves(cfg)
     if shardings is None:
         single = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        shardings = jax.tree.map(lambda _: single, shapes)
-    leaves, structure = jax.tree_util.tree_flatten_with_path(shapes)
-    leaves = [(_leaf(_path(key), cfg.num_layers), shape.shape) for key, shape in leaves]
+        shardings = structure.unflatten([single] * len(leaves))
     _check_names(path, cfg, leaves, tensors)
     arrays = [
         _read(path, tensors, leaf, shape, dtype, sharding)
         for (leaf, shape), sharding in zip(leaves, structure.flatten_up_to(shardings), strict=True)
     ]
-    return structure.unflatten(arrays), cfg
+    return structure.unflatten(arrays)
 
 
 def _open_folder(path: Path) -> dict[str, np.ndarray]:
@@ -165,13 +208,16 @@ def _check_head(path, tensors):
         )
 
 
-def _read(path, tensors, leaf: _Leaf, shape, dtype, sharding) -> jax.Array:
-    part_shape = shape[1:] if leaf.stacked else shape
+def _check_shapes(path, tensors, leaf: _Leaf, shape):
+    wanted = shape[1:] if leaf.stacked else shape
+    wanted = wanted[::-1] if leaf.transposed else wanted
     for name in leaf.names:
-        found = tensors[name].shape[::-1] if leaf.transposed else tensors[name].shape
-        if found != part_shape:
-            wanted = part_shape[::-1] if leaf.transposed else part_shape
+        if tensors[name].shape != wanted:
             raise ValueError(f"{path}: {name} must have shape {wanted}, got {tensors[name].shape}")
+
+
+def _read(path, tensors, leaf: _Leaf, shape, dtype, sharding) -> jax.Array:
+    _check_shapes(path, tensors, leaf, shape)
     dtypes = {tensors[name].dtype for name in leaf.names}
     if dtype is None and len(dtypes) > 1:
         found = ", ".join(sorted(map(str, dtypes)))
@@ -179,7 +225,8 @@ def _read(path, tensors, leaf: _Leaf, shape, dtype, sharding) -> jax.Array:
     dtype = np.dtype(jax.numpy.dtype(dtype)) if dtype is not None else dtypes.pop()
 
     def part(name, index):
-        tensor = tensors[name].T if leaf.transposed else tensors[name]
+        tensor = np.asarray(tensors[name])
+        tensor = tensor.T if leaf.transposed else tensor
         return np.ascontiguousarray(tensor[index]).astype(dtype, copy=False)
 
     def shard(index):
@@ -215,11 +262,55 @@ def save_hf(
       ValueError: the options of ``cfg`` are not those of its family, or the parameters are not on
         this host.
     """
-    dtype = str(params["embedding"].dtype)
-    raw = config_to_hf(cfg, dtype=dtype)
-    path = Path(path)
-    path.mkdir(parents=True, exist_ok=True)
     entries = list(_entries(params, cfg))
+    raw = config_to_hf(cfg, dtype=str(params["embedding"].dtype))
+    _write_folder(Path(path), raw, entries, tokenizer_dir, max_shard_bytes)
+
+
+def import_gguf(
+    file: str | Path,
+    path: str | Path,
+    *,
+    dtype: str = "float32",
+    max_shard_bytes: int = 5_000_000_000,
+) -> ModelConfig:
+    """Writes the model, the tokenizer and the chat template of a GGUF file as a Hugging Face folder.
+
+    One tensor at a time is de-quantised, so a model larger than memory can be written.
+
+    Args:
+      file: as for `load_gguf`.
+      path: folder, created where needed; files of the same names are replaced.
+      dtype: of the weights in the folder.
+      max_shard_bytes: as for `save_hf`.
+
+    Returns:
+      The model.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: as `load_gguf`, or the file has no tokenizer that is supported, or no chat template.
+        Nothing is written then.
+    """
+    cfg = config_from_hf(file)
+    raw = config_to_hf(cfg, dtype=dtype)
+    tensors, (leaves, _) = _open_gguf(file, cfg), _leaves(cfg)
+    _check_names(file, cfg, leaves, tensors)
+    for leaf, shape in leaves:
+        _check_shapes(file, tensors, leaf, shape)
+    tokenizer = load_tokenizer(file)  # its folder stays as long as it does
+
+    def entry(name):
+        kind = np.dtype(jax.numpy.dtype(dtype))
+        return name, tensors[name].shape, kind, lambda: np.asarray(tensors[name]).astype(kind)
+
+    entries = [entry(name) for leaf, _ in leaves for name in leaf.names]
+    _write_folder(Path(path), raw, entries, tokenizer.path, max_shard_bytes)
+    return cfg
+
+
+def _write_folder(path: Path, raw, entries, tokenizer_dir, max_shard_bytes):
+    path.mkdir(parents=True, exist_ok=True)
     _write_weights(path, entries, max_shard_bytes)
     generation = {}
     if tokenizer_dir is not None:

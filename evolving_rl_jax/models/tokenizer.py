@@ -6,10 +6,13 @@ Loading needs only the ``tokenizers`` library, not ``transformers``.
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from evolving_rl_jax.files import write_atomic, write_json
+from evolving_rl_jax.models.gguf.file import is_gguf, open_gguf
+from evolving_rl_jax.models.gguf.tokenizer import tokenizer_files
 from evolving_rl_jax.models.hub import TOKENIZER_FILES, local_folder
 
 SPECIAL_TOKENS = ("<pad>", "<eos>", "<obs>", "<act>", "<skill>")
@@ -26,7 +29,7 @@ class Tokenizer:
     """Text to ids and back, without ever adding or reading special tokens on its own.
 
     Attributes:
-      path: folder that it was loaded from.
+      path: folder that it was loaded from; of a GGUF file, one that is there as long as the tokenizer.
       vocab_size: one more than the largest id.
       special_ids: id of every special token by its text.
       pad_id, eos_id: the folder's padding and end token (padding falls back to the end token).
@@ -57,6 +60,10 @@ class Tokenizer:
         self.eos_id, self.pad_id = eos, eos if pad is None else pad
         self.bos_id = self._named_id("bos_token")
         self.stop_ids = tuple(dict.fromkeys((eos, *stop_ids)))
+
+    def keep(self, scratch: tempfile.TemporaryDirectory) -> None:
+        """Has a temporary folder stay as long as this object, and go with it."""
+        self._scratch = scratch
 
     def _named_id(self, key):
         token = self.named_tokens.get(key)
@@ -95,15 +102,27 @@ def _chat_template(path: Path, settings: dict) -> str | None:
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
-    """Loads ``tokenizer.json`` and ``tokenizer_config.json`` of a Hugging Face folder or hub id.
+    """Loads ``tokenizer.json`` and ``tokenizer_config.json`` of a Hugging Face folder or hub id, or
+    the tokenizer that a GGUF file describes.
 
     Raises:
       FileNotFoundError: a file is missing, or the hub does not give the files.
       ValueError: a file cannot be read, or names no end token.
     """
+    if not is_gguf(path):
+        return _load_folder(local_folder(path, TOKENIZER_FILES))
+    files = tokenizer_files(open_gguf(path))
+    scratch = tempfile.TemporaryDirectory(prefix="gguf-tokenizer-")
+    for name, text in files.items():
+        (Path(scratch.name) / name).write_text(text, encoding="utf-8")
+    tokenizer = _load_folder(Path(scratch.name))
+    tokenizer.keep(scratch)
+    return tokenizer
+
+
+def _load_folder(path: Path) -> Tokenizer:
     import tokenizers
 
-    path = local_folder(path, TOKENIZER_FILES)
     raw = _read_json(path / "tokenizer.json")
     # Marked special, so that `encode_special_tokens` turns all of them into plain text when met in
     # a text.

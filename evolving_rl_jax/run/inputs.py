@@ -80,22 +80,31 @@ def tasks_hash(tasks: Sequence[Task]) -> str:
 def folder_hash(folder: pathlib.Path) -> str:
     """Hash of the files of a model folder: names, sizes and bytes; hidden files and notes left out.
 
+    A model that is one file is hashed without its name.
+
     Of files above 64 MiB the first 4 MiB and 256 blocks spread over the whole are read: weights that
     were trained differ everywhere, and tens of gigabytes need not be read at every start.
     """
     digest = hashlib.sha256()
+    if folder.is_file():
+        _add(digest, folder, "")
+        return digest.hexdigest()
     for path in sorted(p for p in folder.rglob("*") if p.is_file() and _counts(p, folder)):
-        size = path.stat().st_size
-        digest.update(f"{path.relative_to(folder).as_posix()}\0{size}\0".encode())
-        with path.open("rb") as file:
-            if size <= _WHOLE_BYTES:
-                digest.update(file.read())
-                continue
-            digest.update(file.read(_HEAD_BYTES))
-            for block in range(_BLOCKS):
-                file.seek(size * block // _BLOCKS)
-                digest.update(file.read(_BLOCK_BYTES))
+        _add(digest, path, path.relative_to(folder).as_posix())
     return digest.hexdigest()
+
+
+def _add(digest, path: pathlib.Path, name: str) -> None:
+    size = path.stat().st_size
+    digest.update(f"{name}\0{size}\0".encode())
+    with path.open("rb") as file:
+        if size <= _WHOLE_BYTES:
+            digest.update(file.read())
+            return
+        digest.update(file.read(_HEAD_BYTES))
+        for block in range(_BLOCKS):
+            file.seek(size * block // _BLOCKS)
+            digest.update(file.read(_BLOCK_BYTES))
 
 
 def _counts(path: pathlib.Path, folder: pathlib.Path) -> bool:
@@ -104,9 +113,9 @@ def _counts(path: pathlib.Path, folder: pathlib.Path) -> bool:
 
 
 def _given(config) -> dict[str, str]:
-    """Key -> path of the folders that a configuration names; what is no folder here is a hub id."""
+    """Key -> path of the folders (or files) that a configuration names; any other name is a hub id."""
     values = flat(config)
-    return {key: values[key] for key in FOLDERS if values[key] and os.path.isdir(values[key])}
+    return {key: values[key] for key in FOLDERS if values[key] and os.path.exists(values[key])}
 
 
 def _read(path: pathlib.Path) -> Inputs:
