@@ -166,6 +166,8 @@ ANY_NUMBER = {
     # a weight or a coefficient of either sign
     *("algorithm.extractor_weight", "algorithm.solver_weight"),
     *("algorithm.entropy_coef.solver", "algorithm.entropy_coef.extractor"),
+    # a covariance, of either sign
+    *("algorithm.covariance.low", "algorithm.covariance.high"),
     # bounded by other keys
     *("model.vocab_size", "rollout.max_length"),
 }
@@ -354,3 +356,23 @@ def test_every_key_is_used_somewhere():
     keys = leaves(default_config())
     unused = [k for k in keys if not re.search(rf"\b{k.split('.')[-1]}\b", text)]
     assert unused == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("ratio", "gspo", "'ppo' with one update an iteration"),
+        ("dual_clip", 3.0, "0 with one update an iteration"),
+        ("covariance.kind", "kl", "'none' with one update an iteration"),
+        ("aggregate", "constant", "aggregate_length must be > 0 tokens"),
+        ("covariance.low", 9.0, "covariance.low must be <= covariance.high"),
+    ],
+)
+def test_loss_variants_that_would_do_nothing_are_refused(key, value, words):
+    config = default_config()
+    config.algorithm.update_from_flattened_dict({key: value})
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        config_lib.validate(config)
+    if "one update" in words:
+        config.train.minibatches = 2
+        config_lib.validate(config)

@@ -26,7 +26,7 @@ def validate(config: ConfigDict) -> None:
     _check_types(config, default_config(), "")
     for key, (words, test, _) in _ACCEPTED.items():
         _require(bool(test(lookup(config, key))), key, words, lookup(config, key))
-    for rules in (_model, _algorithm, _lengths, _overlap, _web, _collapse):
+    for rules in (_model, _algorithm, _variants, _lengths, _overlap, _web, _collapse):
         for ok, key, words in rules(config):
             _require(ok, key, words, lookup(config, key))
     _check_memory(config)
@@ -156,6 +156,34 @@ def _algorithm(config: ConfigDict) -> Iterator[Rule]:
         "optimizer.warmup_steps",
         f"below the number of updates of a cosine schedule ({length})",
     )
+
+
+def _variants(config: ConfigDict) -> Iterator[Rule]:
+    algorithm = config.algorithm
+    yield (
+        algorithm.aggregate != "constant" or algorithm.aggregate_length > 0,
+        "algorithm.aggregate_length",
+        "> 0 tokens with aggregate 'constant', for example the longest answer of a turn",
+    )
+    yield (
+        not algorithm.dual_clip or algorithm.ratio != "cispo",
+        "algorithm.dual_clip",
+        "0 with ratio 'cispo' (its weights have one bound for both signs)",
+    )
+    yield (
+        algorithm.covariance.low <= algorithm.covariance.high,
+        "algorithm.covariance.low",
+        f"<= covariance.high ({algorithm.covariance.high})",
+    )
+    moves = config.train.minibatches > 1 or algorithm.old_logprobs == "rollout"
+    why = "the policy is the old one there, so that the ratio is 1"
+    for key, off in (("ratio", "ppo"), ("dual_clip", 0), ("covariance.kind", "none")):
+        value = algorithm.covariance.kind if key == "covariance.kind" else algorithm[key]
+        yield (
+            moves or value in (off, "clip"),
+            f"algorithm.{key}",
+            f"{off!r} with one update an iteration ({why}); take train.minibatches >= 2",
+        )
 
 
 def _lengths(config: ConfigDict) -> Iterator[Rule]:

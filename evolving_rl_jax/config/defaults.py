@@ -167,6 +167,23 @@ _ALGORITHM = {
     ),  # a step is compared over: its own task | the source's tasks
     "clip_low": above_0(0.1),
     "clip_high": above_0(0.15),
+    "extractor_clip": {"low": least_0(0.0), "high": least_0(0.0)},  # 0 = those of the solver
+    # How a group's rewards become advantages: (r - mean) / std | r - mean (Dr. GRPO) | r - mean of the
+    # others (RLOO).  Without the division solver_reward is a weight; set it to 1.
+    "advantage": one_of("std", "none", "leave_one_out"),
+    # The clipped loss of each token | of the whole sequence (GSPO) | weights that are clipped (CISPO).
+    "ratio": one_of("ppo", "gspo", "cispo"),
+    "dual_clip": Key(0.0, Accepted("0 (off) or > 1", lambda x: x == 0 or x > 1)),
+    # A sequence's tokens: their mean (GRPO) | mean over the batch's tokens (DAPO) | sum / aggregate_length
+    "aggregate": one_of("sequence", "token", "constant"),
+    "aggregate_length": least_0(0.0),  # tokens, with "constant" (Dr. GRPO)
+    "covariance": {  # tokens that drive the entropy down most: no gradient | pulled to the old policy
+        "kind": one_of("none", "clip", "kl"),
+        "share": share(2e-4),  # of the trained tokens
+        "low": 1.0,  # with "clip": smallest and largest covariance
+        "high": 5.0,
+        "coef": least_0(1.0),  # with "kl": of |new - old log-probability|
+    },
     # The policy before the iteration's updates: as the trainer computes it | as the engine recorded it.
     "old_logprobs": one_of("trainer", "rollout"),
     "importance": {  # weights of tokens that other weights sampled than those that train
@@ -174,6 +191,7 @@ _ALGORITHM = {
         "cap": above_0(2.0),  # largest weight
     },
     "kl_kind": one_of("low_var_kl", "k1", "k2", "k3"),
+    "kl_without_spread": True,  # whether groups without spread have their KL term
     "kl_coef": {"solver": least_0(0.01), "extractor": least_0(0.01)},
     "entropy_coef": {"solver": 0.0, "extractor": -0.03},
 }

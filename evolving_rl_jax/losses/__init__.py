@@ -20,13 +20,25 @@ from evolving_rl_jax.losses.policy import (
     kl_estimate,
     truncated_importance,
 )
+from evolving_rl_jax.losses.variants import (
+    CovarianceLimits,
+    cispo_loss,
+    covariance_limits,
+    covariance_outliers,
+    sequence_logprobs,
+)
 
 __all__ = [
+    "CovarianceLimits",
     "SkillAdvantages",
+    "cispo_loss",
     "clipped_policy_loss",
+    "covariance_limits",
+    "covariance_outliers",
     "evolving_rl_loss",
     "group_normalize",
     "kl_estimate",
+    "sequence_logprobs",
     "skill_advantages",
     "step_advantages",
     "token_logprobs",

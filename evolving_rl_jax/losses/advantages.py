@@ -24,6 +24,7 @@ from evolving_rl_jax.losses._checks import check_rank, check_shape
 # A spread of this many float32 rounding steps, relative to the largest member, is rounding noise.
 _NOISE_STEPS = 8
 _POOLS = ("task", "all")
+_SCALES = ("std", "none", "leave_one_out")
 
 
 class SkillAdvantages(NamedTuple):
@@ -46,6 +47,7 @@ def group_normalize(
     *,
     axis: int | Sequence[int],
     eps: float = 1e-6,
+    scale: str = "std",
 ) -> jax.Array:
     """Group-relative advantage: how far each reward lies from the mean of its group.
 
@@ -58,12 +60,15 @@ def group_normalize(
       mask: same shape, 1 = member, 0 = left out of mean and std and given 0; None = all members.
       axis: axis or axes that form a group.
       eps: added to the standard deviation, in the unit of the rewards.
+      scale: ``"std"`` divides by the standard deviation (GRPO); ``"none"`` leaves the unit of the
+        rewards (Dr. GRPO); ``"leave_one_out"`` takes the mean of the *other* members, ``n / (n - 1)``
+        times the same (RLOO).
 
     Returns:
       Advantages, float32, same shape as ``rewards``.
 
     Raises:
-      ValueError: mask of another shape, or an axis that ``rewards`` does not have.
+      ValueError: mask of another shape, an axis that ``rewards`` does not have, or an unknown scale.
 
     Example:
       >>> import jax.numpy as jnp
@@ -74,8 +79,11 @@ def group_normalize(
       >>> group_normalize(rewards, mask, axis=1).round(3).tolist()
       [[1.0, -1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]]
 
-    Source: GRPO, arXiv 2402.03300, outcome supervision.
+    Source: GRPO, arXiv 2402.03300, outcome supervision; Dr. GRPO, arXiv 2503.20783, section 3.2;
+    RLOO, arXiv 2402.14740, equation 8.
     """
+    if scale not in _SCALES:
+        raise ValueError(f"scale must be one of {_SCALES}, got {scale!r}")
     rewards = jnp.asarray(rewards, jnp.float32)
     axes = _group_axes(axis, rewards.shape)
     if mask is None:
@@ -94,6 +102,9 @@ def group_normalize(
     centred = jnp.where(member, offset - mean, 0.0)
     variance = jnp.sum(centred**2, axes, keepdims=True) / divisor
     usable = (count >= 2) & (high - low > noise) & (variance > 0)
+    if scale != "std":
+        others = divisor / jnp.maximum(divisor - 1.0, 1.0) if scale == "leave_one_out" else 1.0
+        return jnp.where(usable & member, centred * others, 0.0)
     # The inner where keeps the gradient of sqrt finite in the groups that the outer one discards.
     std = jnp.sqrt(jnp.where(usable, variance, 1.0))
     return jnp.where(usable & member, centred / (std + eps), 0.0)
@@ -108,13 +119,14 @@ def skill_advantages(
     solver_weight: float = 1.0,
     solver_reward: float = 10.0,
     eps: float = 1e-6,
+    scale: str = "std",
 ) -> SkillAdvantages:
     """Both learning signals of Evolving-RL from one table of outcomes.
 
     The reward of skill n is the mean of its scores over tasks k and repeats r, 0 if the skill is
     invalid; its advantage is normalised over the N skills of the same source.  An episode's reward
     is ``solver_reward * wins``; its advantage is normalised over the N*R episodes of the same task
-    (the scale matters only against ``eps``).
+    (with ``scale="std"`` the factor matters only against ``eps``; otherwise it is a weight).
 
     A valid skill without one valid episode tells nothing about itself: it is left out of its group.
     An invalid skill is a member with reward 0 whether or not it was played.
@@ -127,6 +139,7 @@ def skill_advantages(
       solver_weight: factor on the solver advantages.
       solver_reward: reward of a win for the solver.
       eps: added to the standard deviations.
+      scale: see ``group_normalize``.
 
     Returns:
       ``SkillAdvantages(extractor [G, N], solver [G, K, N, R], extractor_reward [G, N])``.
@@ -161,8 +174,10 @@ def skill_advantages(
     total = jnp.sum(jnp.where(played, wins, 0.0), (1, 3))
     reward = jnp.where(valid, total / jnp.maximum(episodes, 1), 0.0)
     judged = ~valid | (episodes > 0)
-    extractor = extractor_weight * group_normalize(reward, judged, axis=1, eps=eps)
-    solver = solver_weight * group_normalize(solver_reward * wins, played, axis=(2, 3), eps=eps)
+    extractor = extractor_weight * group_normalize(reward, judged, axis=1, eps=eps, scale=scale)
+    solver = solver_weight * group_normalize(
+        solver_reward * wins, played, axis=(2, 3), eps=eps, scale=scale
+    )
     return SkillAdvantages(extractor, solver, reward)
 
 
@@ -173,6 +188,7 @@ def step_advantages(
     solver_weight: float = 1.0,
     pool: str = "task",
     eps: float = 1e-8,
+    scale: str = "std",
 ) -> jax.Array:
     """Advantage of every step of every episode, for tasks that score each step.
 
@@ -188,6 +204,7 @@ def step_advantages(
       solver_weight: factor on the result.
       pool: ``"task"`` or ``"all"``.
       eps: added to the standard deviation.
+      scale: see ``group_normalize``.
 
     Returns:
       Advantages, float32 [G, K, N, R, S], 0 where the mask is 0.
@@ -215,7 +232,7 @@ def step_advantages(
     rewards = jnp.asarray(rewards, jnp.float32)
     taken = jnp.asarray(mask) > 0
     axes = (2, 3) if pool == "task" else (1, 2, 3)
-    values = group_normalize(rewards, taken, axis=axes, eps=eps)
+    values = group_normalize(rewards, taken, axis=axes, eps=eps, scale=scale)
     if pool == "all":
         lone = taken & (jnp.sum(taken, axes, keepdims=True) == 1)
         values = _value_lone_steps(values, rewards, taken, lone)

@@ -16,11 +16,15 @@ import numbers
 import jax
 import jax.numpy as jnp
 
+from evolving_rl_jax.losses import variants
 from evolving_rl_jax.losses._checks import check_integer, check_rank, check_shape
+from evolving_rl_jax.losses._ratio import difference, log_ratio
 
-_MAX_LOG_RATIO = 20.0
 _MAX_LOW_VAR_KL = 10.0
 _KL_KINDS = ("k1", "k2", "k3", "low_var_kl")
+_TOKEN_INPUTS = "old_logprobs ref_logprobs entropy importance_weights log_ratio_coef mask"
+_SEQUENCE_INPUTS = "advantages entropy_coef kl_coef"
+_RATIOS = ("ppo", "cispo", "gspo")
 
 
 def clipped_policy_loss(
@@ -28,8 +32,9 @@ def clipped_policy_loss(
     old_logprobs: jax.Array,
     advantages: jax.Array,
     *,
-    clip_low: float = 0.1,
-    clip_high: float = 0.15,
+    clip_low: float | jax.Array = 0.1,
+    clip_high: float | jax.Array = 0.15,
+    dual_clip: float | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """PPO's clipped surrogate loss of each token.
 
@@ -39,14 +44,16 @@ def clipped_policy_loss(
       logprobs: any shape, log-probability of each sampled token under the policy being trained.
       old_logprobs: same shape, the same under the policy that sampled; a constant.
       advantages: same shape; a constant.
-      clip_low: how far the ratio may fall below 1.
-      clip_high: how far the ratio may rise above 1.
+      clip_low: how far the ratio may fall below 1; a number, or an array of that shape.
+      clip_high: how far the ratio may rise above 1, likewise.
+      dual_clip: a number above 1: where the advantage is negative the loss is at most
+        ``-dual_clip * A``, however large the ratio; None = no such bound.
 
     Returns:
       ``(loss, clipped)``, float32, same shape: the loss, and 1 where clipping removed the gradient.
 
     Raises:
-      ValueError: shapes that differ.
+      ValueError: shapes that differ, or a ``dual_clip`` that is not above 1.
 
     Example:
       >>> import jax.numpy as jnp
@@ -55,16 +62,23 @@ def clipped_policy_loss(
       >>> loss.round(3).tolist(), clipped.tolist()
       ([-1.0, -2.5], [0.0, 1.0])
 
-    Source: PPO, arXiv 1707.06347, equation 7; separate bounds as in DAPO, arXiv 2503.14476.
+    Source: PPO, arXiv 1707.06347, equation 7; separate bounds as in DAPO, arXiv 2503.14476; dual clip,
+    arXiv 1912.09729, equation 5.
     """
+    if isinstance(dual_clip, numbers.Real) and not dual_clip > 1:
+        raise ValueError(f"dual_clip must be above 1, got {dual_clip}")
     shape = jnp.shape(logprobs)
     check_shape("old_logprobs", old_logprobs, shape, "shaped like logprobs")
     check_shape("advantages", advantages, shape, "shaped like logprobs")
     advantages = jax.lax.stop_gradient(jnp.asarray(advantages, jnp.float32))
-    ratio = jnp.exp(_log_ratio(logprobs, old_logprobs))
+    ratio = jnp.exp(log_ratio(logprobs, old_logprobs))
     unclipped = -ratio * advantages
     clipped = -jnp.clip(ratio, 1.0 - clip_low, 1.0 + clip_high) * advantages
-    return jnp.maximum(unclipped, clipped), (clipped > unclipped).astype(jnp.float32)
+    loss, cut = jnp.maximum(unclipped, clipped), clipped > unclipped
+    if dual_clip is not None:
+        most = jnp.where(advantages < 0, -dual_clip * advantages, jnp.inf)
+        loss, cut = jnp.minimum(loss, most), cut | (loss > most)
+    return loss, cut.astype(jnp.float32)
 
 
 def kl_estimate(
@@ -101,12 +115,12 @@ def kl_estimate(
     if kind == "low_var_kl":
         # Both ends of the log-ratio's range already lie in the clamped region, where exp must not
         # overflow: inf times the clamp's zero gradient would be nan.
-        d = _log_ratio(logprobs, ref_logprobs)
+        d = log_ratio(logprobs, ref_logprobs)
         return jnp.clip(jnp.expm1(-d) + d, -_MAX_LOW_VAR_KL, _MAX_LOW_VAR_KL)
     if kind == "k3":
-        d = _log_ratio(logprobs, ref_logprobs)
+        d = log_ratio(logprobs, ref_logprobs)
         return jnp.expm1(-d) + d
-    d = _difference(logprobs, ref_logprobs)
+    d = difference(logprobs, ref_logprobs)
     return d if kind == "k1" else 0.5 * d**2
 
 
@@ -142,7 +156,7 @@ def truncated_importance(
     check_shape("rollout_logprobs", rollout_logprobs, jnp.shape(logprobs), "shaped like logprobs")
     if isinstance(cap, numbers.Real) and not cap > 0:
         raise ValueError(f"cap must be positive, got {cap}")
-    weights = jnp.minimum(jnp.exp(_log_ratio(logprobs, rollout_logprobs)), cap)
+    weights = jnp.minimum(jnp.exp(log_ratio(logprobs, rollout_logprobs)), cap)
     return jax.lax.stop_gradient(weights)
 
 
@@ -158,10 +172,14 @@ def evolving_rl_loss(
     advantages: jax.Array,
     entropy_coef: jax.Array,
     kl_coef: jax.Array,
-    clip_low: float = 0.1,
-    clip_high: float = 0.15,
+    clip_low: float | jax.Array = 0.1,
+    clip_high: float | jax.Array = 0.15,
     kl_kind: str = "low_var_kl",
     importance_weights: jax.Array | None = None,
+    ratio: str = "ppo",
+    dual_clip: float | None = None,
+    token_divisor: float | jax.Array | None = None,
+    log_ratio_coef: jax.Array | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The Evolving-RL objective of a batch of packed sequences, as a sum over sequences.
 
@@ -182,20 +200,29 @@ def evolving_rl_loss(
       advantages: [M], the advantage of each sequence.
       entropy_coef: [M], > 0 rewards entropy, < 0 pushes it down.
       kl_coef: [M], weight of the KL penalty.
-      clip_low: see ``clipped_policy_loss``.
-      clip_high: see ``clipped_policy_loss``.
+      clip_low: see ``clipped_policy_loss``; a number, or one for each sequence [M].
+      clip_high: likewise.
       kl_kind: see ``kl_estimate``.
       importance_weights: [B, T], factor of each token's policy loss (not of its entropy and KL), see
         ``truncated_importance``; None = 1.
+      ratio: the policy loss: ``"ppo"`` = ``clipped_policy_loss``; ``"gspo"`` the same with the ratio of
+        the whole sequence, see ``sequence_logprobs``; ``"cispo"`` = ``cispo_loss``.
+      dual_clip: see ``clipped_policy_loss``; not with ``"cispo"``.
+      token_divisor: what the sum over a sequence's tokens is divided by; None = how many it trains
+        (GRPO).  The mean of that over all sequences of the whole batch makes the loss the mean over
+        tokens (DAPO); a constant, for example the longest answer, is Dr. GRPO's.
+      log_ratio_coef: [B, T], weight of ``|logprobs - old_logprobs|`` of each token (KL-Cov, see
+        ``covariance_outliers``); None = 0.
 
     Returns:
       ``(loss_sum, metrics)``.  In metrics, ``loss``, ``policy_loss``, ``entropy``, ``kl``,
       ``clip_fraction``, ``ratio_deviation`` (|ratio - 1|) and ``approx_kl`` (old - new
       log-probability) are sums over sequences of token means, to be added up and divided like the
-      loss; ``sequences`` (with a trained token) and ``tokens`` (trained) are counts.
+      loss; ``sequences`` (with a trained token) and ``tokens`` (trained) are counts.  With a
+      ``token_divisor``, ``loss`` and ``policy_loss`` are divided by it as the loss is.
 
     Raises:
-      ValueError: a wrong shape, a non-integer ``sequence_ids``, an unknown ``kl_kind``.
+      ValueError: a wrong shape, a non-integer ``sequence_ids``, an unknown ``kl_kind`` or ``ratio``.
 
     Example:
       Two sequences in one row, then padding.
@@ -211,16 +238,13 @@ def evolving_rl_loss(
 
     Source: Evolving-RL, arXiv 2605.10663; aggregation per sequence as in GRPO, arXiv 2402.03300.
     """
+    if ratio not in _RATIOS:
+        raise ValueError(f"ratio must be one of {_RATIOS}, got {ratio!r}")
     check_rank("logprobs", logprobs, "BT")
-    tokens = {"old_logprobs": old_logprobs, "ref_logprobs": ref_logprobs, "entropy": entropy}
-    if importance_weights is not None:
-        tokens["importance_weights"] = importance_weights
-    for name, array in {**tokens, "mask": mask}.items():
-        check_shape(name, array, jnp.shape(logprobs), "[B, T]")
-    sequences = {"advantages": advantages, "entropy_coef": entropy_coef, "kl_coef": kl_coef}
-    for name, array in sequences.items():
-        check_shape(name, array, (num_sequences,), "[M]")
-
+    tokens = (old_logprobs, ref_logprobs, entropy, importance_weights, log_ratio_coef, mask)
+    _check_shapes(_TOKEN_INPUTS, tokens, jnp.shape(logprobs), "[B, T]")
+    sequences = (advantages, entropy_coef, kl_coef)
+    _check_shapes(_SEQUENCE_INPUTS, sequences, (num_sequences,), "[M]")
     weights, ids, counts = _token_weights(mask, sequence_ids, num_sequences)
     # Untrained tokens are replaced before any arithmetic: a nan times a zero weight is still nan.
     new, old, ref, entropy = (
@@ -231,27 +255,48 @@ def evolving_rl_loss(
         jnp.where(weights > 0, jnp.asarray(x, jnp.float32)[ids], 0.0)
         for x in (advantages, entropy_coef, kl_coef)
     )
-    policy, clipped = clipped_policy_loss(
-        new, old, advantage, clip_low=clip_low, clip_high=clip_high
-    )
+    clip = {"clip_low": _of_tokens(clip_low, ids), "clip_high": _of_tokens(clip_high, ids)}
+    if ratio == "cispo":
+        policy, clipped = variants.cispo_loss(new, old, advantage, **clip)
+    else:
+        compared = _compared(ratio, new, old, weights > 0, ids, num_sequences)
+        policy, clipped = clipped_policy_loss(compared, old, advantage, dual_clip=dual_clip, **clip)
     if importance_weights is not None:
         policy = policy * jnp.where(weights > 0, importance_weights, 0.0)
+    if log_ratio_coef is not None:
+        policy += jnp.where(weights > 0, log_ratio_coef, 0.0) * jnp.abs(difference(new, old))
     kl = kl_estimate(new, ref, kind=kl_kind)
-    loss_sum = jnp.sum(weights * (policy - entropy_coef * entropy + kl_coef * kl))
+    divided = weights
+    if token_divisor is not None:
+        divided = jnp.where(weights > 0, 1.0, 0.0) / token_divisor
+    loss_sum = jnp.sum(divided * (policy - entropy_coef * entropy + kl_coef * kl))
 
-    means = {
-        "policy_loss": policy,
-        "entropy": entropy,
-        "kl": kl,
-        "clip_fraction": clipped,
-        "ratio_deviation": jnp.abs(jnp.exp(_log_ratio(new, old)) - 1.0),
-        "approx_kl": old - new,
-    }
+    means = {"entropy": entropy, "kl": kl, "clip_fraction": clipped, "approx_kl": old - new}
+    means["ratio_deviation"] = jnp.abs(jnp.exp(log_ratio(new, old)) - 1.0)
     metrics = {name: jnp.sum(weights * value) for name, value in means.items()}
-    metrics["loss"] = loss_sum
-    metrics["sequences"] = jnp.sum((counts > 0).astype(jnp.float32))
-    metrics["tokens"] = jnp.sum(counts)
+    metrics |= {"policy_loss": jnp.sum(divided * policy), "loss": loss_sum}
+    metrics |= {"sequences": jnp.sum((counts > 0).astype(jnp.float32)), "tokens": jnp.sum(counts)}
     return loss_sum, jax.lax.stop_gradient(metrics)
+
+
+def _of_tokens(bound, ids):
+    """A number as it is; one for each sequence [M] -> one for each token [B, T]."""
+    return bound if jnp.ndim(bound) == 0 else jnp.asarray(bound, jnp.float32)[ids]
+
+
+def _compared(ratio, new, old, trained, ids, num_sequences):
+    """The log-probabilities whose ratio to the old ones the clip sees."""
+    if ratio == "ppo":
+        return new
+    return variants.sequence_logprobs(
+        new, old, trained, sequence_ids=ids, num_sequences=num_sequences
+    )
+
+
+def _check_shapes(names, arrays, shape, legend):
+    for name, array in zip(names.split(), arrays, strict=True):
+        if array is not None:
+            check_shape(name, array, shape, legend)
 
 
 def _token_weights(mask, sequence_ids, num_sequences):
@@ -269,14 +314,3 @@ def _token_weights(mask, sequence_ids, num_sequences):
     ones = trained.astype(jnp.float32)
     counts = jax.ops.segment_sum(ones.ravel(), ids.ravel(), num_sequences)
     return ones / jnp.maximum(counts, 1.0)[ids], ids, counts
-
-
-def _difference(logprobs, constant):
-    """``logprobs - constant`` in float32, without a gradient into the constant."""
-    constant = jax.lax.stop_gradient(jnp.asarray(constant, jnp.float32))
-    return jnp.asarray(logprobs, jnp.float32) - constant
-
-
-def _log_ratio(logprobs, constant):
-    """The same difference, held where its exponential stays finite."""
-    return jnp.clip(_difference(logprobs, constant), -_MAX_LOG_RATIO, _MAX_LOG_RATIO)

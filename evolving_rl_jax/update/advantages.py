@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from evolving_rl_jax import losses
+from evolving_rl_jax.types import ROLE_EXTRACTOR
 
 # The released code of the paper normalises web rewards with this epsilon.
 _STEP_EPS = 1e-8
@@ -51,6 +52,7 @@ def unweighted_advantages(algorithm: Any, outcomes: Any) -> losses.SkillAdvantag
         extractor_weight=1.0,
         solver_weight=1.0,
         solver_reward=algorithm.solver_reward,
+        scale=algorithm.advantage,
         **({"eps": _STEP_EPS} if steps else {}),
     )
     if not steps:
@@ -60,8 +62,23 @@ def unweighted_advantages(algorithm: Any, outcomes: Any) -> losses.SkillAdvantag
         outcomes.step_rewards,
         jnp.where(played, outcomes.step_mask, 0),
         pool=algorithm.step_pool,
+        scale=algorithm.advantage,
     )
     return result._replace(solver=solver)
+
+
+def spread_of_sequences(algorithm: Any, batch: Any) -> jax.Array:
+    """Which sequences belong to a group with spread, bool [M]: those of others learn nothing there."""
+    result = unweighted_advantages(algorithm, batch)
+    solver = jnp.broadcast_to((result.solver != 0).any((2, 3), keepdims=True), result.solver.shape)
+    extractor = jnp.broadcast_to(
+        (result.extractor != 0).any(1, keepdims=True), result.extractor.shape
+    )
+    return jnp.where(
+        batch.role == ROLE_EXTRACTOR,
+        of_sequences(extractor, batch.index, batch.step, 2),
+        of_sequences(solver, batch.index, batch.step, 4),
+    )
 
 
 def arm_weights(algorithm: Any) -> tuple[float, float]:

@@ -10,6 +10,8 @@ from evolving_rl_jax.models import lora as lora_lib
 from evolving_rl_jax.types import ROLE_EXTRACTOR
 from evolving_rl_jax.update import agreement, microbatch
 from evolving_rl_jax.update import rows as rows_lib
+from evolving_rl_jax.update.advantages import spread_of_sequences
+from evolving_rl_jax.update.variants import Variant
 
 # Metrics that the loss returns as sums over sequences of token means.
 _PER_SEQUENCE = ("loss", "policy_loss", "kl", "clip_fraction", "ratio_deviation")
@@ -62,6 +64,9 @@ def make_loss(config, model_cfg, lora, ref_params, batch, advantages, mesh, atte
         extractor, algorithm.entropy_coef.extractor, algorithm.entropy_coef.solver
     )
 
+    if not algorithm.kl_without_spread:
+        kl_coef = jnp.where(spread_of_sequences(algorithm, batch), kl_coef, 0.0)
+    variant = Variant(algorithm, batch, advantages)
     centre = agreement.centre_of(batch)
 
     def logprobs_of(params, rows):
@@ -87,10 +92,8 @@ def make_loss(config, model_cfg, lora, ref_params, batch, advantages, mesh, atte
             advantages=advantages,
             entropy_coef=entropy_coef,
             kl_coef=kl_coef,
-            clip_low=algorithm.clip_low,
-            clip_high=algorithm.clip_high,
             kl_kind=algorithm.kl_kind,
-            importance_weights=weights,
+            **variant.options(rows, weights),
         )
         sums = {n: parts[n] for n in _PER_SEQUENCE}
         kl = losses.kl_estimate(logprobs, ref_logprobs, kind=algorithm.kl_kind)

@@ -1,0 +1,83 @@
+"""Which loss of the field: what ``config.algorithm`` chooses, as arguments of the loss.
+
+Inside the compiled step.  With the defaults nothing is computed here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from evolving_rl_jax import losses
+from evolving_rl_jax.types import ROLE_EXTRACTOR, ROLE_NONE, TokenBatch
+from evolving_rl_jax.update.rows import Rows
+
+
+class Variant:
+    """Options of `losses.evolving_rl_loss` for the micro-batches of one batch.
+
+    Args:
+      algorithm: the group ``config.algorithm``.
+      batch: the whole batch: means and limits are over all its micro-batches.
+      advantages: [M].
+    """
+
+    def __init__(self, algorithm: Any, batch: TokenBatch, advantages: jax.Array):
+        self._algorithm = algorithm
+        self._advantages = advantages
+        self._trained = _trained(batch)
+        self._same = {"ratio": algorithm.ratio, "dual_clip": algorithm.dual_clip or None}
+        for bound in ("low", "high"):
+            solver, extractor = algorithm[f"clip_{bound}"], algorithm.extractor_clip[bound]
+            if extractor:
+                solver = jnp.where(batch.role == ROLE_EXTRACTOR, extractor, solver)
+            self._same[f"clip_{bound}"] = solver
+        if algorithm.aggregate == "token":
+            count = jnp.maximum(jnp.sum(batch.role != ROLE_NONE), 1)
+            self._same["token_divisor"] = jnp.maximum(jnp.sum(self._trained), 1) / count
+        elif algorithm.aggregate == "constant":
+            self._same["token_divisor"] = algorithm.aggregate_length
+        self._limits = self._covariance_limits(batch)
+
+    def options(self, rows: Rows, weights: jax.Array | None) -> dict[str, Any]:
+        """Keyword arguments of the loss of one micro-batch.
+
+        Args:
+          rows: of the micro-batch.
+          weights: [B, T] importance weights of its tokens, or None.
+        """
+        options = {**self._same, "importance_weights": weights}
+        if self._limits is None:
+            return options
+        outliers = losses.covariance_outliers(
+            rows.rollout_logprobs, self._of_tokens(rows.sequence_ids), rows.mask, self._limits
+        )
+        if self._algorithm.covariance.kind == "kl":
+            return options | {"log_ratio_coef": outliers * self._algorithm.covariance.coef}
+        ones = jnp.ones_like(rows.mask) if weights is None else weights
+        return options | {"importance_weights": jnp.where(outliers, 0.0, ones)}
+
+    def _covariance_limits(self, batch):
+        wanted = self._algorithm.covariance
+        if wanted.kind == "none":
+            return None
+        bounds = {"low": wanted.low, "high": wanted.high} if wanted.kind == "clip" else {}
+        return losses.covariance_limits(
+            batch.rollout_logprobs,
+            self._of_tokens(batch.sequence_ids),
+            self._trained,
+            share=wanted.share,
+            **bounds,
+        )
+
+    def _of_tokens(self, sequence_ids):
+        return self._advantages[jnp.maximum(sequence_ids, 0)]
+
+
+def _trained(batch):
+    """Tokens [B, T] that the loss reads; the first of a sequence has nothing that predicts it."""
+    ids = batch.sequence_ids
+    in_use = (ids >= 0) & (batch.role[jnp.maximum(ids, 0)] != ROLE_NONE)
+    return in_use & (batch.loss_mask > 0) & (batch.positions > 0)
