@@ -6,6 +6,7 @@ import os
 import pathlib
 import sys
 
+from evolving_rl_jax.cli.options import at_least
 from evolving_rl_jax.config import ConfigError
 
 
@@ -19,10 +20,13 @@ def add(commands) -> None:
         "numbers of games are not those of the release.  ALFRED: makes ALFWorld games of its trajectories, without "
         "the simulator, plays each to its end, and indexes them likewise.  Mind2Web: compacts the official JSON files, the "
         "protected test archive too, into a TFDS data set of page elements, and reports counts, duplicates "
-        "and how often the right element is shown.",
+        "and how often the right element is shown.  survey: what a folder of tasks gives a run: types in "
+        "small panels, what training retrieves, groups of streams, what short prompts show.",
         epilog="evolving-rl data alfworld --source=download --out=alfworld",
     )
-    p.add_argument("name", choices=tuple(DATA_SETS), help="which data set")
+    p.add_argument(
+        "name", choices=(*DATA_SETS, "survey"), help="which data set, or what is to be surveyed"
+    )
     p.add_argument(
         "--source",
         action="append",
@@ -34,9 +38,8 @@ def add(commands) -> None:
     )
     p.add_argument(
         "--out",
-        required=True,
         metavar="DIR",
-        help="folder to write; an interrupted command goes on in it",
+        help="folder to write; an interrupted command goes on in it (survey: a JSON file of the figures)",
     )
     p.add_argument(
         "--allow-counts",
@@ -61,10 +64,31 @@ def add(commands) -> None:
         default="",
         help="mind2web: of the archive of the test splits (default: $MIND2WEB_PASSWORD)",
     )
+    _add_survey(p)
+
+
+def _add_survey(p) -> None:
+    """The options of `survey`."""
+    p.add_argument(
+        "--env", choices=("alfworld", "mind2web"), default="alfworld",
+        help="survey: what plays the tasks of --source (default: alfworld)",
+    )  # fmt: skip
+    p.add_argument(
+        "--panel", type=int, default=24, metavar="N",
+        help="survey: games of a small panel (default: 24)",
+    )  # fmt: skip
+    p.add_argument(
+        "--retrieved", type=int, default=4, metavar="K",
+        help="survey: as config.rollout.num_retrieved (default: 4)",
+    )  # fmt: skip
 
 
 def run(args, _overrides) -> int:
-    """Writes the index and prints what was found."""
+    """Writes the index, or surveys tasks, and prints what was found."""
+    if args.name == "survey":
+        return _survey(args)
+    if not args.out:
+        raise ConfigError(f"--out must be given with {args.name}, got none")
     return DATA_SETS[args.name](args)
 
 
@@ -121,6 +145,36 @@ def _mind2web(args) -> int:
         report = build_index(args.source, args.out, password=password, progress=bar)
     print(report.text())
     print(f"{sum(report.counts.values())} tasks indexed in {args.out}")
+    return 0
+
+
+def _survey(args) -> int:
+    from evolving_rl_jax import envs
+    from evolving_rl_jax.config import default_config
+    from evolving_rl_jax.envs.base import TaskError
+    from evolving_rl_jax.eval import survey
+    from evolving_rl_jax.files import write_json
+    from evolving_rl_jax.run.console import progress, user_errors
+
+    at_least(args.panel, 1, "--panel")
+    at_least(args.retrieved, 1, "--retrieved")
+    if len(args.source) != 1:
+        raise ConfigError(
+            f"--source must be one folder of tasks with survey, got {len(args.source)}"
+        )
+    config = default_config()
+    config.env.name, config.rollout.num_retrieved = args.env, args.retrieved
+    with user_errors((TaskError,), "--source"):
+        tasks = envs.benchmark(args.env).load(pathlib.Path(args.source[0]))
+    trained = {t.task_type for t in tasks if t.split == config.data.train_split}
+    if not trained & set(config.data.train_types):  # not ALFWorld's
+        config.data.train_types = tuple(sorted(trained))
+    with progress("reading first observations", len(tasks)) as bar:
+        found = survey.survey(config, tasks, panel=args.panel, progress=bar)
+    print("\n".join(survey.lines(found, args.retrieved, args.panel)))
+    if args.out:
+        with user_errors((OSError,), "--out"):
+            write_json(pathlib.Path(args.out), found, indent=1)
     return 0
 
 
