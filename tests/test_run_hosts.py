@@ -328,7 +328,7 @@ with joined(address, start_timeout_s=60, heartbeat_timeout_s=10) as hosts:
     state = state_lib.init_state(model(), OPTIMIZER, mesh, jax.random.key(0))
     if found is None:
         for step in (1, 2):
-            checkpoints.save(step, numbered(state, step), EXTRA | {{"iteration": step}}, score=step)
+            checkpoints.save(step, numbered(state, step), EXTRA | {{"iteration": step}})
         checkpoints.wait()
         hosts.meet("saved")
         if hosts.first:

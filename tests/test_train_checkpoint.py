@@ -72,11 +72,12 @@ def state(mesh):
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory, state):
-    """A folder with the checkpoints 10, 20 and 30 of a run whose best is 10."""
+    """A folder with the checkpoints 10, 20 and 30 of a run whose best is 10; 30 has not played yet."""
     folder = tmp_path_factory.mktemp("run") / "checkpoints"
     checkpoints = Checkpoints(folder, KEEP)
     for i, score in ((10, 0.9), (20, None), (30, 0.5)):
-        checkpoints.save(i, numbered(state, i), EXTRA | {"iteration": i}, score=score)
+        checkpoints.save(i, numbered(state, i), EXTRA | {"iteration": i})
+        checkpoints.score(i, score)  # that of 30 is lost with the process
     checkpoints.close()
     return folder
 
@@ -115,11 +116,50 @@ def test_latest_best_and_particular(saved, abstract):
 
 def test_keeps_the_newest_and_the_best(folder, state, abstract):
     checkpoints = Checkpoints(folder, KEEP)  # scores are read back from the files
+    assert checkpoints.scores == {10: 0.9, 20: None}
+    checkpoints.score(30, 0.2)
     for i in (40, 50):
-        checkpoints.save(i, state, EXTRA, score=0.1)
+        checkpoints.save(i, state, EXTRA)
+        checkpoints.score(i, 0.1)
         checkpoints.wait()
     assert checkpoints.steps() == Checkpoints(folder, KEEP).steps() == [10, 40, 50]
     assert sorted(os.listdir(folder)) == ["10", "40", "50"]
+    assert Checkpoints(folder, KEEP).scores == {10: 0.9, 30: 0.2, 40: 0.1}
+
+
+def test_a_checkpoint_that_was_not_scored_yet_is_not_deleted_as_the_worst(tmp_path, state):
+    """The best may be among those whose rollout has not come; one that had none stays no longer."""
+    keep = ConfigDict({"keep_last": 1, "keep_best": 1})
+    checkpoints = Checkpoints(tmp_path, keep)
+    checkpoints.score(0, 0.3)  # the policy that the run began with
+    scores = {1: 0.5, 2: "late", 3: 0.1, 4: None, 5: 0.1}
+    seen = []
+    for i, score in scores.items():
+        checkpoints.save(i, state, EXTRA)
+        checkpoints.wait()
+        seen.append(checkpoints.steps())
+        if score != "late":
+            checkpoints.score(i, score)
+        if i == 3:
+            checkpoints.score(2, 0.9)  # too late for the first place, were it gone
+    assert seen == [[1], [1, 2], [1, 2, 3], [2, 4], [2, 5]]
+    assert checkpoints.best() == 2
+    checkpoints.score(2, 0.0)  # the first that comes counts
+    checkpoints.close()
+    assert Checkpoints(tmp_path, keep).scores == {0: 0.3, 2: 0.9, 4: None}
+
+
+def test_a_score_is_of_the_weights_that_a_number_stands_for_now(tmp_path, state):
+    """After a return to an earlier state the same numbers are reached with other weights."""
+    checkpoints = Checkpoints(tmp_path, KEEP)
+    checkpoints.save(1, state, EXTRA)
+    checkpoints.score(1, 0.9)
+    checkpoints.save(1, numbered(state, 1), EXTRA)
+    assert 1 not in checkpoints.scores and checkpoints.best() is None
+    checkpoints.score(1, 0.2)
+    checkpoints.save(2, state, EXTRA)
+    checkpoints.close()
+    assert Checkpoints(tmp_path, KEEP).scores == {1: 0.2}
 
 
 def test_nothing_is_written_before_the_first_save(tmp_path, abstract):

@@ -12,6 +12,7 @@ from test_docs import _experience
 from evolving_rl_jax.config import ConfigError, default_config, first_difference, validate
 from evolving_rl_jax.record import figures as records
 from evolving_rl_jax.record.metrics import read_metrics
+from evolving_rl_jax.run.weights import CheckpointReader
 from evolving_rl_jax.train.collapse import (
     LIMITS,
     CollapsedError,
@@ -224,6 +225,29 @@ def test_what_the_settings_must_be():
 CONFIG = """
 import importlib.util
 
+import jax
+
+from evolving_rl_jax.train import setup
+
+make_train_step = getattr(setup, "unbroken", setup.make_train_step)
+setup.unbroken = make_train_step
+
+
+def collapsing(*args, **options):
+    # The second update of the weights ruins them; so it does again after a return to the first.
+    train_step = make_train_step(*args, **options)
+
+    def step(state, batch):
+        state, metrics = train_step(state, batch)
+        if int(state.step) == 2:
+            state = state._replace(params=jax.tree.map(lambda x: -3 * x, state.params))
+        return state, metrics
+
+    return step
+
+
+setup.make_train_step = collapsing
+
 
 def get_config():
     spec = importlib.util.spec_from_file_location("debug", {debug!r})
@@ -232,12 +256,11 @@ def get_config():
     config = debug.get_config()
     config.warmstart.enabled = False
     config.algorithm.entropy_coef.update(solver=0.01, extractor=0.01)  # a gradient without any win
-    config.optimizer.update(schedule="constant", learning_rate=1e-2)
-    config.train.update(num_iterations=7, minibatches=1)
+    config.optimizer.update(schedule="constant", learning_rate=1e-4)
+    config.train.update(num_iterations=8, minibatches=1)
     config.checkpoint.update(every=1, keep_last=20)
     config.eval.update(num_games=1, conditions=("none",))
-    # Kept in the first iteration only: its update has not moved the policy from the reference yet.
-    config.collapse.max_kl.extractor = 1e-6
+    config.collapse.max_kl.extractor = 1e-2  # a hundred times what these steps do to it
     config.collapse.update(action="restore_best", patience=2, max_restores=1, min_skill_valid=0.0)
     return config
 """
@@ -262,7 +285,7 @@ whole, killed, warned, *command = sys.argv[1:]
 codes = [main([*command, f"--workdir={folder}"]) for folder in (whole, whole, killed)]
 if warned:
     shutil.copytree(whole, warned)
-    options = ("collapse.action=warn", "train.num_iterations=9", "checkpoint.every=5")
+    options = ("collapse.action=warn", "train.num_iterations=10", "checkpoint.every=5")
     codes.append(main([*command, f"--workdir={warned}", *(f"--config.{o}" for o in options)]))
 print("codes", json.dumps(codes))
 """
@@ -323,40 +346,51 @@ def test_a_run_goes_back_to_its_best_checkpoint_and_then_ends(program, tmp_path)
     whole, killed, codes, said = runs(program, tmp_path, warned=warned)
     assert codes == [2, 2, 2, 0]
     back, stop = events(whole)
-    assert (back["iteration"], back["action"], back["restored"]) == (2, "restore_best", 1)
-    assert (stop["iteration"], stop["action"], stop["restored"]) == (4, "stop", None)
-    assert unclocked(whole)[0] == [0, 1, 2, 3, 4]  # numbers go on, the second start added none
+    # The checkpoint before the update that ruined the policy: what follows it was played by others.
+    assert (back["iteration"], back["action"], back["restored"]) == (3, "restore_best", 1)
+    assert (stop["iteration"], stop["action"], stop["restored"]) == (6, "stop", None)
+    kl = [r["train/kl_extractor"] for r in read_metrics(whole)]
+    assert [x > 1e-2 for x in kl] == [False, False, True, True, False, True, True]
+    assert unclocked(whole)[0] == list(range(7))  # numbers go on, the second start added none
     # The weights and moments after the return are those of the best, what they were is aside.
     checkpoints = whole / "checkpoints"
-    assert steps(checkpoints) == [1, 2, 3, 4, 5] and steps(whole / "collapsed") == [3]
+    assert steps(checkpoints) == list(range(1, 8)) and steps(whole / "collapsed") == [4]
     best = arrays(checkpoints, 1)
-    assert same(arrays(checkpoints, 3), best) and not same(arrays(checkpoints, 2), best)
-    assert not same(arrays(whole / "collapsed", 3), best)
-    assert not same(arrays(checkpoints, 4), arrays(checkpoints, 2))
-    assert all(same(arrays(killed / "checkpoints", i), arrays(checkpoints, i)) for i in range(1, 6))
+    assert same(arrays(checkpoints, 4), best) and not same(arrays(checkpoints, 2), best)
+    assert not same(arrays(whole / "collapsed", 4), best)
+    assert not same(arrays(checkpoints, 5), arrays(checkpoints, 2))
+    assert all(same(arrays(killed / "checkpoints", i), arrays(checkpoints, i)) for i in range(1, 8))
+    # None was scored by the figures of weights other than its own; the last has played nothing.
+    for folder in (whole, killed):
+        scores = CheckpointReader(folder / "checkpoints").scores
+        assert scores == {0: 0.0, 1: 0.0, 2: None, 3: None, 4: 0.0, 5: None, 6: None}
     # No task comes twice: the order goes on where it was.
     lines = (whole / "skills" / "bank.jsonl").read_text().splitlines()
     bank = [json.loads(line) for line in lines]
-    assert sorted({r["iteration"] for r in bank}) == [0, 1, 2, 3, 4]
-    assert len({(r["iteration"], r["source_task_id"]) for r in bank}) == 10
-    assert len({r["source_task_id"] for r in bank}) == 10
+    assert sorted({r["iteration"] for r in bank}) == list(range(7))
+    assert len({(r["iteration"], r["source_task_id"]) for r in bank}) == 14
+    assert len({r["source_task_id"] for r in bank}) == 14
     ended = [line for line in said.splitlines() if line.startswith("evolving-rl: training must")]
     assert len(ended) == 3 and "after 1 of at most 1 returns" in ended[0]
     assert "Traceback" not in said
     # A warning is given and saved once, between two scheduled checkpoints, and the run goes on.
-    assert [(e["iteration"], e["action"]) for e in events(warned)[2:]] == [(6, "warn")]
-    assert unclocked(warned)[0] == list(range(9)) and steps(warned / "checkpoints")[-2:] == [7, 9]
-    assert "warning: training may have collapsed at iteration 7: train/kl_extractor = " in said
+    assert [(e["iteration"], e["action"]) for e in events(warned)[2:]] == [(8, "warn")]
+    assert unclocked(warned)[0] == list(range(10))
+    assert steps(warned / "checkpoints")[-2:] == [9, 10]
+    assert "warning: training may have collapsed at iteration 9: train/kl_extractor = " in said
     assert (warned / "report.html").is_file()
 
 
 @pytest.mark.slow
 def test_what_a_collapsed_policy_played_ahead_is_dropped(program, tmp_path):
     options = ("rollout.overlap=1", "algorithm.importance.kind=truncated", "checkpoint.every=2")
+    options += ("collapse.patience=3", "train.num_iterations=11")
     options = [f"--config.{o}" for o in options]
     whole, _, codes, _ = runs(program, tmp_path, *options)
     assert codes == [2, 2, 2]
     records = read_metrics(whole)
     first = events(whole)[0]["iteration"]
-    assert events(whole)[0]["restored"] == 0 and first % 2 == 0  # between two checkpoints
+    assert first % 2 == 0  # between two checkpoints
+    # Checkpoint 2 holds the ruined weights, whatever those that played before their update have won.
+    assert events(whole)[0]["restored"] == 0
     assert records[first + 1]["rollout/policy_lag"] == 0

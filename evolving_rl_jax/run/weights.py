@@ -30,7 +30,7 @@ from evolving_rl_jax.update.state import TrainState
 log = logging.getLogger(__name__)
 
 # Entries of the JSON part that belong to this file and to `train.checkpoint`.
-SCORE, CHECKSUMS = "checkpoint_score", "checkpoint_checksums"
+SCORES, CHECKSUMS = "checkpoint_scores", "checkpoint_checksums"
 
 
 class CheckpointError(ConfigError):
@@ -52,6 +52,10 @@ class CheckpointReader:
       folder: the checkpoint folder; need not be there.
       hosts: the processes of the run.
       keep: which ones Orbax deletes, for whoever saves; None = nothing is.
+
+    Attributes:
+      scores: iteration -> its score, None = never the best; without those that have none yet.  Each
+        checkpoint holds what was known when it was written, so its own is in the next.
     """
 
     def __init__(self, folder: str | os.PathLike, hosts: Hosts = ALONE, *, keep: Any = None):
@@ -68,7 +72,7 @@ class CheckpointReader:
             },
             options=ocp.CheckpointManagerOptions(create=False, preservation_policy=keep),
         )
-        self.scores: dict[int, float | None] = {s: self._read_score(s) for s in self.steps()}
+        self.scores: dict[int, float | None] = self._read_scores()
 
     def steps(self) -> list[int]:
         """Iterations that have a checkpoint, in order, without those found damaged."""
@@ -158,7 +162,8 @@ class CheckpointReader:
             if not ranked:
                 raise CheckpointError(
                     f"--checkpoint must be latest or one of {steps} in {self.folder}, got 'best': "
-                    f"none of them was scored"
+                    f"none of them was scored (by a rollout of its own weights, which the next "
+                    f"checkpoint knows of)"
                 )
             return ranked
         if not re.fullmatch(r"\d+", str(which)) or int(which) not in steps:
@@ -183,7 +188,7 @@ class CheckpointReader:
             raise _Damaged(next(f for f in failures if f))
         if self.checksums(fields) != _of_fields(extra[CHECKSUMS], target):
             raise _Damaged("its arrays are not those that were saved")
-        return fields, {k: v for k, v in extra.items() if k not in (SCORE, CHECKSUMS)}
+        return fields, {k: v for k, v in extra.items() if k not in (SCORES, CHECKSUMS)}
 
     def _read_fields(self, step: int, target: dict[str, Any]) -> dict[str, Any]:
         self._check_structure(step, target)
@@ -204,11 +209,15 @@ class CheckpointReader:
         found = _attempt(lambda: self._manager.restore(step, args=args)["extra"])
         return {CHECKSUMS: None, **found}
 
-    def _read_score(self, step: int) -> float | None:
-        try:
-            return self._read_json(step).get(SCORE)
-        except _Damaged:  # noticed again, and reported, when it is asked for
-            return None
+    def _read_scores(self) -> dict[int, float | None]:
+        """What the newest checkpoint says of those before it."""
+        for step in reversed(self.steps()):
+            try:
+                found = self._read_json(step).get(SCORES, {})
+            except _Damaged:  # noticed again, and reported, when it is asked for
+                continue
+            return {int(name): score for name, score in found.items()}
+        return {}
 
     def _check_structure(self, step: int, target: dict[str, Any]) -> None:
         """A checkpoint of another model or optimizer is no damage: it is an error of its own."""

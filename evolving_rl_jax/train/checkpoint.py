@@ -12,7 +12,7 @@ import orbax.checkpoint as ocp
 from evolving_rl_jax.run.hosts import ALONE, Hosts
 from evolving_rl_jax.run.weights import (
     CHECKSUMS,
-    SCORE,
+    SCORES,
     CheckpointReader,
     compiled_checksums,
     ranking,
@@ -21,7 +21,7 @@ from evolving_rl_jax.update.state import TrainState
 
 
 class _Keep:
-    """Which checkpoints stay: the newest ``last`` and the ``best`` highest scores."""
+    """Which checkpoints stay: the newest ``last``, the ``best`` highest scores, and the unscored."""
 
     def __init__(self, last: int, best: int):
         self.last, self.best = last, best
@@ -31,6 +31,7 @@ class _Keep:
         """Called by Orbax with its checkpoints in the order of their steps."""
         steps = [c.step for c in checkpoints]
         kept = set(steps[-max(self.last, 1) :]) | set(ranking(self.scores, steps)[: self.best])
+        kept |= set(steps) - set(self.scores)  # one of these may turn out to be the best
         return [s in kept for s in steps]
 
 
@@ -46,7 +47,7 @@ class Checkpoints(CheckpointReader):
     Args:
       folder: the checkpoint folder.
       config: the group ``config.checkpoint``: ``keep_last`` newest and ``keep_best`` of the highest
-        score are kept.
+        score are kept, and those that have no score yet.
       hosts: the processes of the run.
     """
 
@@ -72,30 +73,45 @@ class Checkpoints(CheckpointReader):
             self.prepare(abstract)
         return restored
 
-    def save(
-        self, step: int, state: TrainState, extra: dict[str, Any], score: float | None = None
-    ) -> None:
+    def score(self, step: int, score: float | None) -> None:
+        """What ``best`` is chosen by; kept with the next checkpoint.  The first that comes counts.
+
+        Args:
+          step: iterations that the weights were trained for that the score is of, whether or not there
+            is a checkpoint of them; 0 for the policy that training began with.
+          score: higher is better; None = never the best.
+        """
+        self.scores.setdefault(step, None if score is None else float(score))
+
+    def save(self, step: int, state: TrainState, extra: dict[str, Any]) -> None:
         """Starts writing a checkpoint; waits only for an earlier one that is still being written.
 
         Args:
           step: the iteration; an existing checkpoint of it is replaced.
           state: copied before this returns, so it may be donated at once.
           extra: JSON-serialisable facts (iteration, task cursor, bank length, config hash, ...).
-          score: what ``best`` is chosen by, higher is better; None = never the best.
         """
         self.wait()
         self.folder.mkdir(parents=True, exist_ok=True)
         self._set_damaged_aside()
         if step in self._manager.all_steps():
             self._manager.delete(step)
-        self.scores[step] = None if score is None else float(score)
+        self._forget_scores(step)
         # Through text: what is written later is then what the caller has now.
         extra = json.loads(json.dumps(extra))
-        extra |= {SCORE: self.scores[step], CHECKSUMS: self.checksums(state._asdict())}
+        extra |= {SCORES: dict(self.scores), CHECKSUMS: self.checksums(state._asdict())}
         args = ocp.args.Composite(
             state=ocp.args.PyTreeSave(state._asdict()), extra=ocp.args.JsonSave(extra)
         )
         self._manager.save(step, args=args, force=True)
+
+    def _forget_scores(self, step: int) -> None:
+        """Keeps those of the start and of the other checkpoints."""
+        there = [s for s in self.steps() if s != step]
+        for other in set(self.scores) - {0, *there}:
+            del self.scores[other]
+        for other in there[:-1]:  # whatever weights play from now on, they are newer
+            self.scores.setdefault(other, None)
 
     def _set_damaged_aside(self) -> None:
         """Renames damaged checkpoints: they may be of use to a person, but not to this run."""

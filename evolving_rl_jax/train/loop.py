@@ -63,17 +63,18 @@ def train(parts: Parts) -> None:
                     overlapped=rollout.overlapped, trained=trained, total=clock() - began,
                 )  # fmt: skip
                 figures = rollout_figures(experience) | update_figures(steps)
+                figures = hosts.from_first(figures)
                 run.record.log(iteration, figures | whole_counts(costs, hosts))
 
                 # Watch: does it still learn, and has it collapsed?
                 run.limits.check(experience, steps)
-                found = run.saves.rule.observe(iteration, hosts.from_first(figures))
+                found = run.saves.rule.observe(iteration, figures)
+                run.saves.score(rollout.version, figures)
                 if found:
                     state = _after_collapse(parts, run, state, done, found)
 
                 # Save, last: a run that is killed repeats what its newest checkpoint does not hold.
-                score = figures.get("rollout/win_rate", 0.0)
-                run.saves.save(done, state, score, at_once=bool(found))
+                run.saves.save(done, state, at_once=bool(found))
                 if run.panels.due(done):
                     run.panels.play_small(run.weights(state), done)
             run.panels.play("final", run.weights(state), done)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -55,21 +56,34 @@ class Saves:
         """Whether there is a checkpoint after ``done`` iterations by schedule."""
         return done % self._config.every == 0 or done == self._parts.config.train.num_iterations
 
-    def save(self, done: int, state: TrainState, score: float, *, at_once: bool) -> None:
+    def score(self, version: int, figures: Mapping[str, float]) -> None:
+        """Takes what weights have played, after the rule has seen the figures of that iteration.
+
+        ``best`` is chosen by their win rate; it is 0 where they wrote no skill to be played with.  While
+        a limit is broken, or where the infrastructure failed everything, they are never the best.
+
+        Args:
+          version: iterations that the weights were trained for.
+          figures: of the iteration that they played.
+        """
+        win_rate = figures.get("rollout/win_rate")
+        if win_rate is None and not figures["rollout/failed_episodes"]:
+            win_rate = 0.0 if figures.get("rollout/extractions") else None
+        self._checkpoints.score(version, win_rate if self.rule.trusted else None)
+
+    def save(self, done: int, state: TrainState, *, at_once: bool) -> None:
         """Starts to write a checkpoint where one is due.
 
         Args:
           done: iterations that ``state`` was trained for.
           state: copied before this returns.
-          score: what ``best`` is chosen by; while a limit is broken it is never the best.
           at_once: write it whatever the schedule says, and return when it is on the disk.
 
         Raises:
           CollapsedError: the rule has ended the run, which is saved.
         """
         if self.due(done) or at_once:
-            trusted = score if self.rule.trusted else None
-            self._checkpoints.save(done, kept(state, self._lora), self._extra(done), score=trusted)
+            self._checkpoints.save(done, kept(state, self._lora), self._extra(done))
         if at_once:
             self.save_now(done, state)
         self.rule.raise_if_stopped()
@@ -99,11 +113,17 @@ class Saves:
         aside.save(done, kept(state, self._lora), self._extra(done))
         aside.close()
         jax.tree.map(lambda x: x.delete(), state)
-        restored = self._restore("best") if self._checkpoints.best() is not None else None
+        restored = None if self._start_is_best() else self._restore("best")
         state, extra = restored or (self._new_state(), {"iteration": 0})
         best = extra["iteration"]
         parts.say(f"back to the policy of iteration {best}; the collapsed one is in {aside.folder}")
         return state, best
+
+    def _start_is_best(self) -> bool:
+        """Whether no checkpoint was scored, or none as high as the policy that the run began with."""
+        best, scores = self._checkpoints.best(), self._checkpoints.scores
+        start = scores.get(0)
+        return best is None or (start is not None and start > scores[best])
 
     def _extra(self, done: int) -> dict[str, Any]:
         """Everything but the state that a run needs to go on."""
