@@ -235,9 +235,9 @@ def test_more_budget_never_hides_what_ranks_first():
         assert order[0] in snapshot(PAGE, "search a flight", (), budget).shown
 
 
-def test_labels_without_letters_are_ranked_in_page_order():
-    page = Page(tuple(Element(str(i), "img", "") for i in range(3)))
-    assert ranking(page, "x", ()) == [0, 1, 2]
+def test_ties_are_spread_evenly_over_the_page():
+    page = Page(tuple(Element(str(i), "img", "") for i in range(8)))
+    assert ranking(page, "x", ()) == [0, 4, 2, 6, 1, 5, 3, 7]
     with pytest.raises(ValueError, match="max_tokens must be at least 1, got 0"):
         snapshot(page, "x", (), 0)
 

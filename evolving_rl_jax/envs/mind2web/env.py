@@ -22,6 +22,7 @@ from typing import Any
 from evolving_rl_jax import types
 from evolving_rl_jax.envs.base import EnvError, Environment, one_line
 from evolving_rl_jax.envs.mind2web import actions as web_actions
+from evolving_rl_jax.envs.mind2web.page import Element
 from evolving_rl_jax.envs.mind2web.records import WebStep, WebTask
 from evolving_rl_jax.envs.mind2web.snapshot import Snapshot, snapshot
 
@@ -83,9 +84,9 @@ class _TaskStore:
         self._tasks.move_to_end(path)
         return self._tasks[path]
 
-    def _snapshot(self, path: str, step: int, history: tuple[str, ...]) -> Snapshot:
+    def _snapshot(self, path: str, step: int, wanted: tuple[str, ...]) -> Snapshot:
         task = self.task(path)
-        return snapshot(task.steps[step].page, task.text, history, self._max_tokens)
+        return snapshot(task.steps[step].page, task.text, wanted, self._max_tokens)
 
 
 _STORES: dict[Options, _TaskStore] = {}
@@ -119,6 +120,7 @@ class Mind2Web(Environment):
             raise EnvError(f"cannot load web task {task.path}: {one_line(error)}") from error
         self._task, self._path = loaded, task.path
         self._history: tuple[str, ...] = ()
+        self._wanted: tuple[str, ...] = ()  # labels and values of the history
         self._step, self._num_correct, self._ended = 0, 0, False
         return types.Observation(self._observe(), ())
 
@@ -130,7 +132,8 @@ class Mind2Web(Environment):
         scores = self._score(step, parsed)
         correct = scores["correct"]
         self._num_correct += correct
-        self._history += (self._history_line(step, parsed),)
+        line, words = self._told(step, parsed)
+        self._history, self._wanted = (*self._history, line), (*self._wanted, words)
         self._step += 1
         self._ended = self._step == len(self._task.steps) or not (correct or self._forced)
         won = self._num_correct == len(self._task.steps)
@@ -138,7 +141,7 @@ class Mind2Web(Environment):
         return types.StepResult(text, (), float(correct), self._ended, won, info=scores)
 
     def _shown(self) -> Snapshot:
-        return self._store.snapshot(self._path, self._step, self._history)
+        return self._store.snapshot(self._path, self._step, self._wanted)
 
     def _observe(self) -> str:
         return observation_text(self._task.text, self._history, self._shown().text)
@@ -172,29 +175,44 @@ class Mind2Web(Environment):
             "num_steps": len(self._task.steps),
         }
 
-    def _history_line(self, step: WebStep, action: web_actions.WebAction | None) -> str:
-        """The action that later steps see: the gold one when forced, else the agent's own."""
+    def _told(self, step: WebStep, action: web_actions.WebAction | None) -> tuple[str, str]:
+        """What later steps see of an action, the gold one when forced: its line, its label and value."""
         if self._forced:
-            return gold_line(step)
+            return gold_line(step), gold_words(step)
         if action is None or action.ref - 1 not in self._shown().shown:
-            return "(no action)"
-        return action_line(step.page.elements[action.ref - 1].name, action.op, action.value)
+            return "(no action)", ""
+        element = step.page.elements[action.ref - 1]
+        value = "" if action.op == "CLICK" else action.value
+        return action_line(element.name, action.op, value), f"{element.label} {value}".strip()
 
 
 def gold_line(step: WebStep) -> str:
     """The annotated action of a step as one line of the history."""
-    index, gold = step.page.index, step.gold
-    found = [index[n] for n in gold.node_ids if n in index]
-    if found:
-        name = step.page.elements[found[0]].name
+    element, gold = _gold_element(step), step.gold
+    if element is not None:
+        name = element.name
     else:
         parts = web_actions.parse_repr(step.repr)
         name = f'{parts["role"] or "element"} "{parts["target_text"]}"'
     return action_line(name, web_actions.normalize_op(gold.op), gold.value)
 
 
+def gold_words(step: WebStep) -> str:
+    """The label and the value of the annotated action of a step."""
+    element = _gold_element(step)
+    label = web_actions.parse_repr(step.repr)["target_text"] if element is None else element.label
+    value = "" if web_actions.normalize_op(step.gold.op) == "CLICK" else step.gold.value
+    return f"{label} {value}".strip()
+
+
+def _gold_element(step: WebStep) -> Element | None:
+    found = (step.page.index.get(n) for n in step.gold.node_ids)
+    return next((step.page.elements[i] for i in found if i is not None), None)
+
+
 def action_line(name: str, op: str, value: str) -> str:
-    """``TYPE textbox "City": Oslo``."""
+    """``TYPE textbox "City": Oslo``, on one line whatever the value."""
+    value = " ".join(value.split())
     return f"{op} {name}: {value}" if value and op != "CLICK" else f"{op} {name}"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from evolving_rl_jax.envs.mind2web.actions import shares_node
-from evolving_rl_jax.envs.mind2web.env import gold_line
+from evolving_rl_jax.envs.mind2web.env import gold_words
 from evolving_rl_jax.envs.mind2web.records import WebTask
 from evolving_rl_jax.envs.mind2web.snapshot import count_tokens, element_line, fitting, ranking
 
@@ -28,12 +28,12 @@ class GoldRecall:
 
     def add(self, task: WebTask) -> None:
         """Counts the steps of one task."""
-        history: list[str] = []
+        wanted: list[str] = []
         for step in task.steps:
-            self._add_step(task.text, step, history)
-            history.append(gold_line(step))
+            self._add_step(task.text, step, wanted)
+            wanted.append(gold_words(step))
 
-    def _add_step(self, text: str, step, history: list[str]) -> None:
+    def _add_step(self, text: str, step, wanted: list[str]) -> None:
         elements = step.page.elements
         costs = [count_tokens(element_line(e, i)) for i, e in enumerate(elements, 1)]
         on_page = shares_node(step.gold, step.page.index)
@@ -45,7 +45,7 @@ class GoldRecall:
             if budget == PAGE or sum(costs) <= budget:
                 self._hits[budget] += 1
                 continue
-            order = ranking(step.page, text, history) if order is None else order
+            order = ranking(step.page, text, wanted) if order is None else order
             shown = fitting(order, costs, budget)
             self._hits[budget] += shares_node(step.gold, {elements[i].node_id for i in shown})
 

@@ -13,6 +13,8 @@ from evolving_rl_jax.envs.mind2web.page import NODE_ID, Element, Page, parse_pag
 __all__ = ["RecordError", "WebStep", "WebTask", "from_official"]
 
 HTML_FIELDS = ("cleaned_html", "raw_html")
+# Attributes of a candidate that say where it is; style is not among those of the published files.
+_PLACEMENT = frozenset((NODE_ID, "bounding_box_rect", "data_pw_testid_buckeye_candidate", "style"))
 
 
 class RecordError(ValueError):
@@ -146,17 +148,22 @@ def _step(action: Any, action_repr: Any, i: int) -> WebStep:
             f"{where}.operation.op must be one of {', '.join(ANNOTATED_OPS)}, found {op!r}"
         )
     value = _text({"value": "", **operation}, "value", f"{where}.operation.value")
-    return WebStep(_page(action, where), Gold(_node_ids(action, where), op, value), action_repr)
+    right = _candidates(action, "pos_candidates", where)
+    wrong = _candidates(action, "neg_candidates", where) if action.get("neg_candidates") else {}
+    page = _page(action, where, right | wrong, keep_all=not wrong)
+    return WebStep(page, Gold(tuple(right), op, value), action_repr)
 
 
-def _page(action: dict[str, Any], where: str) -> Page:
+def _page(action: dict[str, Any], where: str, candidates, *, keep_all: bool) -> Page:
+    """The page of a step.  Positive and negative candidates together say nothing of the gold action;
+    positive ones alone would, so without negative ones every node is kept."""
     found = []
     for field in HTML_FIELDS:
         html = action.get(field)
         if html is not None and not isinstance(html, str):
             raise RecordError(f"{where}.{field} must be a text, found {_kind(html)}")
         if html and html.strip():
-            page = parse_page(html)
+            page = parse_page(html, {} if keep_all else candidates, keep_all=keep_all)
             if page.elements:
                 return page
             found.append(f"{field} of {len(html)} characters without elements")
@@ -167,13 +174,14 @@ def _page(action: dict[str, Any], where: str) -> Page:
     )
 
 
-def _node_ids(action: dict[str, Any], where: str) -> tuple[str, ...]:
-    where = f"{where}.pos_candidates"
-    candidates = action.get("pos_candidates")
-    if not isinstance(candidates, list):
-        raise RecordError(f"{where} must be a list, found {_kind(candidates)}")
-    ids = []
-    for i, candidate in enumerate(candidates):
+def _candidates(action: dict[str, Any], key: str, where: str) -> dict[str, dict[str, Any]]:
+    """Node id -> attributes of the candidates of one kind."""
+    where = f"{where}.{key}"
+    listed = action.get(key)
+    if not isinstance(listed, list):
+        raise RecordError(f"{where} must be a list, found {_kind(listed)}")
+    found: dict[str, dict[str, Any]] = {}
+    for i, candidate in enumerate(listed):
         if isinstance(candidate, str):  # some copies of the data keep them as JSON text
             try:
                 candidate = json.loads(candidate)
@@ -182,8 +190,22 @@ def _node_ids(action: dict[str, Any], where: str) -> tuple[str, ...]:
         node_id = candidate.get(NODE_ID) if isinstance(candidate, dict) else None
         if not isinstance(node_id, str | int) or isinstance(node_id, bool):
             raise RecordError(f"{where}[{i}].{NODE_ID} must be a text, found {_kind(node_id)}")
-        ids.append(str(node_id))
-    return tuple(dict.fromkeys(ids))
+        found.setdefault(str(node_id), _attributes(candidate.get("attributes"), f"{where}[{i}]"))
+    return found
+
+
+def _attributes(told: Any, where: str) -> dict[str, str]:
+    """A candidate's attributes: an object, or its JSON text as in the published files."""
+    if told is None or told == "":
+        return {}
+    if isinstance(told, str):
+        try:
+            told = json.loads(told)
+        except ValueError as error:
+            raise RecordError(f"{where}.attributes must be JSON, found {error}") from None
+    if not isinstance(told, dict):
+        raise RecordError(f"{where}.attributes must be a JSON object, found {_kind(told)}")
+    return {k: v for k, v in told.items() if isinstance(v, str) and k not in _PLACEMENT}
 
 
 def _text(data: dict[str, Any], key: str, where: str) -> str:
