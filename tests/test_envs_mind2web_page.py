@@ -263,10 +263,12 @@ def test_golden_action_reprs(case):
 @pytest.mark.parametrize(
     ("gold", "op", "value", "f1"),
     [
-        (("CLICK", ""), "CLICK", "ignored", 1.0),
+        (("CLICK", ""), "CLICK", "said", 2 / 3),
+        (("CLICK", "annotated"), "CLICK", "", 1.0),
+        (("TYPE", "Boston, MA"), "TYPE", "boston, ma", 1 / 3),
         (("HOVER", ""), "CLICK", "", 1.0),
         (("CLICK", ""), "TYPE", "x", 0.0),
-        (("TYPE", "New York"), "TYPE", "york new", 1.0),  # sets of words, as in the official script
+        (("TYPE", "New York"), "TYPE", "York New", 1.0),  # sets of words, as in the official script
         (("TYPE", "new york"), "TYPE", "york", 0.8),
         (("SELECT", "a b c"), "TYPE", "a", 2 / 6),
         (("SELECT", "M"), "", "", 0.0),

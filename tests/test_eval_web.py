@@ -116,10 +116,10 @@ def test_an_answer_that_was_cut_off_is_a_failed_step():
     task = web_task("a1")
     episode = played(task, [RIGHT])
     episode.turns.append(Turn("o", "", "", False))
-    score = web_results.task_score(PanelGame(task, seed=0), "none", episode)
+    score = web_results.task_score(PanelGame(task, seed=0), "none", "stop_at_error", episode)
     assert [s["correct"] for s in score.steps] == [True, False]
     nothing = played(task, [])
-    assert len(web_results.task_score(PanelGame(task), "none", nothing).steps) == 1
+    assert len(web_results.task_score(PanelGame(task), "none", "stop_at_error", nothing).steps) == 1
 
 
 def test_plays_that_the_infrastructure_failed_do_not_count(tmp_path):

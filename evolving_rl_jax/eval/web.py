@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from evolving_rl_jax.envs.mind2web.metrics import (
+    COUNTED,
     FAILED_STEP,
     OFFICIAL,
     SHOWN,
@@ -43,11 +44,21 @@ def add_to(result: dict[str, Any], games: Sequence[PanelGame], protocols: Sequen
             outcome["web"] = game_scores(game, condition, protocols)
 
 
-def task_score(game: PanelGame, condition: str, episode: Episode) -> TaskScore:
-    """The scores of one play; an answer that was cut off is a step that failed."""
+def task_score(game: PanelGame, condition: str, protocol: str, episode: Episode) -> TaskScore:
+    """The scores of one play.
+
+    An answer that was cut off is a step that failed.  So are, where all steps are to be played, those
+    that were not; where an error ends the play, the one that it was cut off at.
+    """
     steps = [info for info in episode.infos if info is not None]
+    total = steps[0]["num_steps"] if steps else game.task.step_limit
+    failed = {**FAILED_STEP, "num_steps": total}
     if len(steps) < max(1, len(episode.turns)):
-        steps.append({**FAILED_STEP, "num_steps": game.task.step_limit})
+        steps.append(failed)
+    if protocol == "teacher_forced":
+        steps += [failed] * (total - len(steps))
+    elif len(steps) < total and all(s["correct"] for s in steps):
+        steps.append(failed)
     # Tasks of one site share its habits, and those played with one skill share that.
     group = game.source.id if condition == "own" and game.source else game.task.group
     return TaskScore(
@@ -61,7 +72,7 @@ def _scores(games: Sequence[PanelGame], condition: str, protocol: str) -> list[T
         episode = game.under(protocol)[condition]
         source = game.source_episode if condition == "own" else None
         if episode.status in SCORED and (source is None or source.scored):
-            found.append(task_score(game, condition, episode))
+            found.append(task_score(game, condition, protocol, episode))
     return found
 
 
@@ -74,8 +85,9 @@ def summarise_web(scores: Sequence[TaskScore], protocol: str, seed: int = 0) -> 
       seed: of the drawings behind the intervals.
 
     Returns:
-      split -> ``num_tasks``, ``num_steps`` (attempted), ``gold_missing`` (steps whose right element was
-      not shown), ``correct_steps`` (mean a task), and for each metric ``{"macro": m, "micro": m}`` (only
+      split -> ``num_tasks``, ``num_steps`` (attempted), ``no_gold`` (steps without a right element),
+      ``gold_missing`` (steps whose right element was not shown), ``value_missing`` (steps whose list did
+      not show the value to select), ``correct_steps`` (mean a task), and for each metric ``{"macro": m, "micro": m}`` (only
       macro for ``task_success``) with m = ``{"value", "low", "high"}``: see `statistics.share`.
 
     Raises:
@@ -96,7 +108,10 @@ def summarise_web(scores: Sequence[TaskScore], protocol: str, seed: int = 0) -> 
         summary[split] = {
             "num_tasks": len(members),
             "num_steps": sum(sizes),
-            "gold_missing": sum(bool(x["missing"]) for s in members for x in s.steps),
+            **{
+                name: sum(bool(x.get(key)) for s in members for x in s.steps)
+                for key, name in COUNTED.items()
+            },
             "correct_steps": float(np.mean([s.num_correct for s in members])),
             "task_success": {"macro": figure([s.won(protocol) for s in members])},
         }
@@ -172,7 +187,7 @@ def game_scores(game: PanelGame, condition: str, protocols: Sequence[str]) -> di
     for protocol in protocols:
         episode = game.under(protocol)[condition]
         if episode.status in SCORED:
-            score = task_score(game, condition, episode)
+            score = task_score(game, condition, protocol, episode)
             num = len(score.steps)
             means = {m: score.total(key) / num for m, key in (STOPPING | OFFICIAL).items()}
             won = {"task_success": float(score.won(protocol)), "steps": num}

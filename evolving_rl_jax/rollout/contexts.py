@@ -132,6 +132,7 @@ class RecentContext:
         self._held: list[int] = []  # what the session holds
         self._prompt: list[int] = []
         self._samples: list[Sample] = []
+        self._unread = 0
 
     def observe(self, text: str, actions) -> tuple[list[int], bool]:
         """(ids to submit for the next turn, whether they need a new session)."""
@@ -156,6 +157,7 @@ class RecentContext:
     def unread(self) -> None:
         """The last prompt did not fit, so the policy never read it."""
         self._seen.pop()
+        self._unread += 1
 
     def act(self, ids, logprobs, sampling_logprobs) -> None:
         """Adds what the policy sampled."""
@@ -164,7 +166,7 @@ class RecentContext:
         transcript = Transcript()
         transcript.append_forced(self._prompt)
         transcript.append_sampled(ids, logprobs, sampling_logprobs)
-        self._samples.append(transcript.sample(step=len(self._seen) - 1))
+        self._samples.append(transcript.sample(step=len(self._seen) - 1 + self._unread))
         self._seen[-1].ids = [int(i) for i in ids]
         self._held = self._prompt + self._seen[-1].ids
 

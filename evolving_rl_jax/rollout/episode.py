@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from evolving_rl_jax.envs import benchmark
 from evolving_rl_jax.rollout.contexts import FullContext, RecentContext, Transcript, make_context
 from evolving_rl_jax.types import OK, SCORED, TIMEOUT, TRUNCATED, Episode, Task, Turn
 
@@ -270,10 +271,20 @@ class Driver:
         action, valid = self.prompts.parse_action(text)
         owner.turns.append(Turn(owner.observation, text, action, valid))
         if generation.reason == "overflow":
-            self._finish(owner, won=False, status=TRUNCATED)
-            return
+            if not self._goes_on(owner):
+                self._finish(owner, won=False, status=TRUNCATED)
+                return
+            action = ""  # no answer: a step that failed
         self._waiting_env.add(owner.key)
         self.pool.step(owner.key, action)
+
+    def _goes_on(self, play: _Play) -> bool:
+        """Whether a prompt that did not fit may be followed by one that does.
+
+        Where steps are scored one by one it is the environment that says whether a failed one ends
+        the episode.
+        """
+        return self.settings.context == "recent" and benchmark(play.task.env).scores_steps
 
     def _count_reused(self, owner, generation) -> None:
         stage = "extraction"

@@ -2,8 +2,8 @@
 
 Mind2Web annotates an operation (CLICK, TYPE, SELECT; HOVER and ENTER count as CLICK) and the nodes that
 are right.  A step is correct when a right node and the right operation are chosen and, except for
-CLICK, the value is the same up to case and blanks.  The official metrics use the token F1 of operation
-and value instead of equality (Mind2Web, arXiv 2306.06070, section 4).
+CLICK, the value is the same up to case and blanks.  The official metrics use the F1 between the words of
+operation and value instead of equality, case included (Mind2Web, arXiv 2306.06070, section 4).
 """
 
 from __future__ import annotations
@@ -120,19 +120,19 @@ def judge(gold: Gold, op: str, value: str, node_id: str | None, reason: str = ""
 
 
 def action_f1(gold: Gold, op: str, value: str) -> float:
-    """F1 between the sets of words of ``op value``, lower case; the value of a CLICK does not count.
+    """Mind2Web's operation F1 of an answer that chose an element: between the sets of words of ``op value``.
+
+    Words are compared with case.  A value that is annotated on a CLICK does not count, one that the
+    answer gives does.  An answer without an element, or a step without a right one, is officially 0.
 
     >>> action_f1(Gold((), "TYPE", "new york"), "TYPE", "york")
     0.8
     """
-    wanted, found = _words(gold.op, gold.value), _words(op, value)
+    wanted, found = normalize_op(gold.op), normalize_op(op)
+    wanted = {wanted} if wanted == "CLICK" else {wanted, *gold.value.split()}
+    found = {found, *value.split()} - {""}
     common = len(wanted & found)
     return 2 * common / (len(wanted) + len(found)) if common else 0.0
-
-
-def _words(op: str, value: str) -> set[str]:
-    op = normalize_op(op)
-    return set(clean(op if op == "CLICK" else f"{op} {value}").split())
 
 
 def parse_repr(text: str) -> dict[str, str]:

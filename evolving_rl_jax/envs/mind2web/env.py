@@ -22,9 +22,10 @@ from typing import Any
 from evolving_rl_jax import types
 from evolving_rl_jax.envs.base import EnvError, Environment, one_line
 from evolving_rl_jax.envs.mind2web import actions as web_actions
+from evolving_rl_jax.envs.mind2web.actions import clean
 from evolving_rl_jax.envs.mind2web.page import Element
 from evolving_rl_jax.envs.mind2web.records import WebStep, WebTask
-from evolving_rl_jax.envs.mind2web.snapshot import Snapshot, snapshot
+from evolving_rl_jax.envs.mind2web.snapshot import Snapshot, shown_options, snapshot
 
 __all__ = [
     "Mind2Web",
@@ -163,14 +164,18 @@ class Mind2Web(Environment):
             node_id = step.page.elements[action.ref - 1].node_id if known else None
             reason = web_actions.UNKNOWN_REF
         verdict = web_actions.judge(step.gold, op, value, node_id, reason)
-        f1 = web_actions.action_f1(step.gold, op, value)
+        scored = node_id is not None and step.gold.node_ids
+        f1 = web_actions.action_f1(step.gold, op, value) if scored else 0.0
         visible = {step.page.elements[i].node_id for i in shown}
+        reachable = web_actions.shares_node(step.gold, visible)
         return {
             "correct": verdict.ok,
             "element": bool(verdict.target_ok),
             "f1": f1,
             "success": bool(verdict.target_ok) and f1 == 1.0,
-            "missing": not web_actions.shares_node(step.gold, visible),
+            "no_gold": not step.gold.node_ids,
+            "missing": bool(step.gold.node_ids) and not reachable,
+            "value_missing": reachable and not shows_value(step, self._task.text),
             "reason": verdict.reason,
             "num_steps": len(self._task.steps),
         }
@@ -203,6 +208,14 @@ def gold_words(step: WebStep) -> str:
     label = web_actions.parse_repr(step.repr)["target_text"] if element is None else element.label
     value = "" if web_actions.normalize_op(step.gold.op) == "CLICK" else step.gold.value
     return f"{label} {value}".strip()
+
+
+def shows_value(step: WebStep, task: str) -> bool:
+    """Whether the value of a SELECT is among the options that the right element shows."""
+    element = _gold_element(step)
+    if web_actions.normalize_op(step.gold.op) != "SELECT" or element is None:
+        return True
+    return clean(step.gold.value) in map(clean, shown_options(element, task))
 
 
 def _gold_element(step: WebStep) -> Element | None:

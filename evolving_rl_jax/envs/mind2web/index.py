@@ -28,6 +28,11 @@ from evolving_rl_jax.files import put
 __all__ = ["Report", "build_index"]
 
 _SHOWN_PROBLEMS = 10
+_UNREACHABLE = {
+    "no_gold": "without a right element",
+    "blank_pages": "with a blank page",
+    "value_missing": "whose list does not show the value to select",
+}
 
 
 @dataclasses.dataclass
@@ -39,7 +44,10 @@ class Report:
       num_steps: split -> their steps.
       problems: tasks left out, each with file, task and field.
       duplicates: groups of ``split/id`` with the same content, or the same id in several splits.
-      recall: split -> budget (0 = the whole page) -> share of steps whose right element is shown.
+      recall: split -> budget (0 = the whole page) -> share of the steps with a right element that
+        show it.
+      unreachable: split -> steps without a right element, with a blank page, and whose list does not
+        show the value to select.
     """
 
     counts: dict[str, int]
@@ -47,14 +55,16 @@ class Report:
     problems: list[str]
     duplicates: list[list[str]]
     recall: dict[str, dict[int, float]]
+    unreachable: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)
 
     @property
     def differences(self) -> list[str]:
         """Official splits whose number of tasks is not the published one."""
         return [
-            f"{split}: {found} tasks, the published data has {official.COUNTS[split]}"
+            f"{split}: {found} tasks, the published data has "
+            + " or ".join(map(str, official.COUNTS[split]))
             for split, found in sorted(self.counts.items())
-            if split in official.COUNTS and found != official.COUNTS[split]
+            if split in official.COUNTS and found not in official.COUNTS[split]
         ]
 
     def text(self) -> str:
@@ -66,6 +76,12 @@ class Report:
                 for budget, share in self.recall[split].items()
             )
             for split, n in sorted(self.counts.items())
+        ]
+        lines += [
+            f"{split}: "
+            + ", ".join(f"{n} steps {_UNREACHABLE[key]}" for key, n in counts.items() if n)
+            for split, counts in sorted(self.unreachable.items())
+            if any(counts.values())
         ]
         missing = [s for s in official.SPLITS if s not in self.counts]
         lines += [f"no files of {', '.join(missing)}"] if missing else []
@@ -117,6 +133,7 @@ def build_index(
             "tasks": tasks,
             "counts": report.counts,
             "recall": report.recall,
+            "unreachable": report.unreachable,
             "duplicates": report.duplicates,
             "problems": report.problems,
         }
@@ -200,17 +217,18 @@ def _write(files: list[SourceFile], folder: pathlib.Path, reader: _Reader, budge
     with contextlib.redirect_stdout(io.StringIO()):  # it prints where it writes
         builder.download_and_prepare()
     shutil.rmtree(folder / "downloads", ignore_errors=True)  # TFDS makes it, empty
-    tasks, recall = [], {}
+    tasks, recall, unreachable = [], {}, {}
     for split in by_split:
-        entries, recall[split] = _entries(
-            builder.as_data_source(split=split), split, reader, budgets
-        )
+        entries, found = _entries(builder.as_data_source(split=split), split, reader, budgets)
+        recall[split], unreachable[split] = found.figures(), found.counts
         tasks += entries
     counts = Counter(t["split"] for t in tasks)
     steps = Counter()
     for t in tasks:
         steps[t["split"]] += t["num_steps"]
-    report = Report(dict(counts), dict(steps), reader.problems, _duplicates(tasks), recall)
+    report = Report(
+        dict(counts), dict(steps), reader.problems, _duplicates(tasks), recall, unreachable
+    )
     return report, tasks
 
 
@@ -237,7 +255,7 @@ def _entries(source, split: str, reader: _Reader, budgets):
                 "answers": [] if sealed else task.answers,
             }
         )
-    return sorted(entries, key=lambda e: e["id"]), recall.figures()
+    return sorted(entries, key=lambda e: e["id"]), recall
 
 
 def _duplicates(tasks: list[dict[str, Any]]) -> list[list[str]]:

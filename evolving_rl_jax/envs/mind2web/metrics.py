@@ -1,9 +1,11 @@
 """Metrics of web tasks, macro (mean over the steps of a task, then over tasks) and micro (over all steps).
 
 Under ``teacher_forced`` they are Mind2Web's official ones (arXiv 2306.06070): element accuracy, operation
-F1, step success (right element and F1 of 1) and task success (all steps).  Under ``stop_at_error`` they
+F1, step success (right element and F1 of 1) and task success (all steps), over all annotated steps: one that
+was not played has failed.  Under ``stop_at_error`` they
 are those of Evolving-RL (arXiv 2605.10663): action accuracy is correct over attempted actions, and a task
-is won without an error.  A step whose right element is not in the snapshot is a failure, and counted.
+is won without an error.  A step without a right element, or whose right element is not in the snapshot, is
+a failure; both are counted, apart.
 """
 
 from __future__ import annotations
@@ -26,7 +28,12 @@ SHOWN = (
     ("teacher_forced", "task_success", "task success, gold history"),
 )
 # The scores of a step whose answer was cut off.
-FAILED_STEP = {"correct": False, "element": False, "f1": 0.0, "success": False, "missing": False}
+FAILED_STEP = {
+    **{"correct": False, "element": False, "f1": 0.0, "success": False},
+    **{"no_gold": False, "missing": False, "value_missing": False},
+}
+# Steps that no answer could have got right, or only by guessing: key of a step -> key in a panel's file.
+COUNTED = {"no_gold": "no_gold", "missing": "gold_missing", "value_missing": "value_missing"}
 
 
 @dataclasses.dataclass(frozen=True)

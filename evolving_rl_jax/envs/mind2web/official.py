@@ -18,7 +18,13 @@ __all__ = ["DataError", "SourceFile", "download", "find_files"]
 SPLITS = ("train", "test_task", "test_website", "test_domain")
 # Splits that generated data has besides: demonstrations, and past experience on the sites of the tests.
 OTHER_SPLITS = ("warmstart", "test_website_sources", "test_domain_sources")
-COUNTS = {"train": 1009, "test_task": 252, "test_website": 177, "test_domain": 912}
+# Tasks of each split, in the first release and in the one that was cleaned later.
+COUNTS = {
+    "train": (1009,),
+    "test_task": (252, 177),
+    "test_website": (177, 142),
+    "test_domain": (912, 694),
+}
 REPOSITORY = "osunlp/Mind2Web"
 PASSWORD_VARIABLE = "MIND2WEB_PASSWORD"
 _AES = 99  # compression method of the zip extension that the standard library cannot read

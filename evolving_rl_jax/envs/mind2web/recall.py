@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 from evolving_rl_jax.envs.mind2web.actions import shares_node
-from evolving_rl_jax.envs.mind2web.env import gold_words
+from evolving_rl_jax.envs.mind2web.env import gold_words, shows_value
 from evolving_rl_jax.envs.mind2web.records import WebTask
 from evolving_rl_jax.envs.mind2web.snapshot import count_tokens, element_line, fitting, ranking
 
 __all__ = ["BUDGETS", "GoldRecall"]
 
 BUDGETS = (500, 1000, 2000, 4000)
+UNREACHABLE = ("no_gold", "blank_pages", "value_missing")
 PAGE = 0  # stands for the whole page, without a budget
 
 
 class GoldRecall:
-    """Counts over steps, each with its gold history.
+    """Counts over the steps that have a right element, each with its gold history.
 
     The snapshots are made without the gold; only afterwards it is looked up in them.
 
     Args:
-      budgets: sizes in tokens, as ``web_snapshot.count_tokens`` counts.
+      budgets: sizes in tokens, as ``snapshot.count_tokens`` counts.
+
+    Attributes:
+      counts: steps without a right element, with a blank page, and whose list does not show the value
+        to select.
     """
 
     def __init__(self, budgets: tuple[int, ...] = BUDGETS):
         self._hits = dict.fromkeys((PAGE, *budgets), 0)
         self._num_steps = 0
+        self.counts = dict.fromkeys(UNREACHABLE, 0)
 
     def add(self, task: WebTask) -> None:
         """Counts the steps of one task."""
@@ -35,6 +41,11 @@ class GoldRecall:
 
     def _add_step(self, text: str, step, wanted: list[str]) -> None:
         elements = step.page.elements
+        self.counts["blank_pages"] += not elements
+        self.counts["no_gold"] += not step.gold.node_ids
+        self.counts["value_missing"] += not shows_value(step, text)
+        if not step.gold.node_ids:
+            return
         costs = [count_tokens(element_line(e, i)) for i, e in enumerate(elements, 1)]
         on_page = shares_node(step.gold, step.page.index)
         self._num_steps += 1

@@ -98,10 +98,10 @@ def from_official(data: Any) -> WebTask:
     """Builds a task from one object of the official JSON.
 
     The page of a step is its ``cleaned_html``, or its ``raw_html`` where that is empty or missing: a
-    choice that never depends on the action.
+    choice that never depends on the action.  A blank page has no elements.
 
     Raises:
-      RecordError: a field is missing or of the wrong type, or a page is empty; names the field.
+      RecordError: a field is missing or of the wrong type; names the field.
     """
     if not isinstance(data, dict):
         raise RecordError(f"a task must be a JSON object, found {_kind(data)}")
@@ -169,9 +169,11 @@ def _page(action: dict[str, Any], where: str, candidates, *, keep_all: bool) -> 
             found.append(f"{field} of {len(html)} characters without elements")
         else:
             found.append(f"{'empty' if html is not None else 'no'} {field}")
-    raise RecordError(
-        f"{where}.cleaned_html must be a page with {NODE_ID} attributes, found {', '.join(found)}"
-    )
+    if not any(isinstance(action.get(field), str) for field in HTML_FIELDS):
+        raise RecordError(
+            f"{where}.cleaned_html must be a page with {NODE_ID} attributes, found {', '.join(found)}"
+        )
+    return Page(())  # a step of the test set all the same, which nobody can get right
 
 
 def _candidates(action: dict[str, Any], key: str, where: str) -> dict[str, dict[str, Any]]:
