@@ -71,9 +71,16 @@ def _episode(task: types.Task) -> types.Episode:
     return types.Episode(task, [types.Turn(seen, "mug> look", "look", True)], True, "ok", [sample])
 
 
-def _experience() -> Experience:
+def _task_by_object(name: str) -> types.Task:
+    """One of an index by object."""
+    task = _task(name)
+    kept = {"kept": ["drawer 1"], "places": ["drawer 1"], "target": "shelf", "usual": ["drawer"]}
+    return dataclasses.replace(task, meta={**task.meta, **kept})
+
+
+def _experience(_task=_task, said="the mug is in drawer 1") -> Experience:
     episode = _episode(_task("b"))
-    skill = Skill("find mug", "the mug is in drawer 1")
+    skill = Skill("find mug", said)
     written = types.Sample(*(np.ones(3, np.float32) for _ in range(4)))  # the source's and one more
     candidate = Candidate("{}", written, skill, "", True, skill.description)
     retrieved, played = [_task("b")], {(0, 0, 0): episode}
@@ -89,6 +96,8 @@ def test_metrics_page_names_every_metric_and_no_other():
     driver = SimpleNamespace(pool=pool, environment_seconds=0.0, finished=0, reused=Counter())
     logged = {"iteration", *(f"train/{name}" for name in STEP_METRICS), *RATES.values()}
     logged |= set(records.rollout_figures(_experience()))
+    for said in ("the mug is in drawer 1", "the mug is at some drawer"):
+        logged |= set(records.rollout_figures(_experience(_task_by_object, said)))
     times = {"overlapped": 0.0, "trained": 1.0, "total": 2.0}
     logged |= set(records.cost_figures(driver, Stats(), lag=0, **times))
     assert _documented("metrics.jsonl") == logged

@@ -13,6 +13,7 @@ from evolving_rl_jax.envs.alfworld.households.scenes import usual_places
 from evolving_rl_jax.envs.alfworld.households.write import generate_even
 from evolving_rl_jax.envs.alfworld.names import TASK_TYPES
 from evolving_rl_jax.envs.base import EnvError
+from evolving_rl_jax.types import Task
 
 pytest.importorskip("alfworld")
 
@@ -285,3 +286,25 @@ def test_a_failed_environment_has_no_result(tasks):
     env = envs.make("alfworld")
     with pytest.raises(EnvError, match="nowhere"):
         play(env, dataclasses.replace(tasks[0], path="/nowhere"), Walkthrough(tasks[0]))
+
+
+@pytest.mark.parametrize("belief", [{}, {"mug": "countertop 1"}])
+def test_what_is_to_be_heated_may_lie_where_it_will_be_put(belief):
+    task = Task("a", "alfworld", "train", "pick_heat_then_place_in_recep",
+                "put a hot mug in countertop", "", "h",
+                meta={"object": "mug", "target": "countertop", "things": {"mug 1": "countertop 1"}})  # fmt: skip
+    expert = SearchingExpert(task, np.random.default_rng(0), belief)
+    assert play_toy(task, expert)[0]
+
+
+def test_what_lies_there_already_is_not_taken():
+    meta = {"object": "mug", "target": "countertop"}
+    meta["things"] = {"mug 1": "countertop 1", "mug 2": "cabinet 1"}
+    task = Task("a", "alfworld", "train", "pick_and_place_simple", "put a mug in countertop", "",
+                "h", meta=meta)  # fmt: skip
+    expert = SearchingExpert(task, np.random.default_rng(0), {"mug": "countertop 1"})
+    room, text = ToyRoom(task), "You are in the middle of a room."
+    for _ in range(6):
+        action = expert.act(text, room.actions())
+        assert not action.startswith("take mug 1")
+        text = room.step(action)

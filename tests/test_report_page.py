@@ -4,6 +4,7 @@ import base64
 import gzip
 import html.parser
 import json
+import pathlib
 import re
 
 import numpy as np
@@ -14,7 +15,7 @@ from evolving_rl_jax.report import charts, viewer
 from evolving_rl_jax.report import page as report
 from evolving_rl_jax.report import results as report_results
 from evolving_rl_jax.report import skills as report_skills
-from evolving_rl_jax.report.readers import groups, read_run
+from evolving_rl_jax.report.readers import Group, Run, groups, read_run
 from evolving_rl_jax.train.collapse import Breach, Collapse, CollapseLog
 
 
@@ -140,6 +141,31 @@ def test_runs_that_differ_in_the_seed_are_one_curve(tmp_path):
     text = re.sub(r"\s+", " ", _Page(path.read_text(encoding="utf-8")).visible)
     assert "joint 3 runs, seeds 0, 1, 2" in text and "Paired difference to joint, points" in text
     assert not (runs[0] / "report.html").exists()
+
+
+def test_what_skills_state_is_one_picture_of_all_arms():
+    def arm(label, kind, number):
+        records = [
+            {
+                "iteration": i,
+                "skill/states_kind": k,
+                "skill/states_number": n,
+                "skill/kind_right": 1.0,
+            }
+            for i, (k, n) in enumerate(zip(kind, number, strict=True))
+        ]
+        return Group(label, [Run(pathlib.Path(label), {}, records, [], {}, [], [])])
+
+    found = [arm("joint", (0.5, 0.9), (0.5, 0.1)), arm("grpo", (0.4, 0.4), (0.3, 0.3))]
+    figures = []
+    (section,) = charts.curves(found, figures)
+    first = figures[section["charts"][0]["figure"]]
+    assert first["title"] == "what skills state: states kind (solid), states number (dotted)"
+    lines = {s["label"]: (s["color"], s["dash"], s["y"]) for s in first["series"]}
+    assert lines["joint, states kind"] == (0, "solid", [0.5, 0.9])
+    assert lines["joint, states number"] == (0, "dotted", [0.5, 0.1])
+    assert lines["grpo, states number"] == (1, "dotted", [0.3, 0.3]) and len(lines) == 4
+    assert "skill/kind_right" in {f["name"] for f in figures}
 
 
 def test_a_short_run_is_not_smoothed(tmp_path):

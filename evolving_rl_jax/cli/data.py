@@ -20,7 +20,9 @@ def add(commands) -> None:
         "numbers of games are not those of the release.  ALFRED: makes ALFWorld games of its trajectories, without "
         "the simulator, plays each to its end, and indexes them likewise.  Mind2Web: compacts the official JSON files, the "
         "protected test archive too, into a TFDS data set of page elements, and reports counts, duplicates "
-        "and how often the right element is shown.  survey: what a folder of tasks gives a run: types in "
+        "and how often the right element is shown.  Objects: another index of a folder of ALFWorld-format games "
+        "(--source), split by what the tasks are about: half of the classes of objects are "
+        "trained on, with panels of these and of the others.  survey: what a folder of tasks gives a run: types in "
         "small panels, what training retrieves, groups of streams, what short prompts show.",
         epilog="evolving-rl data alfworld --source=download --out=alfworld",
     )
@@ -64,7 +66,19 @@ def add(commands) -> None:
         default="",
         help="mind2web: of the archive of the test splits (default: $MIND2WEB_PASSWORD)",
     )
+    _add_objects(p)
     _add_survey(p)
+
+
+def _add_objects(p) -> None:
+    """Of another index, split by object."""
+    p.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="S",
+        help="objects: of the halves of the classes of objects (default: 0)",
+    )
 
 
 def _add_survey(p) -> None:
@@ -178,4 +192,24 @@ def _survey(args) -> int:
     return 0
 
 
-DATA_SETS = {"alfworld": _alfworld, "alfred": _alfred, "mind2web": _mind2web}
+def _objects(args) -> int:
+    from evolving_rl_jax.envs.alfworld.objects.index import prepare_objects
+    from evolving_rl_jax.run.console import progress, user_errors
+
+    if len(args.source) != 1:
+        raise ConfigError(f"--source must be one folder of games, got {len(args.source)}")
+    with user_errors((FileExistsError,)), progress("reading games") as bar:
+        report = prepare_objects(
+            pathlib.Path(args.source[0]), pathlib.Path(args.out), seed=args.seed, progress=bar
+        )
+    print("\n".join(report.lines()))
+    print(f"{sum(report.splits.values())} games indexed in {args.out}")
+    return 0
+
+
+DATA_SETS = {
+    "alfworld": _alfworld,
+    "alfred": _alfred,
+    "objects": _objects,
+    "mind2web": _mind2web,
+}

@@ -95,6 +95,8 @@ _DATA = {
 _MODEL = {
     "hf_path": "",  # Hugging Face model folder or hub id, or GGUF file; empty = from scratch
     "vocab_size": 640,  # upper bound of the tokenizer that is trained from scratch
+    # Its "cabinet 3" is one token (copied in one step) | two: then "cabinet" is the same word in both.
+    "numbered_tokens": True,
     "hidden_size": least_1(64),
     "intermediate_size": least_1(256),
     "num_layers": least_1(2),

@@ -40,16 +40,19 @@ def select(
 def source_split(split: str, known: Collection[str]) -> str:
     """The declared pool that a panel split draws its past experience from.
 
-    Panels of unseen generated households or web sites have a split of sources of their own; all
-    others, those of downloaded tasks among them, draw from ``train``, but one of the training games
-    themselves.
+    Panels of unseen generated households, web sites or held-out objects have a split of sources of
+    their own, or share it with the panel that their name begins with; all others, those of downloaded
+    tasks among them, draw from ``train``, but one of the training games themselves.
 
     Args:
       split: of a panel.
       known: names of all splits.
     """
-    if f"{split}_sources" in known:
-        return f"{split}_sources"
+    words = split.split("_")
+    for end in range(len(words), 0, -1):
+        own = f"{'_'.join(words[:end])}_sources"
+        if own in known:
+            return own
     of_unseen = split != "valid_seen" and "valid_unseen_sources" in known
     return "valid_unseen_sources" if of_unseen or split == "train" else "train"
 

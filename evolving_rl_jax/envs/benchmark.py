@@ -8,7 +8,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from evolving_rl_jax.envs.base import Environment, Progress
@@ -157,6 +157,18 @@ class Benchmark(abc.ABC):
     @abc.abstractmethod
     def share_stated(self, episode: Episode, skill_text: str) -> float:
         """Share of the facts, of a task that states any, that it revealed and a skill states rightly."""
+
+    def judge_skill(
+        self, episode: Episode, skill_text: str, played: Sequence[Task]
+    ) -> Mapping[str, float]:
+        """What kind of thing a skill states and whether it is so, by name; {} where no task says.
+
+        Args:
+          episode: that it was written after.
+          skill_text: as the solver reads it.
+          played: the tasks that were played with it.
+        """
+        return {}
 
 
 def checked_options(accepted: type, name: str, options: dict[str, Any]) -> Any:

@@ -12,7 +12,7 @@ from evolving_rl_jax.data.shares import retrieved_shares
 from evolving_rl_jax.generate import Stats
 from evolving_rl_jax.rollout import known_facts
 from evolving_rl_jax.rollout.episode import Driver
-from evolving_rl_jax.rollout.evolve import Candidate, Experience, StepScoring
+from evolving_rl_jax.rollout.evolve import Candidate, Experience, Source, StepScoring
 from evolving_rl_jax.skills.bank import SkillRecord
 from evolving_rl_jax.types import Episode
 from evolving_rl_jax.update.step import CUMULATIVE, STEP_COUNTS
@@ -181,12 +181,25 @@ def rollout_figures(experience: Experience) -> dict[str, float]:
         found = (SourceFigures.of(s.episode, s.candidates) for s in sources)
         total = functools.reduce(operator.add, found)
         figures |= {f"rollout/{name}": float(value) for name, value in total.figures().items()}
+    figures |= _skill_figures(sources)
     lengths = [int(c.sample.loss_mask.sum()) for s in sources for c in s.candidates]
     if lengths:
         figures["rollout/skill_tokens"] = sum(lengths) / len(lengths)
     scored_sources = [s for s in sources if s.episode.scored]
     alike = retrieved_shares((s.task, found) for s in scored_sources for found in s.retrieved)
     return figures | {f"retrieval/{name}": share for name, share in alike.items()}
+
+
+def _skill_figures(sources: Sequence[Source]) -> dict[str, float]:
+    """What valid skills state and whether it is so, where tasks say what is; means over the skills."""
+    judged: dict[str, list[float]] = {}
+    for source in sources:
+        for candidate in source.candidates if source.episode.scored else ():
+            if candidate.valid:
+                found = known_facts.judge_skill(source.episode, candidate.text, source.retrieved)
+                for name, value in found.items():
+                    judged.setdefault(name, []).append(value)
+    return {f"skill/{name}": sum(v) / len(v) for name, v in sorted(judged.items())}
 
 
 def _outcomes(experience: Experience) -> dict[str, float]:

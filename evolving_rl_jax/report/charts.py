@@ -18,6 +18,8 @@ from evolving_rl_jax.report.readers import Group, Run
 
 DASHES = ("solid", "dotted", "dashed", "dotdash")
 _SHARE = (("y", "success"), ("low", "low"), ("high", "high"))
+# Metrics that are shares of the same things, drawn in one chart: prefix of their names -> title.
+TOGETHER = {"skill/states_": "what skills state"}
 SMOOTH_FROM = 20  # iterations from which curves are smoothed
 
 
@@ -40,8 +42,34 @@ def curves(groups: Sequence[Group], figures: list) -> list[dict[str, Any]]:
             chart = _chart(figures, rest.replace("_", " "), series, name=name)
             chart["last"] = [(s["color"], s["y"][-1]) for s in series]
             sections.setdefault(prefix or "other", []).append(chart)
+    for prefix, title in TOGETHER.items():
+        chart = _together(groups, [n for n in names if n.startswith(prefix)], title, figures)
+        if chart:
+            sections[prefix.rpartition("/")[0]].insert(0, chart)
     first = [p for p in ("rollout", "retrieval", "train", "rate") if p in sections]
     return [{"prefix": p, "charts": sections[p]} for p in dict.fromkeys([*first, *sections])]
+
+
+def _together(
+    groups: Sequence[Group], names: Sequence[str], title: str, figures: list
+) -> dict[str, Any] | None:
+    """One chart of several metrics: a colour for each group, a dash for each metric; no bands."""
+    series, drawn = [], []
+    for name, dash in zip(names, DASHES, strict=False):
+        what = name.rpartition("/")[2].replace("_", " ")
+        drawn.append(f"{what} ({dash})")
+        for i, group in enumerate(groups):
+            curve = _curve(group, name, i)
+            if curve:
+                label = f"{group.label}, {what}" if len(groups) > 1 else what
+                series.append(
+                    {"label": label, "color": i, "dash": dash, "x": curve["x"], "y": curve["y"]}
+                )
+    if not series:
+        return None
+    chart = _chart(figures, f"{title}: {', '.join(drawn)}", series, name=", ".join(names))
+    chart["last"] = [(s["color"], s["y"][-1]) for s in series]
+    return chart
 
 
 def _curve(group: Group, name: str, color: int) -> dict[str, Any] | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from evolving_rl_jax.envs import benchmark
 from evolving_rl_jax.skills.schema import parse_skill
 from evolving_rl_jax.types import Episode, Task
@@ -33,3 +35,8 @@ def share_seen(episode: Episode) -> float | None:
 def share_stated(episode: Episode, skill_text: str) -> float:
     """Share of the facts, of a task that states any, that it revealed and a skill states rightly."""
     return benchmark(episode.task.env).share_stated(episode, skill_text)
+
+
+def judge_skill(episode: Episode, skill_text: str, played: Sequence[Task]) -> Mapping[str, float]:
+    """What a skill states and whether it is so, where the tasks say; see ``Benchmark.judge_skill``."""
+    return benchmark(episode.task.env).judge_skill(episode, skill_text, played)

@@ -144,7 +144,12 @@ def prepare_tokenizer(
 
     Its texts are those of the demonstrations' games, or of the training games where there are none.
     """
-    from evolving_rl_jax.models.tokenizer import NUMBERED_PIECES, load_tokenizer, train_tokenizer
+    from evolving_rl_jax.models.tokenizer import (
+        NUMBERED_PIECES,
+        PIECES,
+        load_tokenizer,
+        train_tokenizer,
+    )
 
     if config.model.hf_path:
         with user_errors((ValueError, FileNotFoundError), "config.model.hf_path"):
@@ -158,7 +163,7 @@ def prepare_tokenizer(
             vocab_size=config.model.vocab_size,
             out_dir=path,
             special_tokens=COMPACT_SPECIAL_TOKENS,
-            pieces=NUMBERED_PIECES,
+            pieces=NUMBERED_PIECES if config.model.numbered_tokens else PIECES,
         )
     hosts.meet("tokenizer")
     with user_errors((ValueError, FileNotFoundError)):

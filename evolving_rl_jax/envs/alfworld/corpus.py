@@ -11,6 +11,8 @@ from evolving_rl_jax.config import ConfigError
 from evolving_rl_jax.envs.alfworld import facts
 from evolving_rl_jax.envs.alfworld.experts import SearchingExpert, Walkthrough
 from evolving_rl_jax.envs.alfworld.names import task_sentence
+from evolving_rl_jax.envs.alfworld.objects import claims
+from evolving_rl_jax.envs.alfworld.objects.truth import kind_of
 from evolving_rl_jax.envs.alfworld.texts import TEXTS
 from evolving_rl_jax.types import OK, Task
 
@@ -29,9 +31,18 @@ def collect_texts(pool, tasks: list[Task], num_games: int = 96) -> list[str]:
                     facts.skill_json(obj, facts.fact_sentence(obj, place, negated=negated))
                 )
             texts.append(f"{obj}> go to {place}")
+        if "kept" in task.meta:
+            texts += _skills_by_object(task)
     step = max(1, len(tasks) // num_games)
     texts += _played_texts(pool, tasks[::step])
     return [" " + " ".join(text.split()) for text in texts] + [" success failure"] * 8
+
+
+def _skills_by_object(task: Task) -> list[str]:
+    """A skill of each form about the object of a task and a place of its room, whichever it is."""
+    obj, place = task.meta["object"], task.meta["places"][len(task.id) % len(task.meta["places"])]
+    said = (claims.sentence(obj, place), claims.sentence(obj, kind_of(place)))
+    return [facts.skill_json(obj, text) for text in said]
 
 
 class _Play:

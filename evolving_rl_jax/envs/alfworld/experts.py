@@ -74,8 +74,8 @@ class SearchingExpert:
     Args:
       task: only its sentence is read.
       rng: every choice comes from it.
-      beliefs: object class -> place where it is said to be kept.  Places believed to hold another
-        class are tried late.
+      beliefs: object class -> place where it is said to be kept (``cabinet 3``), or kind of place
+        (``cabinet``).  Places believed to hold another class are tried late.
       excluded: object class -> places where it is said not to be; tried late.
       noise: probability of a random admissible action, each turn.
       usual: object class -> classes of the places where such things are usually kept, tried early,
@@ -157,14 +157,19 @@ class SearchingExpert:
     def _is_class(self, name: str, word: str | None) -> bool:
         return name.rsplit(" ", 1)[0] == word
 
-    def _known(self, word: str, *, avoid: str | None = None) -> list[tuple[str, str]]:
-        """(place, thing) of every thing of that class seen outside places of class ``avoid``."""
+    def _known(self, word: str) -> list[tuple[str, str]]:
+        """(place, thing) of every thing of that class that was seen."""
         return sorted(
             (place, thing)
             for place, things in self._contents.items()
             for thing in things
-            if self._is_class(thing, word) and not self._is_class(place, avoid)
+            if self._is_class(thing, word)
         )
+
+    def _is_there(self, place: str, thing: str) -> bool:
+        """Whether a thing is where the task wants it, with what is to be done to it first."""
+        done = not self._verb or (self._verb, thing) in self._done
+        return done and self._is_class(place, self._goal_place)
 
     # -- what to do, best first; the first admissible one is taken ---------------------------------
 
@@ -202,7 +207,7 @@ class SearchingExpert:
 
     def _search_steps(self, actions: Sequence[str]) -> list[str]:
         here = self._here
-        known = self._known(self.target, avoid=self._goal_place)
+        known = [found for found in self._known(self.target) if not self._is_there(*found)]
         if known:
             takes = [f"take {thing} from {place}" for place, thing in known]
             opens = [f"open {here}", *(f"open {place}" for place, _ in known)]
@@ -234,7 +239,7 @@ class SearchingExpert:
         if place not in self._priority:
             self._priority[place] = float(self._rng.random())
         others = {p for obj, p in self._believed.items() if obj != self.target}
-        if place == self._believed.get(self.target):
+        if self._believed.get(self.target) in (place, place.split()[0]):
             tier = 0
         elif place in self._excluded or place in others:
             tier = 2

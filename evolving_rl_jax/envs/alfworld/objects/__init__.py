@@ -1,0 +1,1 @@
+"""Games split by what their tasks are about: which objects are trained on, what is known of the others."""

@@ -1,0 +1,192 @@
+"""The command ``evolving-rl data objects``: another index of a folder of games, split by object.
+
+Policies learn where things are usually kept, so what a skill is worth is seen on objects that training
+never met.  Half of the classes of objects are trained on; the games of the others are panels, and
+where their skills come from.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+
+from evolving_rl_jax.envs.alfworld.folder import HELDOUT_SPLITS, SPLITS, field, read_object
+from evolving_rl_jax.envs.alfworld.objects.halves import draw_halves
+from evolving_rl_jax.envs.alfworld.objects.truth import PLACED_AS_FOUND, kind_of, truth_of
+from evolving_rl_jax.envs.alfworld.tasks import INDEX, index_row, load_tasks
+from evolving_rl_jax.envs.base import TaskError
+from evolving_rl_jax.files import write_json
+from evolving_rl_jax.types import Task
+
+__all__ = ["HELD_OUT", "SEEN", "TYPES", "ObjectsReport", "prepare_objects"]
+
+# Panels of valid_seen; those of valid_unseen have `_unseen` after the name.
+SEEN, HELD_OUT = "seen_objects", "heldout_objects"
+_SUFFIX = {"valid_seen": "", "valid_unseen": "_unseen"}
+_TRAIN, _SOURCES = "train", f"{HELD_OUT}_sources"
+# The task types that are about one object; with two, one place is not enough.
+TYPES = (
+    "pick_and_place_simple",
+    "pick_clean_then_place_in_recep",
+    "pick_heat_then_place_in_recep",
+    "pick_cool_then_place_in_recep",
+    "look_at_obj_in_light",
+)
+_USUAL = 3  # kinds of places that are kept of an object
+# Official split of every split that an index of downloaded or converted games has.
+_OFFICIAL = {split: split for split in SPLITS} | {own: o for o, own in HELDOUT_SPLITS.items()}
+
+
+@dataclasses.dataclass
+class ObjectsReport:
+    """What was made of the games.
+
+    Attributes:
+      splits: name -> number of games.
+      seen: classes of objects that are trained on -> their games in train.
+      held_out: the same of the others.
+      kinds: for each half, kind of place -> share of its games in train that have the object there.
+      left_out: reason -> games.
+    """
+
+    splits: dict[str, int]
+    seen: dict[str, int]
+    held_out: dict[str, int]
+    kinds: dict[str, dict[str, float]]
+    left_out: dict[str, int]
+
+    def lines(self) -> list[str]:
+        """The report as text."""
+        text = []
+        for name, half in ((SEEN, self.seen), (HELD_OUT, self.held_out)):
+            words = ", ".join(f"{word} {n}" for word, n in half.items())
+            text.append(
+                f"{name}: {len(half)} classes, {sum(half.values())} games of train ({words})"
+            )
+            most = sorted(self.kinds[name].items(), key=lambda pair: -pair[1])[:8]
+            text.append(f"  kept in: {', '.join(f'{k} {share:.0%}' for k, share in most)}")
+        text += [f"{name}: {n} games" for name, n in self.splits.items()]
+        return text + [f"left out, {why}: {n}" for why, n in sorted(self.left_out.items())]
+
+
+def prepare_objects(
+    source: pathlib.Path,
+    out: pathlib.Path,
+    *,
+    seed: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> ObjectsReport:
+    """Writes ``out/games.json``, which names the games of ``source`` where they are.
+
+    Args:
+      source: a folder of games with the official splits, indexed or not.
+      out: folder to write.
+      seed: of the halves.
+      progress: called with the number of games read so far.
+
+    Raises:
+      TaskError: no such games, or too few of them to split.
+      FileExistsError: ``out`` has an index.
+    """
+    if (out / INDEX).exists():
+        raise FileExistsError(f"{out}: must not hold an index already, found {INDEX}")
+    left_out: Counter[str] = Counter()
+    games = _read(load_tasks(source), left_out, progress)
+    kinds = _kinds(games)
+    if len(kinds) < 2:
+        raise TaskError(
+            f"{source}: must hold training games about two classes of objects or more, found "
+            f"{', '.join(kinds) or 'none'}"
+        )
+    halves = draw_halves(kinds, seed)
+    tasks = _split(games, kinds, halves, left_out)
+    report = _report(tasks, kinds, halves, left_out)
+    root = source.absolute()
+    index = {
+        "format": 2,
+        "source": "objects",
+        "root": str(root),
+        "report": dataclasses.asdict(report),
+        "games": [index_row(task, root) for task in tasks],
+    }
+    write_json(out / INDEX, index, indent=1)
+    return report
+
+
+def _read(
+    tasks: Sequence[Task], left_out: Counter[str], progress: Callable[[int], None] | None
+) -> list[Task]:
+    """The games about one object, each with its truth and its official split."""
+    games = []
+    for done, task in enumerate(tasks, start=1):
+        official = _OFFICIAL.get(task.split)
+        if official is None:
+            left_out[f"split {task.split!r}, which is none of the release"] += 1
+        elif task.task_type not in TYPES:
+            left_out["more than one object"] += 1
+        else:
+            path = pathlib.Path(task.path) / "game.tw-pddl"
+            problem = field(read_object(path), "pddl_problem", str, path)
+            meta = task.meta
+            truth = truth_of(problem, task.task_type, meta["object"], meta["target"])
+            meta = {**meta, "places": truth.places, "kept": truth.kept}
+            games.append(dataclasses.replace(task, split=official, meta=meta))
+        if progress:
+            progress(done)
+    return games
+
+
+def _kinds(games: Sequence[Task]) -> dict[str, Counter[str]]:
+    """Class of objects -> kind of place -> training games that have the object there."""
+    kinds: dict[str, Counter[str]] = defaultdict(Counter)
+    for task in games:
+        if task.split == _TRAIN and task.meta["kept"]:
+            kinds[task.meta["object"]].update({kind_of(place) for place in task.meta["kept"]})
+    return dict(sorted(kinds.items()))
+
+
+def _split(
+    games: Sequence[Task],
+    kinds: Mapping[str, Counter[str]],
+    halves: Sequence[Sequence[str]],
+    left_out: Counter[str],
+) -> list[Task]:
+    tasks = []
+    for task in games:
+        word = task.meta["object"]
+        if word not in kinds:
+            left_out["an object that no training game is about"] += 1
+            continue
+        if not task.meta["kept"]:
+            left_out["an object that lies nowhere"] += 1
+            continue
+        is_seen = word in halves[0]
+        if task.split != _TRAIN:
+            split = (SEEN if is_seen else HELD_OUT) + _SUFFIX[task.split]
+        elif is_seen:
+            split = _TRAIN
+        else:
+            split = _SOURCES
+        usual = _usual(kinds[word], task)
+        tasks.append(dataclasses.replace(task, split=split, meta={**task.meta, "usual": usual}))
+    return tasks
+
+
+def _usual(kinds: Mapping[str, int], task: Task) -> list[str]:
+    """The commonest kinds of places of training games, where the task's object can be looked for."""
+    ranked = sorted(kinds, key=lambda kind: (-kinds[kind], kind))
+    there = task.meta["target"] if task.task_type in PLACED_AS_FOUND else ""
+    return ([kind for kind in ranked if kind != there] or ranked)[:_USUAL]
+
+
+def _report(tasks, kinds, halves, left_out) -> ObjectsReport:
+    games = Counter(t.meta["object"] for t in tasks if t.split in (_TRAIN, _SOURCES))
+    shares = {}
+    for name, half in zip((SEEN, HELD_OUT), halves, strict=True):
+        total = sum((kinds[word] for word in half), Counter())
+        shares[name] = {kind: n / total.total() for kind, n in sorted(total.items())}
+    seen, held_out = ({word: games[word] for word in half} for half in halves)
+    splits = dict(sorted(Counter(t.split for t in tasks).items()))
+    return ObjectsReport(splits, seen, held_out, shares, dict(left_out))
