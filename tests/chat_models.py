@@ -73,9 +73,24 @@ TEXTS = [
 
 
 def make_tokenizer_folder(
-    folder: pathlib.Path, family: str = "chatml", *, template=None, vocab_size=512, rstrip=False
+    folder: pathlib.Path,
+    family: str = "chatml",
+    *,
+    template=None,
+    vocab_size=512,
+    rstrip=False,
+    unused=(),
 ) -> pathlib.Path:
-    """Writes the tokenizer files of ``family``; ``template`` replaces its chat template."""
+    """Writes the tokenizer files of ``family``.
+
+    Args:
+      folder: made where needed.
+      family: out of `FAMILIES`.
+      template: replaces its chat template.
+      vocab_size: ids in all, without ``unused``.
+      rstrip: special tokens swallow the white space after them.
+      unused: special tokens that nothing names, added after all others.
+    """
     import tokenizers
     from tokenizers import decoders, models, pre_tokenizers, trainers
 
@@ -93,9 +108,36 @@ def make_tokenizer_folder(
     )
     backend.train_from_iterator(TEXTS, trainer)
     backend.add_special_tokens([tokenizers.AddedToken(t, rstrip=rstrip) for t in specials])
+    backend.add_special_tokens([tokenizers.AddedToken(t, normalized=False) for t in unused])
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "tokenizer.json").write_text(backend.to_str(), encoding="utf-8")
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", **named}
     settings["chat_template"] = source if template is None else template
     (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    return folder
+
+
+def make_model_folder(folder: pathlib.Path, family: str = "chatml", *, rows=0, seed=0, **options):
+    """A tiny random chat model of ``family`` in Hugging Face form.
+
+    Args:
+      folder: made where needed.
+      family: of its tokenizer.
+      rows: of the embedding, more than there are tokens.
+      seed: of the weights.
+      **options: of `make_tokenizer_folder`.
+    """
+    import jax
+
+    from evolving_rl_jax import models
+
+    tokenizer = models.load_tokenizer(
+        make_tokenizer_folder(folder / "tokenizer", family, **options)
+    )
+    cfg = models.ModelConfig(
+        tokenizer.vocab_size + rows, 16, 24, 1, 2, 1, 8, model_type="llama",
+        max_position_embeddings=4096,
+    )  # fmt: skip
+    params = models.init(cfg, jax.random.key(seed))
+    models.save_hf(params, cfg, folder, tokenizer_dir=tokenizer.path)
     return folder

@@ -121,8 +121,13 @@ def test_the_defaults_are_valid_and_new_every_time():
         ({"model__num_kv_heads": 3}, "config.model.num_kv_heads must be a divisor of model.num_he"),
         ({"model__vocab_size": 200}, "config.model.vocab_size must be >= 263"),
         (
-            {"model__hf_path": "x", "warmstart__enabled": True},
-            "config.warmstart.enabled must be False with model.hf_path",
+            {
+                "model__hf_path": "x",
+                "model__lora__rank": 1,
+                "model__lora_adapter": "y",
+                "warmstart__enabled": True,
+            },
+            "config.model.lora_adapter must be empty with a warm start",
         ),
         (
             {

@@ -98,12 +98,12 @@ def _model(config: ConfigDict) -> Iterator[Rule]:
         "model.lora_adapter",
         "empty without model.lora.rank > 0 and model.hf_path (the policy that it belongs to)",
     )
+    yield (
+        not m.lora_adapter or not config.warmstart.enabled,
+        "model.lora_adapter",
+        "empty with a warm start (new adapters start from the policy that it makes)",
+    )
     if m.hf_path:
-        yield (
-            not config.warmstart.enabled,
-            "warmstart.enabled",
-            "False with model.hf_path (training starts from that policy)",
-        )
         return
     yield (
         config.rollout.style == "compact",

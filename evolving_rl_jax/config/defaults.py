@@ -266,6 +266,9 @@ _WARMSTART = {
     "steps": Key(800, Accepted(">= 2 (the first warms up)", lambda x: x >= 2)),
     "batch_rows": least_1(32),
     "learning_rate": above_0(3e-3),
+    # Of what there is to learn from, by household, site or conversation: never trained on, its loss told.
+    "held_out": Key(0.0, Accepted("in [0, 1)", lambda x: 0 <= x < 1)),
+    "every": least_0(500),  # steps between checkpoints, and held-out losses (0 = at the end only)
     "action_noise": share(0.05),  # of turns with a random admissible action
     "follow_skill": share(0.8),  # how often the cloned solver follows a skill about its own object
     "good_extraction": share(0.4),  # of cloned extractions that state the decisive fact if seen

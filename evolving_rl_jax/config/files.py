@@ -182,6 +182,7 @@ RESUMABLE = (
     *("train.micro_batch_rows", "train.row_length", "train.logprob_chunk", "train.remat"),
     *("model.attention", "rollout.num_slots", "rollout.memory_limit_gb", "rollout.prefill_buckets"),
     *("rollout.decode_window", "rollout.row_buckets", "rollout.column_buckets"),
+    "warmstart.every",
     "warmstart.batch_rows",  # without effect once the warm start is made
     "optimizer.decay_updates",  # what it comes to may not: see schedule_change
     "train.max_unscored",

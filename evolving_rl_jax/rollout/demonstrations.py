@@ -68,17 +68,25 @@ class Demonstrator:
         self,
         tasks: Sequence[Task],
         *,
+        first: int = 0,
         concurrent: int = 256,
         progress: Callable[[int], None] | None = None,
     ) -> list[Demonstration]:
-        """One demonstration for each task, in order; tasks whose environment failed are left out."""
+        """One demonstration for each task, in order; tasks whose environment failed are left out.
+
+        Args:
+          tasks: to play.
+          first: number of the first demonstration.
+          concurrent: most that are under way at a time.
+          progress: called with the number of finished ones now and then.
+        """
         results: dict[int, Demonstration] = {}
         running: dict[int, _Running] = {}
         queue = list(range(len(tasks)))[::-1]
         while queue or running:
             while queue and len(running) < concurrent:
                 i = queue.pop()
-                running[i] = self._start(i, tasks[i])
+                running[i] = self._start(i, first + i, tasks[i])
             self.pool.flush()
             for i, reply in self.pool.poll(None):
                 if reply.status == OK and not self._is_over(running[i], reply):
@@ -92,8 +100,8 @@ class Demonstrator:
                 progress(len(tasks) - len(queue) - len(running))
         return [results[i] for i in sorted(results)]
 
-    def _start(self, i: int, task: Task) -> _Running:
-        rng = np.random.default_rng([self.seed, i])
+    def _start(self, i: int, number: int, task: Task) -> _Running:
+        rng = np.random.default_rng([self.seed, number])
         teacher = benchmark(task.env).teacher(task, rng, self.quality)
         r = self.rollout
         context = make_context(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -14,7 +15,11 @@ from evolving_rl_jax import envs
 from evolving_rl_jax.config import ConfigError
 from evolving_rl_jax.data.tasks import TaskOrder, copies_of, select, source_split
 from evolving_rl_jax.envs.pool.pool import EnvPool
-from evolving_rl_jax.rollout.prompts import COMPACT_SPECIAL_TOKENS, make_prompts
+from evolving_rl_jax.rollout.prompts import (
+    COMPACT_MARKERS,
+    COMPACT_SPECIAL_TOKENS,
+    make_prompts,
+)
 from evolving_rl_jax.run.console import progress, say, user_errors
 from evolving_rl_jax.run.environments import make_pool, prepare_games
 from evolving_rl_jax.run.folder import RunFolder
@@ -142,7 +147,8 @@ def prepare_tokenizer(
 ) -> Any:
     """The tokenizer of the imported policy, or one trained on texts of the games, once.
 
-    Its texts are those of the demonstrations' games, or of the training games where there are none.
+    An imported one without the markers of the compact form gets them, in the run folder.  The texts of
+    a trained one are those of the demonstrations' games, or of the training games where there are none.
     """
     from evolving_rl_jax.models.tokenizer import (
         NUMBERED_PIECES,
@@ -151,10 +157,9 @@ def prepare_tokenizer(
         train_tokenizer,
     )
 
-    if config.model.hf_path:
-        with user_errors((ValueError, FileNotFoundError), "config.model.hf_path"):
-            return load_tokenizer(config.model.hf_path)
     path = folder.path / "tokenizer"
+    if config.model.hf_path:
+        return _imported_tokenizer(config, folder, hosts, path)
     if hosts.first and not (path / "tokenizer.json").is_file():
         names = config.warmstart.splits
         shown = [task for name in names for task in select(tasks, split=name)] or train
@@ -168,6 +173,38 @@ def prepare_tokenizer(
     hosts.meet("tokenizer")
     with user_errors((ValueError, FileNotFoundError)):
         return load_tokenizer(path)
+
+
+def _imported_tokenizer(config, folder: RunFolder, hosts: Hosts, path: pathlib.Path) -> Any:
+    from evolving_rl_jax.models.markers import with_markers
+    from evolving_rl_jax.models.tokenizer import load_tokenizer
+
+    with user_errors((ValueError, FileNotFoundError), "config.model.hf_path"):
+        tokenizer = load_tokenizer(config.model.hf_path)
+        places = _marker_places(config, tokenizer)
+        there = (path / "tokenizer.json").is_file()
+        if not places or not (there or folder.trains):
+            return tokenizer
+        if hosts.first and not there:
+            num_rows = model_config(config, 0).vocab_size
+            with_markers(config.model.hf_path, COMPACT_MARKERS, num_rows, path)
+        hosts.meet("tokenizer")
+        marked = load_tokenizer(path)
+    if any(marked.special_ids.get(m) != i for m, i in places.items()):
+        raise ConfigError(
+            f"config.model.hf_path must be the policy whose tokenizer is in {str(path)!r}, got "
+            f"{config.model.hf_path!r}, where the markers of the compact form have other places"
+        )
+    return marked
+
+
+def _marker_places(config, tokenizer) -> dict[str, int]:
+    """Ids of the markers that an imported tokenizer lacks, see `markers.place_markers`."""
+    from evolving_rl_jax.models.markers import place_markers
+
+    if config.rollout.style != "compact":
+        return {}
+    return place_markers(tokenizer, COMPACT_MARKERS, model_config(config, 0).vocab_size)
 
 
 def model_config(config, vocab_size: int):
@@ -204,7 +241,7 @@ def check_models(config) -> None:
         from evolving_rl_jax.models.tokenizer import load_tokenizer
 
         with user_errors((ValueError, FileNotFoundError), "config.model.hf_path"):
-            load_tokenizer(config.model.hf_path)
+            _marker_places(config, load_tokenizer(config.model.hf_path))
         read_adapter(config, model_config(config, 0))
     check_embedder(config.skills.embedder)
 

@@ -48,10 +48,18 @@ def load_policy(folder: RunFolder, which: str, hosts: Hosts = ALONE):
     return params, model_cfg, iteration
 
 
+def tokenizer_source(config, folder: RunFolder) -> str | pathlib.Path:
+    """Where the tokenizer of a run's policy is: its own in the run folder, or the imported one's."""
+    own = folder.path / "tokenizer"
+    imported = config.model.hf_path
+    return imported if imported and not (own / "tokenizer.json").is_file() else own
+
+
 def _base_model(folder: RunFolder, config) -> str:
     """Where the policy that training started from is kept, if it is kept: a folder or a hub id."""
-    base = pathlib.Path(config.model.hf_path or folder.path / "warmstart")
-    return str(base.absolute() if base.exists() else config.model.hf_path or base)
+    imported = "" if config.warmstart.enabled else config.model.hf_path
+    base = pathlib.Path(imported or folder.path / "warmstart")
+    return str(base.absolute() if base.exists() else imported or base)
 
 
 def _load_base(folder, config, key):
@@ -62,7 +70,7 @@ def _load_base(folder, config, key):
 def _restore(folder: RunFolder, config, which: str, hosts: Hosts = ALONE):
     """(what was trained, model_cfg, iteration) of a checkpoint."""
     with user_errors((ValueError, FileNotFoundError), "--workdir"):
-        tokenizer = load_tokenizer(config.model.hf_path or folder.path / "tokenizer")
+        tokenizer = load_tokenizer(tokenizer_source(config, folder))
     model_cfg = model_config(config, tokenizer.vocab_size)
     # Not the mesh of training, which may have had other devices: shared out over all that are here.
     mesh = make_mesh(data=1, fsdp=-1, tensor=1)
@@ -88,7 +96,7 @@ def export_policy(folder: RunFolder, out: pathlib.Path, which: str) -> None:
     check_unused(out)
     params, model_cfg, _ = load_policy(folder, which)
     config = folder.load_config()
-    tokenizer = config.model.hf_path or folder.path / "tokenizer"
+    tokenizer = tokenizer_source(config, folder)
     with user_errors((OSError,), "--out"):
         models.save_hf(params, model_cfg, out, tokenizer_dir=tokenizer)
 

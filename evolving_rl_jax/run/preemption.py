@@ -6,11 +6,13 @@ announced maintenance event or preemption, which the metadata server tells befor
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
 import threading
 import urllib.request
+from collections.abc import Iterator
 from typing import Any
 
 log = logging.getLogger(__name__)
@@ -94,6 +96,15 @@ class Preemption:
         """From here on there is something to save."""
         self._deferred = True
         self.check()
+
+    @contextlib.contextmanager
+    def deferred(self) -> Iterator[None]:
+        """`defer` for a while; what saves itself meanwhile asks `raise_if_preempted` where it can."""
+        before, self._deferred = self._deferred, True
+        try:
+            yield
+        finally:
+            self._deferred = before
 
     def check(self) -> None:
         """Raises `Preempted` when a notice has come; for places with nothing to save."""

@@ -1,33 +1,47 @@
-"""The warm start: behaviour cloning of scripted solvers and extractors, for policies made from scratch.
+"""The warm start: behaviour cloning, of a policy made from scratch or of an imported one.
 
 Kept in ``WORKDIR/warmstart`` as a Hugging Face folder, so it can also be evaluated or transferred alone.
+An imported policy with ``model.lora`` is cloned by adapters, which are merged into that folder: the
+policy that it holds is what training starts from and is compared with.
 """
 
 from __future__ import annotations
 
+import itertools
+import json
+import pathlib
+import shutil
 import time
+from typing import Any
 
 import jax
 import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
 
 from evolving_rl_jax import models, parallel
-from evolving_rl_jax.config import ConfigError
 from evolving_rl_jax.files import write_atomic
-from evolving_rl_jax.rollout.batch import fill_rows, pack_rows
-from evolving_rl_jax.rollout.demonstrations import Demonstrator
-from evolving_rl_jax.run.skills import fit_to_prompt
-from evolving_rl_jax.types import Sample
-from evolving_rl_jax.update.state import init_state
-from evolving_rl_jax.update.step import make_cloning_step
+from evolving_rl_jax.models import lora as lora_lib
+from evolving_rl_jax.run.policy import tokenizer_source
+from evolving_rl_jax.run.preemption import Preempted, raise_if_preempted
+from evolving_rl_jax.train.checkpoint import Checkpoints
+from evolving_rl_jax.train.lessons import Lessons, all_batches, make_lessons, row_batches
+from evolving_rl_jax.update.state import (
+    TrainState,
+    abstract_state,
+    init_state,
+    kept,
+    state_from_params,
+)
+from evolving_rl_jax.update.step import CLONING_SUMS, make_cloning_score, make_cloning_step
 
-DONE = "done"
-FIELDS = ("tokens", "positions", "segment_ids", "loss_mask")  # of a batch to clone
+DONE, CHECKPOINTS, LOG = "done", "checkpoints", "log.jsonl"
+_SHOWN = 20  # steps from one line of the log to the next
 
 
 def initial_params(parts, mesh: Mesh, *, dtype="float32"):
-    """The policy that training starts from: imported, cloned (cached in the run folder), or random.
+    """The policy that training starts from: cloned (cached in the run folder), imported, or random.
 
     Args:
       parts: of the run.
@@ -35,19 +49,13 @@ def initial_params(parts, mesh: Mesh, *, dtype="float32"):
       dtype: in which an imported or cloned one is read.
     """
     config = parts.config
-    if config.model.hf_path:
-        return _load(parts, mesh, dtype, config.model.hf_path)
     if not config.warmstart.enabled:
+        if config.model.hf_path:
+            return _load(parts, mesh, dtype, config.model.hf_path)
         return models.init(parts.model_cfg, jax.random.key(config.seed))
     folder = parts.folder.path / "warmstart"
     if not parts.hosts.from_first((folder / DONE).is_file()):
-        params = _whole(clone(parts, mesh), parts, mesh)
-        if parts.hosts.first:
-            models.save_hf(
-                params, parts.model_cfg, folder, tokenizer_dir=parts.folder.path / "tokenizer"
-            )
-            write_atomic(folder / DONE, "")
-        parts.hosts.meet("warm start")
+        _keep(clone(parts, mesh), parts, mesh, folder)
     return _load(parts, mesh, dtype, folder)
 
 
@@ -58,98 +66,190 @@ def _load(parts, mesh, dtype, path):
     return models.load_hf(path, dtype=dtype, shardings=shardings)[0]
 
 
-def _whole(params, parts, mesh):
-    """Parameters of which every process has everything, so that one can write them down."""
-    if parts.hosts.count == 1:
-        return params
-    return jax.device_get(jax.device_put(params, NamedSharding(mesh, PartitionSpec())))
+def _keep(params, parts, mesh, folder: pathlib.Path) -> None:
+    """Writes the cloned policy down; every process has everything then, so that one can."""
+    if parts.hosts.count > 1:
+        params = jax.device_get(jax.device_put(params, NamedSharding(mesh, PartitionSpec())))
+    if parts.hosts.first:
+        tokenizer = tokenizer_source(parts.config, parts.folder)
+        models.save_hf(params, parts.model_cfg, folder, tokenizer_dir=tokenizer)
+        write_atomic(folder / DONE, "")
+        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    parts.hosts.meet("warm start")
 
 
 def clone(parts, mesh: Mesh):
-    """Plays the demonstrations, then trains on them; returns the parameters.
+    """Makes the lessons, then trains on them, from the last checkpoint if there is one.
 
-    Every host plays all of them: they are the same everywhere, so nothing has to be exchanged.
+    Returns:
+      The parameters; adapters are merged.
+
+    Raises:
+      Preempted: this machine is about to be taken away; the warm start has been saved.
     """
-    samples = demonstrations(parts)
+    lessons = make_lessons(parts)
+    run = _Cloning(parts, mesh, lessons)
+    state, done = run.begin()
     w = parts.config.warmstart
-    schedule = optax.warmup_cosine_decay_schedule(
-        w.learning_rate / 20, w.learning_rate, max(1, w.steps // 20), w.steps, w.learning_rate / 20
-    )
-    optimizer = optax.chain(
-        optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.98, weight_decay=0.01)
-    )
-    key = jax.random.key(parts.config.seed)
-    state = init_state(parts.model_cfg, optimizer, mesh, key, reference=False)
-    attention = parts.config.model.attention
-    step = make_cloning_step(parts.config, parts.model_cfg, optimizer, mesh, attention=attention)
-    batches = row_batches(samples, parts.config, seed=parts.config.seed)
-    rows = NamedSharding(mesh, PartitionSpec(parallel.ROWS))
-    losses = []
-    with parts.progress("warm start: cloning", w.steps) as bar:
-        for i in range(w.steps):
-            batch = next(batches)
-            if parts.hosts.count > 1:
-                batch = parallel.whole_to_global(batch, rows)
-            state, metrics = step(state, batch)
-            losses.append(metrics["loss"])
-            # Reading a value waits for the device, so only now and then.
-            if i % 20 == 19:
-                losses[-1].block_until_ready()
+    batches = itertools.islice(row_batches(lessons.taught, parts.config, seed=run.seed), done, None)
+    with parts.preemption.deferred(), parts.progress("warm start: cloning", w.steps) as bar:
+        bar(done)
+        if not done:
+            run.log_held_out(0, state)
+        for i, batch in zip(range(done, w.steps), batches, strict=False):
+            state, metrics = run.step(state, run.place(batch))
+            last = i + 1 == w.steps
+            run.log(i + 1, batch, metrics, write=last or (i + 1) % _SHOWN == 0)
+            due = bool(w.every) and (i + 1) % w.every == 0
+            if last or due:
+                run.log_held_out(i + 1, state)
+            if due and not last:
+                run.save(i + 1, state)
+            if last or (i + 1) % _SHOWN == 0:
                 bar(i + 1)
-    first, last = (float(np.mean(jax.device_get(x))) for x in (losses[:20], losses[-20:]))
-    parts.say(f"warm start: loss {first:.3f} -> {last:.3f} on {len(samples)} sequences")
+                run.stop_if_preempted(i + 1, state)
+    run.finish()
+    if run.lora:
+        return lora_lib.Merger(run.lora)(state.ref_params, state.params)
     return state.params
 
 
-def demonstrations(parts) -> list[Sample]:
-    """The sequences to clone: every scripted episode, and the extraction after those without a skill."""
-    config = parts.config
-    demonstrator = Demonstrator(
-        parts.pool,
-        parts.prompts,
-        config.rollout,
-        config.warmstart,
-        config.seed,
-        fit_to_prompt(config, parts.tokenizer),
-    )
-    tasks = [task for name in config.warmstart.splits for task in parts.split(name)]
-    n = config.warmstart.episodes
-    # Where there are more tasks than episodes, those at equal distances: ids are sorted by type.
-    apart = max(1.0, len(tasks) / n)
-    chosen = [tasks[int(i * apart) % len(tasks)] for i in range(n)]
-    start = time.perf_counter()
-    with parts.progress("warm start: demonstrations", n) as bar:
-        played = demonstrator.play(chosen, progress=bar)
-    won = sum(d.won for d in played)
-    parts.say(
-        f"warm start: {len(played)} demonstrations ({won / max(len(played), 1):.0%} won) in "
-        f"{time.perf_counter() - start:.0f} s"
-    )
-    samples = [s for d in played for s in d.samples]
-    fitting = [s for s in samples if len(s.tokens) <= config.train.row_length]
-    if not fitting:
-        longest = max((len(s.tokens) for s in samples), default=0)
-        raise ConfigError(
-            f"config.train.row_length must be >= the length of demonstrations, got "
-            f"{config.train.row_length} and {len(samples)} sequences of at most {longest} tokens"
+class _Cloning:
+    """What one warm start works with: compiled steps, checkpoints, and its log.
+
+    Args:
+      parts: of the run.
+      mesh: that it is trained on.
+      lessons: what is taught.
+
+    Attributes:
+      step: the compiled update, (state, batch) -> (state, metrics).
+      lora: the adapters that are trained, or None.
+      seed: of everything drawn.
+    """
+
+    def __init__(self, parts, mesh: Mesh, lessons: Lessons):
+        config = parts.config
+        self._parts, self._mesh, self.seed = parts, mesh, config.seed
+        self.lora = lora_lib.from_config(config.model.lora) if config.model.hf_path else None
+        self._optimizer = _optimizer(config.warmstart)
+        given = config, parts.model_cfg, self._optimizer, mesh
+        options = {"lora": self.lora, "attention": config.model.attention}
+        self.step = make_cloning_step(*given, **options)
+        self._held_out = all_batches(lessons.held_out, config) if lessons.held_out else []
+        self._score = make_cloning_score(*given, **options) if lessons.held_out else None
+        folder = parts.folder.path / "warmstart"
+        keep = ConfigDict({"keep_last": 1, "keep_best": 0})
+        self._checkpoints = Checkpoints(folder / CHECKPOINTS, keep, parts.hosts)
+        self._prepared = False
+        self._rows = NamedSharding(mesh, PartitionSpec(parallel.ROWS))
+        self._log_file, self._records = folder / LOG, []
+        self._metrics: list[dict[str, Any]] = []
+        self._tokens, self._sequences = 0, len(lessons.taught)
+        self._since = time.perf_counter()
+
+    def begin(self) -> tuple[TrainState, int]:
+        """The state of the newest checkpoint and the steps it was trained for, or a new one and 0."""
+        abstract = kept(self._abstract(), self.lora)
+        found = self._checkpoints.read(abstract)
+        state, extra = found or (self._new_state(), {"step": 0, "log": []})
+        if found and self.lora:  # the frozen base is in no checkpoint
+            state = state._replace(ref_params=self._new_state().ref_params)
+        if found:
+            self._parts.say(f"warm start: going on from step {extra['step']}")
+        self._records = list(extra["log"])
+        self._since = time.perf_counter()
+        return state, extra["step"]
+
+    def place(self, batch):
+        """A batch where the step takes it: as it is on one process, else in global arrays."""
+        if self._parts.hosts.count > 1:
+            return parallel.whole_to_global(batch, self._rows)
+        return batch
+
+    def save(self, done: int, state: TrainState) -> None:
+        """Starts to write a checkpoint."""
+        if not self._prepared:  # not before: a short warm start never saves
+            self._checkpoints.prepare(kept(self._abstract(), self.lora))
+            self._prepared = True
+        extra = {"step": done, "log": self._records}
+        self._checkpoints.save(done, kept(state, self.lora), extra)
+
+    def stop_if_preempted(self, done: int, state: TrainState) -> None:
+        """Saves and ends where a notice has come to any host."""
+        try:
+            raise_if_preempted(self._parts.hosts, self._parts.preemption)
+        except Preempted:
+            self.save(done, state)
+            self._checkpoints.wait()
+            self._parts.say(f"warm start: saved after step {done}")
+            raise
+
+    def log(self, done: int, batch, metrics: dict[str, Any], *, write: bool) -> None:
+        """Notes a step; with ``write`` reads what the device has computed and writes a line."""
+        self._metrics.append(metrics)
+        self._tokens += int(np.count_nonzero(batch["segment_ids"]))
+        if not write:  # reading a value waits for the device
+            return
+        values = jax.device_get(self._metrics)
+        seconds = time.perf_counter() - self._since
+        record = {"step": done} | {
+            name: float(np.mean([m[name] for m in values])) for name in values[0]
+        }
+        record |= {"tokens_per_second": self._tokens / max(seconds, 1e-9)}
+        self._metrics, self._tokens, self._since = [], 0, time.perf_counter()
+        self._write(record)
+
+    def log_held_out(self, done: int, state: TrainState) -> None:
+        """Writes the loss on what is not trained on, where there is any."""
+        if self._score is None:
+            return
+        sums = [jax.device_get(self._score(state, self.place(b))) for b in self._held_out]
+        total = {name: float(sum(s[name] for s in sums)) for name in CLONING_SUMS}
+        count = max(total.pop("trained_tokens"), 1.0)
+        self._write({"step": done} | {f"held_out_{n}": x / count for n, x in total.items()})
+        self._since = time.perf_counter()
+
+    def finish(self) -> None:
+        """Waits for the disk, and says in one line what was reached."""
+        self._checkpoints.close()
+        losses = [r["loss"] for r in self._records if "loss" in r]
+        held = [r["held_out_loss"] for r in self._records if "held_out_loss" in r]
+        speed = np.median([r["tokens_per_second"] for r in self._records if "loss" in r])
+        text = (
+            f"warm start: loss {losses[0]:.3f} -> {losses[-1]:.3f} on {self._sequences} sequences"
         )
-    if len(fitting) < len(samples):
-        parts.say(f"warm start: {len(samples) - len(fitting)} sequences are too long and left out")
-    return fitting
+        if held:
+            text += f", held out {held[0]:.3f} -> {held[-1]:.3f}"
+        self._parts.say(f"{text}, {speed:.0f} tokens/s")
+
+    def _write(self, record: dict[str, Any]) -> None:
+        self._records.append(record)
+        if self._parts.hosts.first:
+            self._log_file.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(self._log_file, "".join(json.dumps(r) + "\n" for r in self._records))
+
+    def _abstract(self) -> TrainState:
+        return abstract_state(
+            self._parts.model_cfg, self._optimizer, self._mesh, reference=False, lora=self.lora
+        )
+
+    def _new_state(self) -> TrainState:
+        parts, model_cfg = self._parts, self._parts.model_cfg
+        key, path = jax.random.key(self.seed), parts.config.model.hf_path
+        if not path:
+            return init_state(model_cfg, self._optimizer, self._mesh, key, reference=False)
+        dtype = model_cfg.dtype if self.lora else "float32"  # in which it will be kept
+        return state_from_params(
+            _load(parts, self._mesh, dtype, path), model_cfg, self._optimizer, self._mesh,
+            reference=False, lora=self.lora, key=key,
+        )  # fmt: skip
 
 
-def row_batches(samples: list[Sample], config, *, seed: int):
-    """Endless batches of packed rows, every sequence once an epoch in a new order."""
-    rng = np.random.default_rng(seed)
-    rows, length = config.warmstart.batch_rows, config.train.row_length
-    # Short sequences first fill up rows well when a batch draws from the whole set.
-    per_batch = max(1, int(rows * length / np.mean([len(s.tokens) for s in samples])))
-    queue: list[int] = []
-    while True:
-        while len(queue) < per_batch:
-            queue += rng.permutation(len(samples)).tolist()
-        drawn = [samples[i] for i in queue[:per_batch]]
-        chosen, left = pack_rows([len(s.tokens) for s in drawn], length, rows)
-        filled = fill_rows(drawn, chosen, rows, length)
-        yield {name: filled[name] for name in FIELDS}
-        queue = [queue[m] for m in left] + queue[per_batch:]
+def _optimizer(w) -> optax.GradientTransformation:
+    schedule = optax.warmup_cosine_decay_schedule(
+        w.learning_rate / 20, w.learning_rate, max(1, w.steps // 20), w.steps, w.learning_rate / 20
+    )
+    return optax.chain(
+        optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.98, weight_decay=0.01)
+    )

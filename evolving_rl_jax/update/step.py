@@ -98,6 +98,9 @@ CLONING_METRICS: dict[str, str] = {
     "skipped_updates": STEP_METRICS["skipped_updates"],
 }
 
+# Those that are sums over the demonstrated tokens of a batch.
+CLONING_SUMS = ("loss", "token_probability", "trained_tokens")
+
 
 def batch_shardings(mesh: Mesh) -> TokenBatch:
     """NamedShardings of a TokenBatch: rows over the data axes, all else on every device."""
@@ -208,6 +211,7 @@ def make_cloning_step(
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     *,
+    lora: lora_lib.LoraConfig | None = None,
     attention: str = "auto",
 ) -> Callable[[state_lib.TrainState, dict[str, Any]], tuple[state_lib.TrainState, dict[str, Any]]]:
     """Compiles ``cloning_step(state, batch) -> (state, metrics)``; the given state is donated.
@@ -219,6 +223,7 @@ def make_cloning_step(
       model_cfg: the policy.
       optimizer: any optax transformation.
       mesh: the device mesh.
+      lora: the adapters that are trained instead of the policy's own parameters, or None.
       attention: its implementation, ``config.model.attention``.
 
     Returns:
@@ -226,22 +231,14 @@ def make_cloning_step(
       ``batch`` the packed rows ``tokens, positions, segment_ids, loss_mask``, all [B, T] and as in
       TokenBatch.  ``metrics`` has the keys of `CLONING_METRICS`, float32 scalars on the devices.
     """
-
     check_platform(attention, mesh)
 
-    def loss_fn(params, rows):
-        logprobs, _ = policy_logprobs(
-            params, model_cfg, config, rows, mesh, attention, at_temperature=False
-        )
-        trained = rows.mask > 0
-        sums = {
-            "loss": -jnp.sum(jnp.where(trained, logprobs, 0.0)),
-            "token_probability": jnp.sum(jnp.where(trained, jnp.exp(logprobs), 0.0)),
-            "trained_tokens": jnp.sum(rows.mask),
-        }
-        return sums["loss"], jax.lax.stop_gradient(microbatch.MicroResult(sums, {}))
-
     def cloning_step(state, batch):
+        def loss_fn(params, rows):
+            policy = lora_lib.attach(state.ref_params, params, lora) if lora else params
+            sums = _cloning_sums(policy, model_cfg, config, rows, mesh, attention)
+            return sums["loss"], jax.lax.stop_gradient(microbatch.MicroResult(sums, {}))
+
         rows = rows_lib.make_rows(**batch)
         rows, _ = microbatch.split_rows(rows, config.train.micro_batch_rows, mesh)
         num_micro = rows.tokens.shape[0]
@@ -253,9 +250,60 @@ def make_cloning_step(
             metrics[name] = total.sums[name] / jnp.maximum(count, 1.0)
         return state, metrics | {"trained_tokens": count}
 
-    abstract = state_lib.abstract_state(model_cfg, optimizer, mesh, reference=False)
+    abstract = state_lib.abstract_state(model_cfg, optimizer, mesh, reference=False, lora=lora)
     by_row = NamedSharding(mesh, PartitionSpec(parallel.ROWS))
     return _compiled(cloning_step, abstract, by_row, mesh)
+
+
+def make_cloning_score(
+    config: Any,
+    model_cfg: models.ModelConfig,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    *,
+    lora: lora_lib.LoraConfig | None = None,
+    attention: str = "auto",
+) -> Callable[[state_lib.TrainState, dict[str, Any]], dict[str, Any]]:
+    """Compiles ``score(state, batch) -> sums`` of demonstrations that are not trained on.
+
+    Args:
+      config, model_cfg, optimizer, mesh, lora, attention: as for `make_cloning_step`.
+
+    Returns:
+      A jitted function of what `make_cloning_step` takes: ``loss``, ``token_probability`` and
+      ``trained_tokens`` of the batch, each a sum over its masked tokens.
+    """
+
+    def score(state, batch):
+        policy = lora_lib.attach(state.ref_params, state.params, lora) if lora else state.params
+        rows = rows_lib.make_rows(**batch)
+        rows, _ = microbatch.split_rows(rows, config.train.micro_batch_rows, mesh)
+
+        def micro(rows):
+            sums = _cloning_sums(policy, model_cfg, config, rows, mesh, attention)
+            return jnp.stack([sums[name] for name in CLONING_SUMS])
+
+        found = microbatch.map_micro(micro, rows, rows.tokens.shape[0]).sum(0)
+        return dict(zip(CLONING_SUMS, found, strict=True))
+
+    abstract = state_lib.abstract_state(model_cfg, optimizer, mesh, reference=False, lora=lora)
+    by_row = NamedSharding(mesh, PartitionSpec(parallel.ROWS))
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    shardings = state_lib.state_shardings(abstract), by_row
+    return jax.jit(score, in_shardings=shardings, out_shardings=everywhere)
+
+
+def _cloning_sums(policy, model_cfg, config, rows, mesh, attention):
+    """Sums over the demonstrated tokens of one micro-batch."""
+    logprobs, _ = policy_logprobs(
+        policy, model_cfg, config, rows, mesh, attention, at_temperature=False
+    )
+    trained = rows.mask > 0
+    return {
+        "loss": -jnp.sum(jnp.where(trained, logprobs, 0.0)),
+        "token_probability": jnp.sum(jnp.where(trained, jnp.exp(logprobs), 0.0)),
+        "trained_tokens": jnp.sum(rows.mask),
+    }
 
 
 def _compiled(step, abstract, batch_sharding, mesh):
