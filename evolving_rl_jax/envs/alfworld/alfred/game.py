@@ -111,7 +111,7 @@ def _id(pose: Pose) -> str:
 def _walkthrough(trial: Trial, scene: KnownScene, placed: Sequence[_Placed]) -> list[str]:
     """The plan as commands: go, open, take, clean, heat, cool, move, use."""
     route = Route(scene.room)
-    held = ""
+    held, lamp = "", None
     for step in trial.steps:
         if step.action == "PickupObject":
             thing = _found(step, placed)
@@ -132,6 +132,8 @@ def _walkthrough(trial: Trial, scene: KnownScene, placed: Sequence[_Placed]) -> 
             verb = _VERBS.get(step.action)
             route.visit(place, closed=bool(verb))
             route.steps.append(f"{verb} {held} with {place}" if verb else f"move {held} to {place}")
+    if lamp is not None:  # a plan may turn it on first, and then fetch what is looked at
+        route.visit(lamp.place, closed=True)
     return route.steps
 
 

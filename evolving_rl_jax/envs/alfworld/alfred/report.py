@@ -87,11 +87,14 @@ class AlfredReport:
         added = Counter(name.rsplit(" ", 1)[0] for scene in scenes for name in scene.added)
         return cls(
             dict(records),
-            {split: dict(counts) for split, counts in types.items()},
+            {
+                split: {t: counts[t] for t in TASK_TYPES if counts[t]}
+                for split, counts in types.items()
+            },
             {reason: sorted(names) for reason, names in sorted(left_out.items())},
-            dict(placed),
+            dict(sorted(placed.items())),
             not_placed,
-            dict(added.most_common()),
+            dict(sorted(added.items(), key=lambda pair: (-pair[1], pair[0]))),
             list(accuracy),
         )
 
