@@ -19,13 +19,8 @@ def get_config():
     config.model.update(
         vocab_size=1000,
         numbered_tokens=False,  # objects that it never handled are words that it can still copy
-        hidden_size=64,
-        intermediate_size=192,
-        num_layers=3,
-        num_heads=4,
-        num_kv_heads=4,
-        qk_norm=True,
-    )
+        hidden_size=64, intermediate_size=192, num_layers=3, num_heads=4, num_kv_heads=4, qk_norm=True,
+    )  # fmt: skip
     config.rollout.update(
         style="compact",
         num_sources=8,
