@@ -135,6 +135,17 @@ def test_demonstrations_depend_on_the_seed_and_their_number_alone(
     assert texts(play(pool, tasks, seed=6)) != texts(demonstrations)
 
 
+def test_extractions_alone_come_from_episodes_without_a_skill(pool, household_games):
+    demonstrator = Demonstrator(pool, PROMPTS, ROLLOUT, settings(), 5)
+    tasks = household_games * 2
+    played = demonstrator.play(tasks, first=40, extracted=True)
+    assert len(played) == len(tasks) and all(d.extraction is not None for d in played)
+    assert not any(map(skill_of, played))
+    again = demonstrator.play(tasks[3:5], first=43, extracted=True)
+    for one, other in zip(again, played[3:5], strict=True):
+        assert one.extraction.tokens.tolist() == other.extraction.tokens.tolist()
+
+
 def test_games_that_fail_are_left_out(pool, household_games, tmp_path):
     import dataclasses
 

@@ -27,7 +27,7 @@ from evolving_rl_jax.run.policy import export_adapter, export_policy, load_polic
 from evolving_rl_jax.run.preemption import Preempted, Preemption
 from evolving_rl_jax.train import cloning
 from evolving_rl_jax.train.checkpoint import Checkpoints
-from evolving_rl_jax.train.lessons import split_groups
+from evolving_rl_jax.train.lessons import make_lessons, split_groups
 from evolving_rl_jax.train.saves import Saves
 from evolving_rl_jax.update.optimizer import make_optimizer
 from evolving_rl_jax.update.state import kept
@@ -214,7 +214,7 @@ def test_a_warm_start_that_was_ended_goes_on_from_its_checkpoint(
         start(config, tmp_path / "run", begin_training, preemption=_Notice(4))
     assert not (tmp_path / "run" / "warmstart" / "done").exists()
     steps = [int(p.name) for p in (tmp_path / "run" / "warmstart" / "checkpoints").iterdir()]
-    assert steps == [8]
+    assert max(steps) == 8
     ended = log_of(tmp_path / "run")
     resumed = start(config, tmp_path / "run", begin_training)
     same(resumed.ref_params, straight.ref_params)
@@ -224,6 +224,22 @@ def test_a_warm_start_that_was_ended_goes_on_from_its_checkpoint(
 
     assert losses(log_of(tmp_path / "run")) == losses(log_of(tmp_path / "straight"))
     assert losses(ended) == losses(log_of(tmp_path / "run"))[: len(ended)]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.6])
+def test_the_share_of_extractions_is_what_is_asked_for(shared, tmp_path, share):
+    config = load(shared, warmstart__extraction_share=share, warmstart__episodes=40)
+
+    def count(parts, _mesh):
+        extract = parts.prompts.ids["<extract>"]
+        samples = make_lessons(parts).taught
+        return np.mean([extract in s.tokens for s in samples]), len(samples)
+
+    found, number = start(config, tmp_path / "run", count)
+    if share:
+        assert share <= found < share + 1 / number + 1e-9
+    else:
+        assert 0.1 < found < 0.45
 
 
 def test_without_two_groups_nothing_can_be_held_out():

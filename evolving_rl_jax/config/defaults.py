@@ -269,6 +269,9 @@ _WARMSTART = {
     # Of what there is to learn from, by household, site or conversation: never trained on, its loss told.
     "held_out": Key(0.0, Accepted("in [0, 1)", lambda x: 0 <= x < 1)),
     "every": least_0(500),  # steps between checkpoints, and held-out losses (0 = at the end only)
+    # Of the taught sequences; further episodes are played for it, of which the extraction alone is
+    # taught (0 = one after every episode without a skill, about a quarter)
+    "extraction_share": Key(0.0, Accepted("in [0, 1)", lambda x: 0 <= x < 1)),
     "action_noise": share(0.05),  # of turns with a random admissible action
     "follow_skill": share(0.8),  # how often the cloned solver follows a skill about its own object
     "good_extraction": share(0.4),  # of cloned extractions that state the decisive fact if seen

@@ -17,6 +17,8 @@ from evolving_rl_jax.rollout.contexts import FullContext, RecentContext, Transcr
 from evolving_rl_jax.skills.schema import parse_skill
 from evolving_rl_jax.types import OK, Sample, Task
 
+_DRAWS = 1000  # of teachers, of which a third is given no skill
+
 
 @dataclasses.dataclass
 class Demonstration:
@@ -69,6 +71,7 @@ class Demonstrator:
         tasks: Sequence[Task],
         *,
         first: int = 0,
+        extracted: bool = False,
         concurrent: int = 256,
         progress: Callable[[int], None] | None = None,
     ) -> list[Demonstration]:
@@ -77,6 +80,7 @@ class Demonstrator:
         Args:
           tasks: to play.
           first: number of the first demonstration.
+          extracted: each is to have an extraction, so none is given a skill.
           concurrent: most that are under way at a time.
           progress: called with the number of finished ones now and then.
         """
@@ -86,7 +90,7 @@ class Demonstrator:
         while queue or running:
             while queue and len(running) < concurrent:
                 i = queue.pop()
-                running[i] = self._start(i, first + i, tasks[i])
+                running[i] = self._start(i, tasks[i], self._teacher(first + i, tasks[i], extracted))
             self.pool.flush()
             for i, reply in self.pool.poll(None):
                 if reply.status == OK and not self._is_over(running[i], reply):
@@ -100,9 +104,16 @@ class Demonstrator:
                 progress(len(tasks) - len(queue) - len(running))
         return [results[i] for i in sorted(results)]
 
-    def _start(self, i: int, number: int, task: Task) -> _Running:
-        rng = np.random.default_rng([self.seed, number])
-        teacher = benchmark(task.env).teacher(task, rng, self.quality)
+    def _teacher(self, number: int, task: Task, extracted: bool) -> Teacher:
+        """The teacher of a demonstration; with ``extracted`` the first of its draws without a skill."""
+        for draw in range(_DRAWS):
+            key = [self.seed, number, draw] if extracted else [self.seed, number]
+            teacher = benchmark(task.env).teacher(task, np.random.default_rng(key), self.quality)
+            if not (extracted and teacher.given):
+                return teacher
+        raise ValueError(f"a teacher must play some episodes without a skill, got none in {_DRAWS}")
+
+    def _start(self, i: int, task: Task, teacher: Teacher) -> _Running:
         r = self.rollout
         context = make_context(
             r.context, r.recent_turns, self.prompts, task, self._shown(teacher.given)

@@ -180,7 +180,8 @@ class _Cloning:
         try:
             raise_if_preempted(self._parts.hosts, self._parts.preemption)
         except Preempted:
-            self.save(done, state)
+            if done not in self._checkpoints.steps():
+                self.save(done, state)
             self._checkpoints.wait()
             self._parts.say(f"warm start: saved after step {done}")
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -15,6 +16,13 @@ from evolving_rl_jax.run.skills import fit_to_prompt
 from evolving_rl_jax.types import Sample, Task
 
 FIELDS = ("tokens", "positions", "segment_ids", "loss_mask")  # of a batch to clone
+
+
+class Lesson(NamedTuple):
+    """One sequence, and whether it teaches to extract or to solve."""
+
+    sample: Sample
+    extraction: bool
 
 
 class Lessons(NamedTuple):
@@ -35,13 +43,23 @@ def make_lessons(parts) -> Lessons:
     w = parts.config.warmstart
     tasks = [task for name in w.splits for task in parts.split(name)]
     taught, held_out = split_groups(tasks, lambda t: t.group or t.id, w.held_out, parts.config.seed)
-    lessons = Lessons(
-        demonstrations(parts, taught, w.episodes),
-        demonstrations(parts, held_out, _share_of(w.episodes, w.held_out), first=w.episodes)
-        if held_out
-        else [],
-    )
-    return lessons
+    samples = demonstrations(parts, taught, w.episodes)
+    samples += _more_extractions(parts, taught, samples)
+    others = []
+    if held_out:
+        count = _share_of(w.episodes, w.held_out)
+        others = demonstrations(parts, held_out, count, first=w.episodes)
+    return Lessons(_fitting(parts, samples), _fitting(parts, others) if others else [])
+
+
+def _more_extractions(parts, tasks: Sequence[Task], samples: list[Lesson]) -> list[Lesson]:
+    """As many extractions as ``warmstart.extraction_share`` asks for beside those that are there."""
+    w = parts.config.warmstart
+    there = sum(s.extraction for s in samples)
+    wanted = math.ceil(w.extraction_share / (1 - w.extraction_share) * (len(samples) - there))
+    if wanted <= there:
+        return []
+    return demonstrations(parts, tasks, wanted - there, first=2 * w.episodes, extracted=True)
 
 
 def split_groups(items: Sequence, group_of, share: float, seed: int) -> tuple[list, list]:
@@ -71,7 +89,9 @@ def _share_of(count: int, share: float) -> int:
     return max(1, round(count * share))
 
 
-def demonstrations(parts, tasks: Sequence[Task], count: int, first: int = 0) -> list[Sample]:
+def demonstrations(
+    parts, tasks: Sequence[Task], count: int, *, first: int = 0, extracted: bool = False
+) -> list[Lesson]:
     """The sequences of scripted episodes, and of the extraction after those without a skill.
 
     Args:
@@ -79,6 +99,7 @@ def demonstrations(parts, tasks: Sequence[Task], count: int, first: int = 0) -> 
       tasks: that are played, again and again where there are fewer of them.
       count: episodes.
       first: number of the first; each draws from a generator of its own number.
+      extracted: extractions alone, one of every episode.
     """
     config = parts.config
     demonstrator = Demonstrator(
@@ -94,19 +115,31 @@ def demonstrations(parts, tasks: Sequence[Task], count: int, first: int = 0) -> 
     chosen = [tasks[int(i * apart) % len(tasks)] for i in range(count)]
     start = time.perf_counter()
     with parts.progress("warm start: demonstrations", count) as bar:
-        played = demonstrator.play(chosen, first=first, progress=bar)
+        played = demonstrator.play(chosen, first=first, extracted=extracted, progress=bar)
     won = sum(d.won for d in played)
     parts.say(
         f"warm start: {len(played)} demonstrations ({won / max(len(played), 1):.0%} won) in "
         f"{time.perf_counter() - start:.0f} s"
     )
-    samples = [s for d in played for s in d.samples]
-    fitting = [s for s in samples if len(s.tokens) <= config.train.row_length]
+    lessons = []
+    for demonstration in played:
+        episode = [] if extracted else demonstration.episode
+        lessons += [Lesson(sample, False) for sample in episode]
+        if demonstration.extraction is not None:
+            lessons.append(Lesson(demonstration.extraction, True))
+    return lessons
+
+
+def _fitting(parts, lessons: list[Lesson]) -> list[Sample]:
+    """The sequences that a row can hold."""
+    length = parts.config.train.row_length
+    samples = [lesson.sample for lesson in lessons]
+    fitting = [s for s in samples if len(s.tokens) <= length]
     if not fitting:
         longest = max((len(s.tokens) for s in samples), default=0)
         raise ConfigError(
-            f"config.train.row_length must be >= the length of demonstrations, got "
-            f"{config.train.row_length} and {len(samples)} sequences of at most {longest} tokens"
+            f"config.train.row_length must be >= the length of demonstrations, got {length} and "
+            f"{len(samples)} sequences of at most {longest} tokens"
         )
     if len(fitting) < len(samples):
         parts.say(f"warm start: {len(samples) - len(fitting)} sequences are too long and left out")
