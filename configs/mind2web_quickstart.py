@@ -43,6 +43,7 @@ def get_config():
         decode_window=8,
         column_buckets=(128, 256),
     )
+    config.skills.prefer = "group"  # sentences do not name their site
     config.algorithm.update(extractor_weight=1.5, solver_weight=1.0)
     config.algorithm.kl_coef.update(solver=0.2, extractor=0.01)
     config.algorithm.entropy_coef.update(solver=0.0, extractor=0.0)

@@ -36,6 +36,7 @@ def get_config():
         row_buckets=(8, 64),
         column_buckets=(4096, 8192, 16384),
     )
+    config.skills.prefer = "group"  # the same site first, then subdomain, domain, text
     config.algorithm.update(extractor_weight=0.1, solver_weight=1.0)
     config.train.update(
         num_iterations=200,

@@ -12,7 +12,12 @@ from web_data import FORM, SMALL, action, official, write_split
 
 from evolving_rl_jax import envs
 from evolving_rl_jax.envs.base import EnvError
-from evolving_rl_jax.envs.mind2web.env import gold_line, observation_text, split_observation
+from evolving_rl_jax.envs.mind2web.env import (
+    gold_line,
+    observation_text,
+    observed_site,
+    split_observation,
+)
 from evolving_rl_jax.envs.mind2web.index import build_index
 from evolving_rl_jax.envs.mind2web.recall import GoldRecall
 from evolving_rl_jax.envs.mind2web.records import from_official
@@ -49,7 +54,7 @@ def play(task, actions, **options):
 def test_observations_have_task_earlier_actions_and_page(tasks):
     first, second, third, last = play(tasks[0], [TYPE, CLICK % 2, CLICK % 3])
     page = 'textbox "City" [ref=e1]\nbutton "Search" [ref=e2]\nbutton "Help" [ref=e3]'
-    start = "Task: Find a room in Oslo (t1)\nEarlier actions:\n"
+    start = "Task: Find a room in Oslo (t1)\nSite: rooms\nEarlier actions:\n"
     assert first.text == f"{start}none\nPage:\n{page}" and first.actions == ()
     assert second.text == f'{start}1. TYPE textbox "City": oslo\nPage:\n{page}'
     assert third.text.split("\nPage")[0].endswith('oslo\n2. CLICK button "Search"')
@@ -65,6 +70,23 @@ def test_observations_have_task_earlier_actions_and_page(tasks):
         page.splitlines(),
     )
     assert split_observation(last.text) == (last.text, [], [])
+
+
+def test_a_value_of_two_lines_is_one_line_of_the_history(tasks):
+    two = json.dumps({"op": "TYPE", "ref": "e1", "value": "Oslo\nCLICK button"})
+    _, second, *_ = play(tasks[0], [two], protocol="teacher_forced")
+    gold = from_official(
+        official("x", actions=[action(FORM, "TYPE", "Oslo\n\u2028Norway")], action_reprs=["a"])
+    ).steps[0]
+    assert gold_line(gold) == 'TYPE textbox "City": Oslo Norway'
+    text = observation_text("find\na room", (gold_line(gold),), "page", "a site")
+    assert split_observation(text) == (
+        "find a room",
+        ['TYPE textbox "City": Oslo Norway'],
+        ["page"],
+    )
+    assert observed_site(text) == "a site" and observed_site("won") == ""
+    assert len(split_observation(second.text)[1]) == 1
 
 
 def test_stop_at_error_ends_at_the_first_wrong_action(tasks):
@@ -305,7 +327,7 @@ def test_the_plan_of_a_spec_is_what_is_generated(sites):
 def solution_action(observation, step):
     line = next(
         x for x in split_observation(observation)[2]
-        if f'"{step["label"]}"' in x and (not step["context"] or f"({step['context']})" in x)
+        if f'{step["role"]} "{step["label"]}"' in x and (not step["context"] or f"({step['context']})" in x)
     )  # fmt: skip
     ref = line.split("[ref=")[1].split("]")[0]
     return json.dumps({"op": step["op"], "ref": ref, "value": step["value"]})

@@ -16,7 +16,7 @@ import numpy as np
 from evolving_rl_jax.envs import benchmark
 from evolving_rl_jax.rollout.episode import Driver
 from evolving_rl_jax.skills.audit import AuditResult, AuditRules, audit
-from evolving_rl_jax.skills.records import SkillRecord
+from evolving_rl_jax.skills.records import SkillRecord, belonging
 from evolving_rl_jax.skills.schema import Skill, parse_skill, text_to_audit
 from evolving_rl_jax.types import Episode, Sample, Task
 
@@ -49,7 +49,7 @@ class Candidate:
             skill=self.skill.to_dict() if self.skill else None,
             reason=self.reason,
             audit=self.audit._asdict() if self.audit else None,
-            **{"episode_id": id, **facts},
+            **{"episode_id": id, "meta": belonging(source), **facts},
         )
 
 

@@ -145,6 +145,7 @@ def make_skill_retriever(config, folder) -> SkillRetriever:
         make_embedder(s.embedder, folder.path / "cache"),
         min_similarity=s.min_similarity,
         exclude_identical_text=s.exclude_identical_text,
+        prefer=s.prefer,
     )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from evolving_rl_jax.skills.schema import Skill
+from evolving_rl_jax.types import Task
 
 SCHEMA_VERSION = 1
 _Z = 1.959963984540054  # two-sided 95 %
@@ -39,6 +40,12 @@ def matched_interval(pairs: float, gained: float, lost: float) -> tuple[float, f
     centre = (gained - lost) / n
     half = _Z * math.sqrt(gained + lost - (gained - lost) ** 2 / n) / n
     return max(-1.0, centre - half), min(1.0, centre + half)
+
+
+def belonging(task: Task) -> dict[str, Any]:
+    """What a record says of where its source task belongs; empty where the task does not say it."""
+    known = {"group": task.group, "kin": list(task.meta.get("kin", ()))}
+    return {name: value for name, value in known.items() if value}
 
 
 @dataclasses.dataclass(frozen=True)

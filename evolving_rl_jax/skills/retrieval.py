@@ -48,8 +48,8 @@ class _Rows:
         for task in tasks:
             for key in (("id", task.id), ("hash", task.content_hash), ("text", task.text)):
                 self._rows.setdefault(key, []).append(self.count)
-            if task.group:
-                self._rows.setdefault(("group", task.group), []).append(self.count)
+            for key, _ in _kin(task):
+                self._rows.setdefault(key, []).append(self.count)
             self.count += 1
 
     def excluded(
@@ -68,8 +68,20 @@ class _Rows:
         keys |= {("group", task.group)} if same_group else set()
         return sorted({row for key in keys for row in self._rows.get(key, ())})
 
-    def of_group(self, group: str) -> list[int]:
-        return self._rows.get(("group", group), [])
+    def kinship(self, task: Task) -> np.ndarray:
+        """What each row gains over a cosine by what it shares with the task."""
+        gained = np.zeros(self.count)
+        for key, weight in _kin(task):
+            gained[self._rows.get(key, [])] += weight
+        return gained
+
+
+def _kin(task: Task) -> list[tuple[tuple[str, str], float]]:
+    """Where a task belongs, narrowest first, each with what sharing it adds: more than all wider ones."""
+    names = [("group", task.group)]
+    names += [(f"kin {i}", name) for i, name in enumerate(task.meta.get("kin", ()))]
+    weights = [_FIRST * 2.0**i for i in reversed(range(len(names)))]
+    return [(name, w) for name, w in zip(names, weights, strict=True) if name[1]]
 
 
 def shortage(
@@ -114,7 +126,8 @@ class Retriever:
       embedder: fit on the texts of the pool here; ``TfidfEmbedder()`` by default.
       exclude_identical_text: leave out tasks whose text equals that of the query.
       prefer: out of ``PREFERENCES``: "text" ranks by similarity alone; "group" takes tasks of the
-        query's group first, the most similar of them first, then the others; "other" leaves out
+        query's group first, then those that share the most of its ``meta["kin"]`` (what its group
+        belongs to, narrowest first), the most similar of them first; "other" leaves out
         tasks of the query's group.  A task whose group is unknown ("") shares it with none.
 
     Raises:
@@ -214,7 +227,7 @@ class Retriever:
         scores = self._index.scores(task.text)
         ranks = scores.copy()
         if self._prefer == "group":
-            ranks[self._rows.of_group(task.group)] += _FIRST
+            ranks += self._rows.kinship(task)
         ranks[excluded] = -np.inf
         rows = self._highest(ranks, k, lots)
         return [(self._tasks[row], float(scores[row])) for row in rows]
@@ -240,6 +253,8 @@ class SkillRetriever:
       embedder: as for ``Retriever``.
       min_similarity: skills below this cosine are not returned; a cosine of 0 never is.
       exclude_identical_text: leave out skills of sources whose text equals that of the query.
+      prefer: as for ``Retriever``, of their source tasks; with "group" a skill of the query's group
+        needs no similar text.
     """
 
     def __init__(
@@ -248,7 +263,9 @@ class SkillRetriever:
         *,
         min_similarity: float = 0.0,
         exclude_identical_text: bool = False,
+        prefer: str = "text",
     ) -> None:
+        self._prefer = prefer
         self._index = Index(embedder)
         self._records: list[SkillRecord] = []
         self._texts: list[str] = []
@@ -271,7 +288,7 @@ class SkillRetriever:
     def retrieve(
         self, task: Task, k: int = 1, *, exclude_hashes: Collection[str] = ()
     ) -> list[tuple[SkillRecord, float]]:
-        """At most ``k`` (record, cosine), best first; ties by worth, then the newest (added last).
+        """At most ``k`` (record, cosine), best first (see ``prefer``); ties by worth, then the newest.
 
         Skills from the task itself, by id or by content hash, are left out.
         """
@@ -282,14 +299,33 @@ class SkillRetriever:
             for record, text, score in zip(
                 self._records, self._texts, self._index.scores(task.text), strict=True
             )
-            if score > 0
-            and score >= self._min_similarity
+            if (score > 0 and score >= self._min_similarity or self._first(record, task))
+            and not (self._prefer == "other" and _same_group(record, task))
             and record.source_task_id != task.id
             and record.source_task_hash not in hashes
             and not (self._exclude_text and text == task.text)
         ]
         newest = reversed(found)  # sorting keeps the order of equals
-        return sorted(newest, key=lambda pair: (-pair[1], *(-w for w in worth(pair[0]))))[:k]
+
+        def rank(pair):
+            near = _kinship(pair[0], task) if self._prefer == "group" else 0.0
+            return -near - pair[1], *(-w for w in worth(pair[0]))
+
+        return sorted(newest, key=rank)[:k]
+
+    def _first(self, record: SkillRecord, task: Task) -> bool:
+        return self._prefer == "group" and _same_group(record, task)
+
+
+def _same_group(record: SkillRecord, task: Task) -> bool:
+    return bool(task.group) and record.meta.get("group") == task.group
+
+
+def _kinship(record: SkillRecord, task: Task) -> float:
+    """What a record gains over a cosine by what its source shares with a task."""
+    about = [("group", record.meta.get("group", ""))]
+    about += [(f"kin {i}", name) for i, name in enumerate(record.meta.get("kin", ()))]
+    return sum(weight for key, weight in _kin(task) if key in about)
 
 
 def _searched_text(record: SkillRecord) -> str:

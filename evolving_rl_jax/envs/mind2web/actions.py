@@ -83,7 +83,8 @@ def parse_action(text: str) -> WebAction | None:
     """
     tagged = _TAGGED.search(text)
     try:
-        data = json.loads((tagged[1] if tagged else text).strip())
+        # Not strict: a line break inside a value is what it looks like.
+        data = json.loads((tagged[1] if tagged else text).strip(), strict=False)
     except (ValueError, RecursionError):
         return None
     if not isinstance(data, dict):

@@ -1,6 +1,6 @@
 """Mind2Web: offline replay of annotated web tasks (arXiv 2306.06070), real or generated.
 
-An observation has the task, the earlier actions and a snapshot of the page.  An action is one JSON
+An observation has the task, the site's name, the earlier actions and a snapshot of the page.  An action is one JSON
 object, ``{"op": "TYPE", "ref": "e12", "value": "Oslo"}``, alone or between action tags.  The page of the
 next step is the annotated one, whatever was done.
 
@@ -145,7 +145,8 @@ class Mind2Web(Environment):
         return self._store.snapshot(self._path, self._step, self._wanted)
 
     def _observe(self) -> str:
-        return observation_text(self._task.text, self._history, self._shown().text)
+        task = self._task
+        return observation_text(task.text, self._history, self._shown().text, task.website)
 
     def _outcome(self, won: bool) -> str:
         total = len(self._task.steps)
@@ -229,12 +230,14 @@ def action_line(name: str, op: str, value: str) -> str:
     return f"{op} {name}: {value}" if value and op != "CLICK" else f"{op} {name}"
 
 
-TASK, EARLIER, PAGE = "Task: ", "Earlier actions:", "Page:"
+TASK, SITE, EARLIER, PAGE = "Task: ", "Site: ", "Earlier actions:", "Page:"
 
 
-def observation_text(task: str, history: tuple[str, ...], page: str) -> str:
-    """Task, earlier actions and page as one text; ``split_observation`` takes it apart."""
-    lines = [f"{TASK}{' '.join(task.split())}", EARLIER]
+def observation_text(task: str, history: tuple[str, ...], page: str, site: str = "") -> str:
+    """Task, site, earlier actions and page as one text; ``split_observation`` takes it apart."""
+    lines = [f"{TASK}{' '.join(task.split())}"]
+    lines += [f"{SITE}{' '.join(site.split())}"] if site.strip() else []
+    lines.append(EARLIER)
     lines += [f"{i}. {line}" for i, line in enumerate(history, 1)] or ["none"]
     return "\n".join([*lines, PAGE, page])
 
@@ -245,5 +248,12 @@ def split_observation(text: str) -> tuple[str, list[str], list[str]]:
     if not mark:
         return text, [], []
     task, _, earlier = head.partition(f"\n{EARLIER}\n")
+    task = task.partition(f"\n{SITE}")[0]
     lines = [] if earlier == "none" else [e.partition(". ")[2] for e in earlier.splitlines()]
     return task.removeprefix(TASK), lines, page.splitlines()
+
+
+def observed_site(text: str) -> str:
+    """The name of the site that an observation tells, or ""."""
+    head = text.partition(f"\n{EARLIER}\n")[0]
+    return head.partition(f"\n{SITE}")[2] if head.startswith(TASK) else ""

@@ -9,12 +9,15 @@ button of the second habit.  Without knowledge of the site a task succeeds in on
 An episode reveals a habit whichever of the two buttons it presses: the right one by going on, the wrong
 one by ending.  So a failed source says where the first button is, and a source that got past it says
 both, and all other tasks of the site need just that.
+
+Pages are written as real ones are: every text in a ``text`` node, labels beside their fields, rows of ``div``
+without a name, icons that are characters of a font, doubles that nobody sees, and every visible node a
+candidate.  The sentence of a task does not name its site.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import html
 import json
 import math
 import os
@@ -22,6 +25,8 @@ import pathlib
 import random
 from collections.abc import Iterator
 from typing import NamedTuple
+
+from evolving_rl_jax.envs.mind2web.site_markup import Markup
 
 __all__ = ["PlannedTask", "SitesSpec", "generate_sites", "plan_sites"]
 
@@ -64,10 +69,9 @@ class Kind:
     slots: tuple[str, str]
     sentence: str
 
-    def text(self, site: str, fill: str, row: str) -> str:
+    def text(self, fill: str, row: str) -> str:
         """The instruction."""
-        # The name comes twice so that text similarity brings tasks of the same site first.
-        return f"at {site} {self.sentence.format(fill=fill, row=row)} at {site}"
+        return self.sentence.format(fill=fill, row=row)
 
 
 KINDS = (
@@ -264,12 +268,17 @@ def make_task(
     ]
     actions, reprs, solution = [], [], []
     for i, (page, (role, label, context), op, value, slot) in enumerate(steps):
-        markup, ids = page
-        node = ids[role, label, context]
-        actions.append(_action(i, markup, node, op, value))
+        actions.append(_action(i, page, page.ids[role, label, context], op, value))
         reprs.append(f"[{role}]  {label} -> {op}" + (f": {value}" if value else ""))
         solution.append(
-            {"label": label, "context": context, "op": op, "value": value, "slot": slot}
+            {
+                "role": role,
+                "label": label,
+                "context": context,
+                "op": op,
+                "value": value,
+                "slot": slot,
+            }
         )
     generated = {
         "kind": kind.subdomain.lower(),
@@ -280,7 +289,7 @@ def make_task(
     task_id = f"{site.name}/{fill}/{row}".replace(" ", "-")
     return {
         "annotation_id": task_id,
-        "confirmed_task": kind.text(site.name, fill, row),
+        "confirmed_task": kind.text(fill, row),
         "website": site.name,
         "domain": kind.domain,
         "subdomain": kind.subdomain,
@@ -290,56 +299,17 @@ def make_task(
     }
 
 
-def _action(i: int, markup: str, node: str, op: str, value: str) -> dict:
-    gold = {"tag": "", "is_original_target": True, "is_top_level_target": True}
+def _action(i: int, page: Markup, node: str, op: str, value: str) -> dict:
+    markup = page.html
+    right = {"is_original_target": True, "is_top_level_target": True}
     return {
         "action_uid": str(i),
         "raw_html": markup,
         "cleaned_html": markup,
         "operation": {"op": op, "original_op": op, "value": value},
-        "pos_candidates": [{**gold, "backend_node_id": node}],
-        "neg_candidates": [],
+        "pos_candidates": [{**right, **c} for c in page.candidates if c["backend_node_id"] == node],
+        "neg_candidates": [c for c in page.candidates if c["backend_node_id"] != node],
     }
-
-
-Node = tuple[str, str, str]  # role, label, context
-
-
-class _Markup:
-    """Pieces of a page; remembers the node id of each control."""
-
-    def __init__(self, rng: random.Random):
-        self._next = rng.randrange(10, 90)
-        self._rng = rng
-        self.ids: dict[Node, str] = {}
-
-    def button(self, label: str, context: str = "") -> str:
-        return f"<button {self._id('button', label, context)}>{html.escape(label)}</button>"
-
-    def link(self, label: str) -> str:
-        return f'<a href="/{label}" {self._id("link", label, "")}>{label}</a>'
-
-    def textbox(self, label: str) -> str:
-        return f'<input type="text" aria-label="{label}" {self._id("textbox", label, "")}/>'
-
-    def combobox(self, label: str, options: list[str]) -> str:
-        choices = "".join(f"<option>{o}</option>" for o in options)
-        return f'<select aria-label="{label}" {self._id("combobox", label, "")}>{choices}</select>'
-
-    def within(self, place: str, content: str, tag: str = "section") -> str:
-        return f'<{tag} aria-label="{place}">{content}</{tag}>'
-
-    def pair(self, label: str, places: tuple[str, str]) -> list[str]:
-        """The same button in both places, in any order."""
-        return [self.within(p, self.button(label, p)) for p in self._rng.sample(places, 2)]
-
-    def page(self, parts: list[str]) -> tuple[str, dict[Node, str]]:
-        return f"<html><body>{''.join(parts)}</body></html>", self.ids
-
-    def _id(self, *node: str) -> str:
-        self._next += self._rng.randrange(1, 9)
-        self.ids[node] = str(self._next)
-        return f'backend_node_id="{self._next}"'
 
 
 def _spread(rng: random.Random, pair: list[str], others: list[str]) -> list[str]:
@@ -350,27 +320,25 @@ def _spread(rng: random.Random, pair: list[str], others: list[str]) -> list[str]
     return [next(order) if p in pair else p for p in parts]
 
 
-def _form_page(site: Site, rng: random.Random, fill: str, options: list[str]):
-    kind, markup = site.kind, _Markup(rng)
+def _form_page(site: Site, rng: random.Random, fill: str, options: list[str]) -> Markup:
+    kind, markup = site.kind, Markup(rng)
     if kind.op == "TYPE":
         field = markup.textbox(kind.field)
     else:
         field = markup.combobox(kind.field, rng.sample([fill, *options], len(options) + 1))
-    others = [field, markup.textbox(rng.choice(_FIELDS)), markup.link(rng.choice(_LINKS))]
+    others = [field, markup.textbox(rng.choice(_FIELDS)), markup.icon(rng.choice(_LINKS))]
     return markup.page(_spread(rng, markup.pair(kind.slots[0], site.habits[kind.slots[0]]), others))
 
 
-def _rows_page(site: Site, rng: random.Random, rows: list[str]):
-    markup = _Markup(rng)
-    items = [
-        markup.within(row, markup.button(site.kind.row_label, row), "li")
-        for row in rng.sample(rows, len(rows))
-    ]
+def _rows_page(site: Site, rng: random.Random, rows: list[str]) -> Markup:
+    markup = Markup(rng)
+    items = [markup.row(row, site.kind.row_label) for row in rng.sample(rows, len(rows))]
     return markup.page([markup.link(rng.choice(_LINKS)), *items])
 
 
-def _last_page(site: Site, rng: random.Random):
-    markup = _Markup(rng)
-    others = [markup.link(label) for label in rng.sample(_LINKS, 2)]
+def _last_page(site: Site, rng: random.Random) -> Markup:
+    markup = Markup(rng)
+    first, second = rng.sample(_LINKS, 2)
+    others = [markup.link(first), markup.icon(second)]
     slot = site.kind.slots[1]
     return markup.page(_spread(rng, markup.pair(slot, site.habits[slot]), others))

@@ -29,7 +29,8 @@ def load_web_tasks(folder: str | os.PathLike[str], split: str | None = None) -> 
 
     Returns:
       Tasks: ``task_type`` is the domain, ``group`` the site, ``step_limit`` the number of annotated
-      steps.  ``meta`` has what a generated task says of its site, ``sealed``: whether the task came
+      steps.  ``meta`` has what a generated task says of its site, ``kin``: its subdomain and domain,
+      ``sealed``: whether the task came
       from the password-protected archive, so that its text must not be written into a run folder, and
       ``answers``: what gives it away (see ``WebTask.answers``; none of a sealed task).
 
@@ -98,6 +99,7 @@ def _task(root: pathlib.Path, entry: dict[str, Any]) -> Task:
         step_limit=entry["num_steps"],
         meta={
             **entry.get("meta", {}),
+            "kin": [entry[k] for k in ("subdomain", "domain") if entry.get(k)],
             "sealed": bool(entry.get("sealed")),
             "answers": list(entry.get("answers", ())),
         },

@@ -46,8 +46,8 @@ class WebExpert:
         if self._rng.random() < self._noise:
             action = WebAction("CLICK", int(self._rng.choice(sorted(elements))))
         else:
-            seen = plan["label"], self._context(plan)
-            ref = next(n for n, e in elements.items() if e[1:] == seen)
+            seen = plan["role"], plan["label"], self._context(plan)
+            ref = next(n for n, e in elements.items() if e == seen)
             action = WebAction(plan["op"], ref, plan["value"])
         self.target = " ".join(part for part in elements[action.ref][1:] if part)
         return action.to_json()

@@ -10,9 +10,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from evolving_rl_jax.envs.answers import ACTION, REASONING, between, parse_compact
+from evolving_rl_jax.envs.answers import ACTION, REASONING, between
 from evolving_rl_jax.envs.mind2web.actions import OPS, WebAction, parse_action
-from evolving_rl_jax.envs.mind2web.env import split_observation
+from evolving_rl_jax.envs.mind2web.env import observed_site, split_observation
 from evolving_rl_jax.envs.texts import ChatTexts, CompactTexts, PromptTexts
 from evolving_rl_jax.types import Task
 
@@ -21,7 +21,9 @@ __all__ = ["TEXTS", "compact_text", "parse_web", "parse_web_compact"]
 _REF = re.compile(r"\[ref=e(\d+)\]")
 _MARKS = re.compile(r'["()\[\]|]')
 _PRESSED = re.compile(r'\b(?:button|link) (?=")')
-_COMPACT_REF = re.compile(r"(?:^|\s)(\d+)$")
+_COMPACT = re.compile(
+    rf"(?:.*\s)?(?P<ref>\d+)\s*>\s*(?P<op>{'|'.join(OPS)})(?:\s(?P<value>.*))?", re.IGNORECASE
+)
 
 _RULES = """\
 You are an agent that carries out a task on web sites. You see one page at a time, as a list of its \
@@ -90,7 +92,8 @@ def parse_web_compact(text: str) -> tuple[str, bool]:
     """Reads the short form of small policies, ``search header 3> click``.
 
     Left of the ``>`` is what is meant, with the number of its ref at the end; right of it the operation
-    and its value.
+    and its value.  A name may hold a ``>`` too: what counts is the last one between a number and an
+    operation.
 
     Returns:
       ``(action, valid)``: the action as the JSON that web environments read, or the text as it is.
@@ -98,12 +101,12 @@ def parse_web_compact(text: str) -> tuple[str, bool]:
     >>> parse_web_compact("city 5> select new york")
     ('{"op": "SELECT", "ref": "e5", "value": "new york"}', True)
     """
-    target, action, valid = parse_compact(text)
-    op, _, value = action.partition(" ")
-    ref = _COMPACT_REF.search(target)
-    if not valid or ref is None or op.upper() not in OPS:
+    line = text.strip().lower()
+    found = _COMPACT.fullmatch(line)
+    if found is None or len(line.splitlines()) != 1:
         return text.strip(), False
-    return WebAction(op.upper(), int(ref[1]), value.strip()).to_json(), True
+    value = (found["value"] or "").strip()
+    return WebAction(found["op"].upper(), int(found["ref"]), value).to_json(), True
 
 
 class WebCompact(CompactTexts):
@@ -114,10 +117,11 @@ class WebCompact(CompactTexts):
         return text.lower()
 
     def opening(self, observation: str) -> list[str]:
-        """The earlier actions, if there are any, and the page."""
+        """The site, the earlier actions, if there are any, and the page."""
         _, earlier, _ = split_observation(observation)
+        site = [observed_site(observation).lower()]
         before = [" ".join(map(compact_text, earlier))] if earlier else []
-        return [*before, *self.following(observation)]
+        return [*filter(None, site), *before, *self.following(observation)]
 
     def following(self, observation: str) -> list[str]:
         """The page (the actions are in the sequence already)."""

@@ -17,7 +17,7 @@ from evolving_rl_jax.eval.journal import Journal
 from evolving_rl_jax.eval.results import versions
 from evolving_rl_jax.files import write_json
 from evolving_rl_jax.skills.bank import Bank, SkillRecord, write_bank
-from evolving_rl_jax.skills.records import Outcome
+from evolving_rl_jax.skills.records import Outcome, belonging
 from evolving_rl_jax.skills.retrieval import SkillRetriever
 from evolving_rl_jax.types import SCORED, Episode, Task
 
@@ -56,7 +56,7 @@ def bank_in_play(
       ValueError: no usable skill is left.
     """
     ids, hashes = {t.id for t in panel}, {t.content_hash for t in panel}
-    texts = {(t.id, t.content_hash): t.text for t in tasks}
+    sources = {(t.id, t.content_hash): t for t in tasks}
     records, left_out = {}, []
     for record in bank.records:
         if not record.usable:
@@ -65,8 +65,10 @@ def bank_in_play(
             left_out.append(record.id)
             continue
         key = record.source_task_id, record.source_task_hash
-        text = record.source_text or texts.get(key, "")
-        records[record.id] = dataclasses.replace(record, source_text=text)
+        if source := sources.get(key):
+            text, meta = record.source_text or source.text, {**belonging(source), **record.meta}
+            record = dataclasses.replace(record, source_text=text, meta=meta)
+        records[record.id] = record
     if not records:
         raise ValueError(
             f"{bank.path} must hold usable skills from outside of the panel, got {len(bank)} "
