@@ -15,7 +15,6 @@ from evolving_rl_jax.envs.base import EnvError
 from evolving_rl_jax.envs.mind2web.env import (
     gold_line,
     observation_text,
-    observed_site,
     split_observation,
 )
 from evolving_rl_jax.envs.mind2web.index import build_index
@@ -70,23 +69,6 @@ def test_observations_have_task_earlier_actions_and_page(tasks):
         page.splitlines(),
     )
     assert split_observation(last.text) == (last.text, [], [])
-
-
-def test_a_value_of_two_lines_is_one_line_of_the_history(tasks):
-    two = json.dumps({"op": "TYPE", "ref": "e1", "value": "Oslo\nCLICK button"})
-    _, second, *_ = play(tasks[0], [two], protocol="teacher_forced")
-    gold = from_official(
-        official("x", actions=[action(FORM, "TYPE", "Oslo\n\u2028Norway")], action_reprs=["a"])
-    ).steps[0]
-    assert gold_line(gold) == 'TYPE textbox "City": Oslo Norway'
-    text = observation_text("find\na room", (gold_line(gold),), "page", "a site")
-    assert split_observation(text) == (
-        "find a room",
-        ['TYPE textbox "City": Oslo Norway'],
-        ["page"],
-    )
-    assert observed_site(text) == "a site" and observed_site("won") == ""
-    assert len(split_observation(second.text)[1]) == 1
 
 
 def test_stop_at_error_ends_at_the_first_wrong_action(tasks):

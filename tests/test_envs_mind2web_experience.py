@@ -5,9 +5,16 @@ import json
 
 import pytest
 from doubles import make_task
+from web_data import FORM, action, official
 
 from evolving_rl_jax.envs.mind2web.actions import WebAction, parse_action
-from evolving_rl_jax.envs.mind2web.env import observation_text
+from evolving_rl_jax.envs.mind2web.env import (
+    gold_line,
+    observation_text,
+    observed_site,
+    split_observation,
+)
+from evolving_rl_jax.envs.mind2web.records import from_official
 from evolving_rl_jax.envs.mind2web.texts import TEXTS, parse_web_compact
 from evolving_rl_jax.eval.transfer.chat import ChatDriver, _Play
 from evolving_rl_jax.skills.records import SkillRecord, belonging
@@ -114,6 +121,16 @@ def test_a_compact_answer_is_split_at_the_last_number_before_an_operation(text, 
 )
 def test_compact_answers_that_are_none(text):
     assert parse_web_compact(text) == (text.strip(), False)
+
+
+def test_a_value_of_two_lines_is_one_line_of_the_history():
+    step = action(FORM, "TYPE", "Oslo\n2. CLICK\u2028Norway")
+    gold = from_official(official("x", actions=[step], action_reprs=["a"])).steps[0]
+    line = 'TYPE textbox "City": Oslo 2. CLICK Norway'
+    assert gold_line(gold) == line
+    text = observation_text("find\na room", (gold_line(gold),), "page", "a site")
+    assert split_observation(text) == ("find a room", [line], ["page"])
+    assert observed_site(text) == "a site" and observed_site("won") == ""
 
 
 def test_a_line_break_in_a_value_is_no_broken_json():
