@@ -1,0 +1,72 @@
+"""A training run within a time limit, and what it left behind: time by stage, curves, panels.
+
+A run that is stopped by the limit has saved; whatever is in its folder is read.  The last line is JSON.
+Options other than these go to ``evolving-rl train``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+import signal
+import statistics
+import subprocess
+import sys
+import time
+
+
+def shares(records: list[dict]) -> dict[str, float]:
+    """Median share of each ``time/`` metric in an iteration's seconds."""
+    timed = [r for r in records if r.get("time/total")]
+    names = {n for r in timed for n in r if n.startswith("time/") and n != "time/total"}
+    return {
+        name.removeprefix("time/"): round(
+            statistics.median(r.get(name, 0.0) / r["time/total"] for r in timed), 3
+        )
+        for name in sorted(names)
+    }
+
+
+def panels(folder: pathlib.Path) -> dict[str, object]:
+    """The tables of every panel that the run wrote."""
+    found = {}
+    for file in sorted((folder / "eval").glob("*.json")):
+        content = json.loads(file.read_text(encoding="utf-8"))
+        found[file.stem] = content.get("summary") or content.get("cells") or sorted(content)
+    return found
+
+
+def main() -> int:
+    """Trains until the end or the limit, then reads."""
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    p.add_argument("--config", required=True)
+    p.add_argument("--workdir", type=pathlib.Path, required=True)
+    p.add_argument("--limit", type=float, default=0, help="seconds until SIGTERM; 0 = none")
+    args, options = p.parse_known_args()
+    command = [sys.executable, "-m", "evolving_rl_jax", "train", f"--config={args.config}"]
+    began = time.monotonic()
+    process = subprocess.Popen([*command, f"--workdir={args.workdir}", *options])
+    try:
+        code = process.wait(timeout=args.limit or None)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGTERM)
+        code = process.wait()
+    metrics = args.workdir / "metrics.jsonl"
+    lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []
+    records = [json.loads(line) for line in lines]
+    result = {
+        "benchmark": "run", "config": args.config, "code": code,
+        "seconds": round(time.monotonic() - began, 1), "records": len(records),
+        "time_shares": shares(records), "panels": panels(args.workdir),
+        "win_rates": [r["train/win_rate"] for r in records if "train/win_rate" in r],
+    }  # fmt: skip
+    print(json.dumps(result))
+    # 75: stopped by the limit after it had saved.
+    return 0 if code in (0, 75) and records else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

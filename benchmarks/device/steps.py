@@ -1,0 +1,199 @@
+"""What to measure on an accelerator, most valuable first: each step a process with its own time limit.
+
+Started by `run.sh`.  A step's result is one line of OUT/results.jsonl, written as soon as the step
+ends, and everything that it printed is OUT/STEP.log, tracebacks included; a step that fails or runs
+out of time does not stop the next ones.  ``--cpu`` runs the same steps at toy size, so that the file
+cannot rot unseen.
+
+Example::
+
+    benchmarks/device/run.sh --out=/tmp/device
+    benchmarks/device/run.sh --cpu --only=tests,train_0.5b
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+HERE = pathlib.Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+KIT = ROOT / ".device"  # what prepare.sh collected
+TOTAL = 540  # seconds of all steps together
+_TAIL = 1500  # characters of a failed step's output that its line quotes
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One measurement.
+
+    Attributes:
+      name: of its line and its log.
+      limit: seconds.
+      command: after the interpreter, on the device.
+      toy: the same on a CPU, at a size that ends in seconds; empty = nothing to do there.
+      needs: a path under the kit without which the step is skipped.
+    """
+
+    name: str
+    limit: int
+    command: tuple[str, ...]
+    toy: tuple[str, ...] = ()
+    needs: str = ""
+
+
+def _tests(*names: str) -> tuple[str, ...]:
+    files = [f"tests/test_{name}.py" for name in names]
+    return (
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-m",
+        "not slow",
+        "--maxfail=25",
+        *files,
+    )
+
+
+def _train_step(preset: str, attention: str, *options: str) -> tuple[str, ...]:
+    return ("benchmarks/train_step.py", f"--preset={preset}", f"--attention={attention}", *options)
+
+
+def _run(config: str, out: pathlib.Path, *options: str) -> tuple[str, ...]:
+    workdir = f"--workdir={out / 'run'}"
+    return ("benchmarks/device/run_and_read.py", f"--config={config}", workdir, *options)
+
+
+def steps(out: pathlib.Path) -> list[Step]:
+    """All steps in order; the first ones decide what later ones can be believed."""
+    gpu_tests = _tests(
+        "losses_golden", "losses_policy", "losses_logprobs", "losses_variants", "models_attention",
+        "models_transformer", "update_step", "generate_engine", "generate_sampling",
+    )  # fmt: skip
+    half, large = "qwen2.5-0.5b", "qwen2.5-1.5b"
+    toy_train = _train_step("tiny", "auto", "--steps=1", "--rows=2", "--row-length=64")
+    toy_run = _run("configs/debug.py", out, "--config.train.num_iterations=1",
+                   "--config.eval.num_games=2")  # fmt: skip
+    model = f"--config.model.hf_path={KIT / 'model' / 'model.gguf'}"
+    memory = "benchmarks/device/memory.py"
+    return [
+        Step("tests", 90, gpu_tests, _tests("losses_golden")),
+        Step("train_0.5b", 60, _train_step(half, "auto", "--compare-torch"), toy_train),
+        Step("generation_1.5b", 60, ("benchmarks/generation.py", f"--preset={large}",
+             "--compare-torch"), ("benchmarks/generation.py", "--skip-episodes", "--steps=1")),
+        Step("smollm2", 240, _run("configs/smollm2.py", out, model, "--limit=210"), toy_run,
+             needs="model/model.gguf"),
+        Step("train_1.5b", 60, _train_step(large, "auto", "--compare-torch", "--steps=3")),
+        *(
+            Step(f"train_0.5b_{kind}", 30, _train_step(half, kind, "--steps=3"))
+            for kind in ("blockwise", "pallas_gpu")
+        ),
+        Step("memory_1.7b", 45, (memory, "--shape=configs/models/Qwen3-1.7B.json",
+             "--rows=4", "--row-length=8192"),
+             (memory, "--shape=benchmarks/tiny_model.json", "--rows=2", "--row-length=64")),
+        Step("memory_7b_lora", 45, (memory, "--shape=configs/models/Qwen2.5-7B-Instruct.json",
+             "--rows=1", "--row-length=8192", "--lora-rank=32")),
+    ]  # fmt: skip
+
+
+def run_step(step: Step, command: tuple[str, ...], limit: float, out: pathlib.Path) -> dict:
+    """Runs one step and returns its line; its children end with it."""
+    began = time.monotonic()
+    with (out / f"{step.name}.log").open("w", encoding="utf-8") as log:
+        process = subprocess.Popen(
+            [sys.executable, *command], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )  # fmt: skip
+        try:
+            code: int | str = process.wait(timeout=limit)
+        except subprocess.TimeoutExpired:
+            code = "time limit"
+        finally:
+            with _quiet():
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    text = (out / f"{step.name}.log").read_text(encoding="utf-8", errors="replace")
+    line = {"step": step.name, "ok": code == 0, "code": code}
+    line["seconds"] = round(time.monotonic() - began, 1)
+    result = last_json(text)
+    if result is not None:
+        line["result"] = result
+    if code != 0 or result is None:
+        line["tail"] = text[-_TAIL:]
+    return line
+
+
+class _quiet:  # the group is gone already where the step ended by itself
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        return kind in (ProcessLookupError, PermissionError)
+
+
+def last_json(text: str) -> dict | None:
+    """The last line of ``text`` that is a JSON object."""
+    for line in reversed(text.splitlines()):
+        if line.startswith("{"):
+            try:
+                return json.loads(line)
+            except json.JSONDecodeError:
+                return None
+    return None
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    p.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/device"),
+                   help="folder of the results (default: runs/device)")  # fmt: skip
+    p.add_argument("--cpu", action="store_true", help="toy sizes, on the CPU")
+    p.add_argument("--only", default="", help="names of steps, with commas; default: all")
+    args = p.parse_args(argv)
+    known = [s.name for s in steps(args.out)]
+    args.only = [name for name in args.only.split(",") if name]
+    unknown = sorted(set(args.only) - set(known))
+    if unknown:
+        p.error(f"--only must name steps out of {', '.join(known)}, got {', '.join(unknown)}")
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the steps; 1 when one of them failed, 0 when all passed or were skipped."""
+    args = parse_arguments(argv)
+    args.out.mkdir(parents=True, exist_ok=True)
+    if args.cpu:
+        os.environ["JAX_PLATFORMS"] = "cpu"
+    end, failed = time.monotonic() + TOTAL * (3 if args.cpu else 1), 0
+    with (args.out / "results.jsonl").open("a", encoding="utf-8") as results:
+        for step in steps(args.out.resolve()):
+            command = step.toy if args.cpu else step.command
+            if not command or (args.only and step.name not in args.only):
+                continue
+            left = end - time.monotonic()
+            if not args.cpu and step.needs and not (KIT / step.needs).exists():
+                line = {"step": step.name, "skipped": f".device/{step.needs} is not here"}
+            elif left < 10:
+                line = {"step": step.name, "skipped": f"the {TOTAL} s of all steps are over"}
+            else:
+                slack = 6 if args.cpu else 1  # toy sizes on a machine that does other work too
+                line = run_step(step, command, min(step.limit * slack, left), args.out)
+            failed += line.get("ok") is False
+            for stream in (results, sys.stdout):
+                print(json.dumps(line), file=stream, flush=True)
+    return int(failed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

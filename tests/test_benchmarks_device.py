@@ -1,0 +1,117 @@
+"""The prepared check of an accelerator: steps that fail, hang or have nothing to do, and all at toy size."""
+
+import importlib.util
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+FOLDER = ROOT / "benchmarks" / "device"
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(f"device_{name}", FOLDER / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def steps():
+    return load("steps")
+
+
+def one(steps, out, code, limit=60.0):
+    step = steps.Step("one", 60, ("-c", code))
+    return steps.run_step(step, step.command, limit, out)
+
+
+def test_a_step_gives_its_last_json_line(steps, tmp_path):
+    line = one(
+        steps, tmp_path, "print('{\"a\": 1}'); print('text'); print('{\"b\": 2}'); print('end')"
+    )
+    assert line["ok"] and line["result"] == {"b": 2} and "tail" not in line
+
+
+def test_a_failing_step_keeps_its_traceback(steps, tmp_path):
+    line = one(
+        steps, tmp_path, "print('{\"partial\": 3}', flush=True); raise RuntimeError('no memory')"
+    )
+    assert not line["ok"] and line["code"] == 1 and line["result"] == {"partial": 3}
+    assert "RuntimeError: no memory" in line["tail"]
+    assert "RuntimeError: no memory" in (tmp_path / "one.log").read_text()
+
+
+def test_a_hanging_step_and_its_children_end_at_the_limit(steps, tmp_path):
+    code = (
+        "import subprocess, sys, time\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        "print(child.pid, flush=True)\ntime.sleep(600)"
+    )
+    line = one(steps, tmp_path, code, limit=10.0)
+    assert line["code"] == "time limit" and not line["ok"]
+    child = int((tmp_path / "one.log").read_text().split()[0])
+    status = pathlib.Path(f"/proc/{child}/stat")
+    assert not status.exists() or status.read_text().split()[2] in "ZX"
+
+
+def test_later_steps_survive_and_missing_pieces_are_said(steps, tmp_path, monkeypatch):
+    plan = [
+        steps.Step("bad", 60, ("-c", "raise SystemExit(3)")),
+        steps.Step("absent", 60, ("-c", ""), needs="model/none.gguf"),
+        steps.Step("good", 60, ("-c", "print('{}')")),
+    ]
+    monkeypatch.setattr(steps, "steps", lambda out: plan)
+    assert steps.main([f"--out={tmp_path}"]) == 1
+    lines = [json.loads(x) for x in (tmp_path / "results.jsonl").read_text().splitlines()]
+    assert [x["step"] for x in lines] == ["bad", "absent", "good"]
+    assert lines[0]["code"] == 3 and lines[2]["ok"]
+    assert lines[1]["skipped"] == ".device/model/none.gguf is not here"
+
+
+def test_the_limits_fit_into_ten_minutes_of_a_lease(steps, tmp_path):
+    assert steps.TOTAL <= 9 * 60
+    names = [s.name for s in steps.steps(tmp_path)]
+    assert len(set(names)) == len(names) and names[0] == "tests"
+    for step in steps.steps(tmp_path):
+        files = [part for part in step.command + step.toy if part.endswith(".py")]
+        files += [p.partition("=")[2] for p in step.command + step.toy if p.startswith("--config=")]
+        assert files and all((ROOT / f).exists() for f in files), step.name
+
+
+def test_an_unknown_step_is_named(steps, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        steps.main([f"--out={tmp_path}", "--only=tests,nothing"])
+    assert "got nothing" in capsys.readouterr().err
+
+
+def test_packs_stay_below_the_limit_and_leave_out_what_is_there(tmp_path, capsys):
+    pack = load("pack")
+    there = set((FOLDER / "there.txt").read_text().splitlines())
+    found = pack.wanted("evolving-rl-jax", {"train"}, {pack.canonical(x) for x in there})
+    assert "alfworld" in found and not {"numpy", "jax", "spacy"} & set(found)
+    assert pack.main([f"--out={tmp_path}", "--limit-mb=45"]) == 0
+    sizes = [p.stat().st_size for p in tmp_path.glob("*.tar")]
+    assert sizes and max(sizes) < 64 * 2**20
+    assert pack.main([f"--out={tmp_path}", "--limit-mb=1"]) == 2
+    assert "more than --limit-mb=1" in capsys.readouterr().err
+
+
+def test_run_at_toy_size(tmp_path):
+    environment = {**os.environ, "PYTHON": sys.executable, "XLA_FLAGS": ""}
+    chosen = "--only=train_0.5b,smollm2,memory_1.7b"
+    done = subprocess.run(
+        ["bash", str(FOLDER / "run.sh"), "--cpu", f"--out={tmp_path}", chosen],
+        env=environment, capture_output=True, text=True, timeout=900,
+    )  # fmt: skip
+    lines = [json.loads(x) for x in done.stdout.splitlines()]
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [x["step"] for x in lines] == ["train_0.5b", "smollm2", "memory_1.7b"]
+    run = lines[1]["result"]
+    assert run["records"] and run["panels"] and run["time_shares"]["decode"] > 0
+    assert lines[2]["result"]["predicted_bytes"] > 0
