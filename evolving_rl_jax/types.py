@@ -68,6 +68,7 @@ class Observation(NamedTuple):
 class StepResult(NamedTuple):
     """What one action did.  ``status`` other than OK means that the environment failed, not the agent.
 
+    ``reward`` is any score that the step adds; an episode is worth their sum (`Episode.reward`).
     ``info`` has the scores of the step where an environment gives any (``envs.mind2web``).
     """
 

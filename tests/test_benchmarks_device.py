@@ -113,5 +113,5 @@ def test_run_at_toy_size(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert [x["step"] for x in lines] == ["train_0.5b", "smollm2", "memory_1.7b"]
     run = lines[1]["result"]
-    assert run["records"] and run["panels"] and run["time_shares"]["decode"] > 0
+    assert run["records"] and run["panels"] and run["time_shares"]["train"] > 0
     assert lines[2]["result"]["predicted_bytes"] > 0

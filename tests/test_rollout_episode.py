@@ -327,3 +327,22 @@ def test_play_settings_come_from_the_config():
 
     settings = PlaySettings.from_config(default_config().rollout, temperature=0.3)
     assert (settings.temperature, settings.max_steps, settings.sync) == (0.3, 50, True)
+
+
+class GradedPool(FakePool):
+    """A step adds a quarter, whatever it is."""
+
+    def _answer(self, key, result):
+        if hasattr(result, "reward"):
+            result = result._replace(reward=0.25)
+        super()._answer(key, result)
+
+
+@pytest.mark.parametrize(("last", "won"), [("lose", False), ("win", True), ("look", False)])
+def test_an_episode_is_worth_the_sum_of_its_rewards(last, won):
+    engine = FakeEngine(PROMPTS.tokenizer, plan({0: ["mug> look", f"mug> {last}"]}))
+    driver, episodes = Driver(engine, GradedPool(), PROMPTS, SETTINGS, iteration=0), []
+    driver.play(0, make_task("t0"), "", lambda episode, _: episodes.append(episode))
+    driver.run()
+    steps = SETTINGS.max_steps if last == "look" else 2
+    assert (episodes[0].reward, episodes[0].won) == (0.25 * steps, won)

@@ -22,7 +22,7 @@ def shares(records: list[dict]) -> dict[str, float]:
     names = {n for r in timed for n in r if n.startswith("time/") and n != "time/total"}
     return {
         name.removeprefix("time/"): round(
-            statistics.median(r.get(name, 0.0) / r["time/total"] for r in timed), 3
+            statistics.median(r.get(name, 0.0) / r["time/total"] for r in timed), 5
         )
         for name in sorted(names)
     }

@@ -9,6 +9,7 @@ import sys
 from evolving_rl_jax import __version__
 from evolving_rl_jax.cli import (
     ablation,
+    check_env,
     data,
     doctor,
     export,
@@ -35,6 +36,7 @@ COMMANDS = {
     "ablation": ablation,
     "report": report,
     "games": games,
+    "check-env": check_env,
     "players": players,
     "data": data,
     "export": export,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -71,3 +72,11 @@ def names(*default: str, of: tuple[str, ...] = ()) -> Key:
 def sizes(*default: int, words: str = "empty or a tuple of sizes >= 1") -> Key:
     """A tuple of sizes, which may be empty where its default is."""
     return Key(default, Accepted(words, lambda x: min(x, default=1) >= 1 and (x or not default)))
+
+
+def is_json_object(text: str) -> bool:
+    """Whether a text is one."""
+    try:
+        return isinstance(json.loads(text), dict)
+    except json.JSONDecodeError:
+        return False

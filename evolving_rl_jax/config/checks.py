@@ -26,7 +26,16 @@ def validate(config: ConfigDict) -> None:
     _check_types(config, default_config(), "")
     for key, (words, test, _) in _ACCEPTED.items():
         _require(bool(test(lookup(config, key))), key, words, lookup(config, key))
-    for rules in (_model, _algorithm, _variants, _lengths, _overlap, _web, _collapse):
+    for rules in (
+        _model,
+        _algorithm,
+        _variants,
+        _lengths,
+        _overlap,
+        _own_environment,
+        _web,
+        _collapse,
+    ):
         for ok, key, words in rules(config):
             _require(ok, key, words, lookup(config, key))
     _check_memory(config)
@@ -211,6 +220,20 @@ def _overlap(config: ConfigDict) -> Iterator[Rule]:
         off or config.checkpoint.every >= 2,
         "checkpoint.every",
         ">= 2 with rollout.overlap = 1 (nothing is played ahead over a checkpoint)",
+    )
+
+
+def _own_environment(config: ConfigDict) -> Iterator[Rule]:
+    own = ":" in config.env.name
+    yield (
+        own or not config.env.options,
+        "env.options",
+        f"empty with env.name {config.env.name!r} (it has keys of its own)",
+    )
+    yield (
+        not own or not config.data.games,
+        "data.games",
+        "empty with an environment of one's own (it has its own tasks)",
     )
 
 

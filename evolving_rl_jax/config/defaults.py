@@ -5,6 +5,7 @@ A file in ``configs/`` overrides keys of :func:`default_config`.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -14,6 +15,7 @@ from evolving_rl_jax.config.accepted import (
     Key,
     above_0,
     decay,
+    is_json_object,
     least_0,
     least_1,
     names,
@@ -50,10 +52,17 @@ def accepted(node: Any = None, prefix: str = "") -> dict[str, Accepted]:
     return found
 
 
+ENVIRONMENT = Accepted(
+    "alfworld, mind2web, or package.module:attribute (docs/add-an-environment.md)",
+    lambda x: x in ("alfworld", "mind2web") or re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", x),
+)
+JSON_OBJECT = Accepted("empty or a JSON object", lambda x: not x or is_json_object(x))
+
 _DEVICES = Accepted(">= 1, or -1 for the devices that remain", lambda x: x >= 1 or x == -1)
 
 _ENV = {
-    "name": one_of("alfworld", "mind2web"),
+    "name": Key("alfworld", ENVIRONMENT),
+    "options": Key("", JSON_OBJECT),  # of an environment of one's own: keywords of its make()
     "engine": one_of("native", "stock"),
     # Of each task type, on which native is compared with stock, once a machine (0 = none).
     "check_games": least_0(2),

@@ -116,7 +116,9 @@ def _refused_conditions(
 def _demonstrations(config, games: Sequence[Any], sizes: Counter[str]) -> Iterator[_Gap]:
     """What is missing for the warm start."""
     without = "--config.warmstart.enabled=False"
-    silent = _without_facts(games)
+    silent = Counter(
+        t.split for t in games if isinstance(t, Task) and not benchmark(t.env).teaches(t)
+    )
     for split in config.warmstart.splits if config.warmstart.enabled else ():
         if not sizes[split]:
             yield _Gap(

@@ -15,6 +15,7 @@ from typing import Any
 
 from evolving_rl_jax.envs.base import EngineMismatch, EnvError, Environment, Progress
 from evolving_rl_jax.envs.benchmark import Benchmark
+from evolving_rl_jax.envs.custom import is_custom, load
 from evolving_rl_jax.types import Task
 
 __all__ = [
@@ -37,24 +38,31 @@ _BENCHMARKS = {
 
 
 def benchmark(name: str) -> Benchmark:
-    """The benchmark of an environment.
+    """The benchmark of an environment: one of the table, or of somebody's own.
+
+    Args:
+      name: of the table, or ``package.module:attribute`` (`envs.custom`).
 
     Raises:
-      ValueError: unknown name.
+      ValueError: unknown name, or an object that does not keep the contract.
     """
-    if name not in _BENCHMARKS:
-        raise ValueError(f"environment must be one of {sorted(_BENCHMARKS)}, got {name!r}")
-    module, attribute = _BENCHMARKS[name].split(":")
-    return getattr(importlib.import_module(module), attribute)
+    if name in _BENCHMARKS:
+        module, attribute = _BENCHMARKS[name].split(":")
+        return getattr(importlib.import_module(module), attribute)
+    if is_custom(name):
+        return load(name)
+    raise ValueError(
+        f"environment must be one of {sorted(_BENCHMARKS)} or package.module:attribute, got {name!r}"
+    )
 
 
 def make(name: str, **options: Any) -> Environment:
     """Makes an environment.
 
     Args:
-      name: ``"alfworld"`` or ``"mind2web"``.
+      name: ``"alfworld"``, ``"mind2web"`` or ``"package.module:attribute"``.
       **options: of that environment, see ``Options`` of ``envs.alfworld.env`` and
-        ``envs.mind2web.env``.
+        ``envs.mind2web.env``, and ``make`` of one's own.
 
     Raises:
       ValueError: unknown name or option, or a wrong value.

@@ -120,6 +120,10 @@ class Benchmark(abc.ABC):
     ) -> None:
         """Makes the tasks of ``config.data`` where no data is given."""
 
+    def audit_rules(self) -> Any:
+        """Further audits of a skill, like ``skills.AuditRules``; None for none."""
+        return None
+
     def subject(self, task: Task) -> str:
         """What a task is about, such as its object, for figures of what is alike; "" if unsaid."""
         return ""
@@ -139,6 +143,10 @@ class Benchmark(abc.ABC):
           rng: numpy generator of all its choices.
           quality: ``config.warmstart``: how well it plays and writes.
         """
+
+    def teaches(self, task: Task) -> bool:
+        """Whether `teacher` can play a task."""
+        return self.states_facts(task)
 
     # -- known facts: what decides the next episode, where a task says it --------------------------
 

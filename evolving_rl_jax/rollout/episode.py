@@ -55,7 +55,6 @@ class _Play:
     session: object = None
     turns: list[Turn] = dataclasses.field(default_factory=list)
     observation: str = ""
-    reward: float = 0.0
     rewards: list[float] = dataclasses.field(default_factory=list)
     infos: list[dict | None] = dataclasses.field(default_factory=list)
 
@@ -209,7 +208,7 @@ class Driver:
         play.rewards.append(result.reward)
         play.infos.append(result.info)
         if result.done or len(play.turns) >= self._limit(play.task):
-            play.observation, play.reward = result.text, result.reward
+            play.observation = result.text
             self._finish(play, won=result.won, status=OK if result.done else TRUNCATED)
         else:
             self._turn(play, result)
@@ -306,7 +305,7 @@ class Driver:
             won=won,
             status=status,
             samples=play.context.samples(),
-            reward=play.reward if play.reward else float(won),
+            reward=float(sum(play.rewards)) or float(won),
             skill_text=play.skill_text,
             last_observation=play.observation,
             error=error,

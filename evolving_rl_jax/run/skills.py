@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from evolving_rl_jax.config import ConfigError
 from evolving_rl_jax.data.tasks import source_split
+from evolving_rl_jax.envs import benchmark
 from evolving_rl_jax.skills import (
     AuditRules,
     CachedEmbedder,
@@ -150,12 +151,13 @@ def make_skill_retriever(config, folder) -> SkillRetriever:
 
 
 def audit_rules(config) -> AuditRules:
-    """The audits that ``config.skills`` switches on."""
+    """The audits that ``config.skills`` switches on, and those of the environment."""
     s = config.skills
     return AuditRules(
         max_chars=config.rollout.max_skill_chars if s.audit_length else None,
         leakage=s.audit_leakage,
         entities=s.audit_entities,
+        further=benchmark(config.env.name).audit_rules(),
     )
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from evolving_rl_jax.skills.characters import is_non_english, is_uncommon
 from evolving_rl_jax.skills.loops import find_loop
@@ -100,14 +100,26 @@ class AuditRules:
       max_chars: longest skill, None = any.
       leakage: refuse commands of the source's known solution and its known answers.
       entities: refuse names of single things that the source episode showed ("mug 2").
+      further: rules of an environment, an object with the same ``apply``, which must pass too.
     """
 
     max_chars: int | None = None
     leakage: bool = False
     entities: bool = False
+    further: Any = None
 
     def apply(self, text: str, task: Task, observations: Iterable[str] = ()) -> AuditResult:
         """Audits a skill extracted from an episode of ``task`` that read ``observations``."""
+        observations = list(observations)
+        own = self._own(text, task, observations)
+        if self.further is None:
+            return own
+        other = self.further.apply(text, task, observations)
+        flags = {f: getattr(own, f) or getattr(other, f) for f in own._fields if f != "reasons"}
+        flags["passed"] = own.passed and other.passed
+        return AuditResult(**flags, reasons=tuple(dict.fromkeys(own.reasons + other.reasons)))
+
+    def _own(self, text: str, task: Task, observations: list[str]) -> AuditResult:
         return audit(
             text,
             leakage_texts=answers(task) if self.leakage else (),

@@ -1,0 +1,173 @@
+"""An object of the contract as a benchmark: everything above ``envs/`` works with it unchanged."""
+
+from __future__ import annotations
+
+import functools
+import json
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from evolving_rl_jax.envs.base import Environment, TaskError
+from evolving_rl_jax.envs.benchmark import Benchmark, Teacher
+from evolving_rl_jax.envs.custom.contract import UserEnvironment, checked_tasks, find
+from evolving_rl_jax.envs.custom.corpus import collect_texts
+from evolving_rl_jax.envs.texts import ChatTexts, CompactTexts, PromptTexts
+from evolving_rl_jax.types import Episode, Task
+
+__all__ = ["UserBenchmark", "load"]
+
+_RULES = """\
+You are an agent that completes a task in an environment that answers in text. You read one \
+observation at a time and answer with exactly one action.
+
+Every answer has two parts:
+<reasoning>what you know, what is still missing, and why the next action helps</reasoning>
+<action>one action, as the latest observation accepts it</action>"""
+
+_REQUEST = """\
+The episode is over: the task was {outcome}.
+
+Write one skill that will help with similar tasks in the future. State what this episode taught \
+that holds beyond it: which steps worked in which order, what failed and why.
+
+Answer in English with one JSON object and nothing else. Its fields:
+- "name": a short title
+- "description": what the skill does and when it helps, in one or two sentences
+- "when_to_use": a list of situations
+- "workflow": a list of steps in order, each an object with "goal", "action", \
+"tools_or_strategy" and "completion_condition"
+- "decision_rules": a list of rules for choosing between actions
+- "error_handling": a list of objects with "error", "cause" and "response".
+"""
+
+
+class _Chat(ChatTexts):
+    request = _REQUEST
+
+    def __init__(self, rules: str = _RULES):
+        self.rules = rules
+
+
+class UserBenchmark(Benchmark):
+    """One environment of somebody's own.
+
+    Args:
+      spec: ``package.module:attribute``.
+      found: the object that it names.
+
+    Raises:
+      ValueError: it gives prompt texts of another kind.
+    """
+
+    generator = "games"
+
+    def __init__(self, spec: str, found: UserEnvironment):
+        self.name, self.splits, self.found = spec, found.splits, found
+        self.preload = (spec.partition(":")[0],)
+        self.texts = _prompt_texts(spec, found)
+
+    def options(self, **options: Any) -> dict[str, Any]:
+        return options
+
+    def make_environment(self, options: dict[str, Any]) -> Environment:
+        made = self.found.make(**options)
+        if not isinstance(made, Environment):
+            raise ValueError(
+                f"{self.name}.make() must return an envs.base.Environment, got {made!r:.80}"
+            )
+        return made
+
+    def worker_options(self, env) -> dict[str, Any]:
+        return json.loads(env.options) if env.options else {}
+
+    def variant(self, env) -> str:
+        return self.found.name
+
+    def load(self, folder: pathlib.Path) -> Sequence[Task]:
+        """The environment's own tasks; it reads no folder of a run."""
+        return checked_tasks(self.found, self.name)
+
+    def is_generated(self, folder: pathlib.Path) -> bool:
+        return True  # there is nothing to generate
+
+    def plan(self, data, seed: int) -> Sequence[Any]:
+        return checked_tasks(self.found, self.name)
+
+    def generate(
+        self, data, folder: pathlib.Path, seed: int, progress: Callable[[int], None]
+    ) -> None:
+        raise TaskError(f"{self.name} has its own tasks: nothing is generated")
+
+    def audit_rules(self) -> Any:
+        rules = getattr(self.found, "audit_rules", None)
+        return rules() if rules else None
+
+    def corpus(self, pool, tasks: Sequence[Task]) -> list[str]:
+        return collect_texts(pool, tasks, self.teacher if self.teaches() else None)
+
+    def teaches(self, task: Task | None = None) -> bool:
+        return getattr(self.found, "teacher", None) is not None
+
+    def teacher(self, task: Task, rng, quality=None) -> Teacher:
+        return _UserTeacher(self.found.teacher(task, rng), self.name)
+
+    def states_facts(self, task: Task) -> bool:
+        return False
+
+    def given_skill(self, task: Task, i: int, *, misleading: bool) -> str:
+        raise TaskError(f"tasks of {self.name} state no facts to make a skill of")
+
+    def share_seen(self, episode: Episode) -> None:
+        return None
+
+    def share_stated(self, episode: Episode, skill_text: str) -> float:
+        return 0.0
+
+
+class _UserTeacher:
+    """A teacher of the contract with what the warm start reads beside its two methods."""
+
+    given = ""
+
+    def __init__(self, found: Any, name: str):
+        for method in ("act", "skill"):
+            if not callable(getattr(found, method, None)):
+                raise ValueError(
+                    f"{name}.teacher() must return an object with {method}(), got {found!r:.80}"
+                )
+        self._found = found
+
+    @property
+    def target(self) -> str:
+        return getattr(self._found, "target", "") or "task"
+
+    def act(self, observation: str, actions: Sequence[str]) -> str:
+        return self._found.act(observation, actions)
+
+    def skill(self, observations: Sequence[str], won: bool) -> str:
+        return self._found.skill(observations, won)
+
+
+def _prompt_texts(spec: str, found: UserEnvironment) -> PromptTexts:
+    ask = getattr(found, "prompt_texts", None)
+    given = ask() if ask else _RULES
+    if isinstance(given, PromptTexts):
+        return given
+    if isinstance(given, str) and given.strip():
+        given = _Chat(given)
+    if not isinstance(given, ChatTexts):
+        raise ValueError(
+            f"{spec}.prompt_texts() must return PromptTexts, ChatTexts or the rules as a text, got {given!r:.80}"
+        )
+    return PromptTexts(CompactTexts(), given)
+
+
+@functools.cache
+def load(spec: str) -> UserBenchmark:
+    """The benchmark of ``package.module:attribute``.
+
+    Raises:
+      ValueError: there is no such object, or it does not keep the contract.
+    """
+    return UserBenchmark(spec, find(spec))

@@ -1,0 +1,151 @@
+"""What an environment of one's own must have, and whether an object has it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+from evolving_rl_jax.envs.base import Environment, TaskError
+from evolving_rl_jax.types import Task
+
+__all__ = ["UserEnvironment", "checked_tasks", "find", "is_custom", "problems"]
+
+_SPEC = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+_OPTIONAL = ("teacher", "audit_rules", "prompt_texts")
+
+
+class UserEnvironment(Protocol):
+    """The contract.  The last three methods may be missing.
+
+    Attributes:
+      name: for people.
+      splits: names of the splits that there are tasks of; ``train`` is trained on by default.
+    """
+
+    name: str
+    splits: tuple[str, ...]
+
+    def tasks(self, split: str) -> Sequence[Task]:
+        """The tasks of a split.
+
+        Their ids are unique over all splits, ``env`` may be anything, and an empty ``content_hash`` is
+        filled in from what defines the task: its text, its path and its ``meta``.
+        """
+
+    def make(self, **options: Any) -> Environment:
+        """An environment that plays one task at a time; called in worker processes.
+
+        ``StepResult.reward`` is any score that the step adds: the sum over an episode is what it is
+        worth to the solver and to the skill it was played with.  ``won`` says whether it succeeded.
+        """
+
+    def teacher(self, task: Task, rng) -> Any:
+        """Plays demonstrations: ``act(observation, actions) -> str``, ``skill(observations, won) -> str``.
+
+        The skill is JSON text with the fields of `docs/skills.md`; its observations are all that the
+        episode read.  ``target``, if it has one, names what the next action is for.
+        """
+
+    def audit_rules(self) -> Any:
+        """Further audits of a skill: an object like `skills.AuditRules`."""
+
+    def prompt_texts(self) -> Any:
+        """A `envs.texts.PromptTexts`, a `ChatTexts`, or a text: the rules that an agent is told."""
+
+
+def is_custom(name: str) -> bool:
+    """Whether a name has the form ``package.module:attribute``."""
+    return _SPEC.fullmatch(name) is not None
+
+
+def find(spec: str) -> UserEnvironment:
+    """The object that ``package.module:attribute`` names, checked.
+
+    A module in the current folder is found as well; a class is called without arguments.
+
+    Raises:
+      ValueError: it cannot be imported, or lacks something; the message names all that it lacks.
+    """
+    module_name, attribute = spec.split(":")
+    here = os.getcwd()
+    if here not in sys.path:  # a console script does not have it there; workers start in it too
+        sys.path.append(here)
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as e:
+        raise ValueError(f"environment {spec!r} cannot be imported: {e}") from e
+    if not hasattr(module, attribute):
+        raise ValueError(f"environment {spec!r}: the module has no {attribute!r}")
+    found = getattr(module, attribute)
+    if isinstance(found, type):
+        found = found()
+    missing = list(problems(found))
+    if missing:
+        raise ValueError(f"environment {spec!r} must have {'; '.join(missing)}")
+    return found
+
+
+def problems(found: Any) -> Iterator[str]:
+    """What an object lacks of the contract, a line for each."""
+    if not (isinstance(getattr(found, "name", None), str) and found.name):
+        yield f"name: str, got {getattr(found, 'name', None)!r}"
+    splits = getattr(found, "splits", None)
+    named = isinstance(splits, tuple) and splits and all(isinstance(s, str) for s in splits)
+    if not named:
+        yield f"splits: tuple[str, ...] with at least one name, got {splits!r}"
+    elif len(set(splits)) != len(splits):
+        yield f"splits: different names, got {splits!r}"
+    for method, form in (("tasks", "tasks(split) -> Sequence[Task]"),
+                         ("make", "make(**options) -> Environment")):  # fmt: skip
+        if not callable(getattr(found, method, None)):
+            yield f"{form}, got {getattr(found, method, None)!r}"
+    for method in _OPTIONAL:
+        if getattr(found, method, None) is not None and not callable(getattr(found, method)):
+            yield f"{method} as a method where it has one, got {getattr(found, method)!r}"
+
+
+def checked_tasks(found: UserEnvironment, spec: str) -> list[Task]:
+    """All tasks of an environment, sorted by id, as a run has them.
+
+    Raises:
+      TaskError: something else than a Task, a wrong split, an id twice, an empty split.
+    """
+    tasks: dict[str, Task] = {}
+    for split in found.splits:
+        given = found.tasks(split)
+        if not isinstance(given, Sequence) or not given:
+            raise TaskError(
+                f"{spec}.tasks({split!r}) must be a sequence of tasks, got {given!r:.80}"
+            )
+        for task in given:
+            if not isinstance(task, Task):
+                raise TaskError(f"{spec}.tasks({split!r}) must hold types.Task, got {task!r:.80}")
+            for field in ("id", "text", "task_type"):
+                if not (isinstance(getattr(task, field), str) and getattr(task, field)):
+                    raise TaskError(
+                        f"{spec}: Task.{field} must be a text that is not empty, got {task!r:.120}"
+                    )
+            if task.split != split:
+                raise TaskError(f"{spec}: task {task.id!r} of {split!r} says split {task.split!r}")
+            if task.id in tasks:
+                raise TaskError(f"{spec}: two tasks have the id {task.id!r}")
+            if task.step_limit < 1:
+                raise TaskError(
+                    f"{spec}: Task.step_limit must be >= 1, got {task.step_limit} in {task.id!r}"
+                )
+            tasks[task.id] = dataclasses.replace(
+                task, env=spec, content_hash=task.content_hash or _content_hash(task)
+            )
+    return [tasks[i] for i in sorted(tasks)]
+
+
+def _content_hash(task: Task) -> str:
+    """sha256 of what defines a task where its environment does not say so itself."""
+    parts = (task.task_type, task.text, task.path, repr(sorted(task.meta.items())))
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()

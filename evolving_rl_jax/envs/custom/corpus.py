@@ -1,0 +1,74 @@
+"""The text that a tokenizer is trained on: what tasks say, and what their episodes say and accept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from evolving_rl_jax.envs.base import TaskError
+from evolving_rl_jax.types import OK, Task
+
+__all__ = ["collect_texts"]
+
+
+class _Anyone:
+    """Plays without a plan: any of the admissible actions."""
+
+    def __init__(self, task: Task, rng):
+        self._rng = rng
+
+    def act(self, observation: str, actions: Sequence[str]) -> str:
+        return str(self._rng.choice(list(actions))) if actions else "look"
+
+
+def collect_texts(
+    pool, tasks: Sequence[Task], teacher: Callable[..., Any] | None, num_tasks: int = 96
+) -> list[str]:
+    """Texts of all tasks, and of one episode of some of them.
+
+    Args:
+      pool: plays.
+      tasks: what a run trains on.
+      teacher: ``teacher(task, rng)`` that plays them and writes a skill; None = random actions.
+      num_tasks: how many of them, at most, spread over all.
+
+    Raises:
+      TaskError: none of them can be played.
+    """
+    texts = [t.text for t in tasks]
+    chosen = list(tasks)[:: max(1, len(tasks) // num_tasks)]
+    players = {
+        i: (teacher or _Anyone)(task, np.random.default_rng(i)) for i, task in enumerate(chosen)
+    }
+    left = {i: task.step_limit for i, task in enumerate(chosen)}
+    read: dict[int, list[str]] = {i: [] for i in players}
+    failures: dict[int, str] = {}
+    for i, task in enumerate(chosen):
+        pool.reset(i, task)
+    while left:
+        pool.flush()
+        for i, reply in pool.poll(None):
+            read[i] += [reply.text] if reply.status == OK else []
+            texts += reply.actions if reply.status == OK else ()
+            if reply.status != OK:
+                failures[i] = reply.text
+            if reply.status != OK or not left[i] or getattr(reply, "done", False):
+                pool.close(i)
+                del left[i]
+                if reply.status == OK and teacher:
+                    texts.append(players[i].skill(read[i], bool(getattr(reply, "won", False))))
+                continue
+            left[i] -= 1
+            action = players[i].act(reply.text, reply.actions)
+            texts.append(action)
+            pool.step(i, action)
+    if len(failures) == len(chosen):
+        first = min(failures)
+        raise TaskError(f"no task can be played; the first, {chosen[first].id}: {failures[first]}")
+    spoken = [text for i in sorted(read) for text in read[i]]
+    # Replies arrive in any order; the tokenizer must not depend on it.
+    return [" " + " ".join(text.split()) for text in sorted(texts) + spoken] + [
+        " success failure"
+    ] * 8
