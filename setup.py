@@ -15,7 +15,6 @@ TRAIN = [
     "alfworld>=0.4.2",  # first release whose command is `move X to Y` and which ships layouts
     "textworld[pddl]>=1.6.2",  # PddlEnv
     "scikit-learn>=1.4",  # TF-IDF retrieval
-    "cachetools>=5.0",  # LRUCache; releases before have other import paths
     "selectolax>=0.3.21",  # lexbor: web pages that are not well-formed XML
     "ijson>=3.2",  # the JSON files of Mind2Web are streamed
     "tensorflow-datasets>=4.9.10",  # data sources without TensorFlow
