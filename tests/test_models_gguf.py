@@ -403,10 +403,11 @@ def test_greedy_text_of_smollm2_equals_that_of_transformers(tmp_path):
     while engine.busy:
         ours |= {sessions.index(g.session): list(g.tokens) for g in engine.step()}
     for i, prompt in enumerate(prompts):
-        with torch.no_grad():
+        ids = torch.tensor([prompt])
+        with torch.no_grad():  # the mask: padding is the end of a turn here, which prompts have too
             wanted = theirs.generate(
-                torch.tensor([prompt]), max_new_tokens=length, min_new_tokens=length,
-                do_sample=False, eos_token_id=None, pad_token_id=chat.pad_token_id,
+                ids, attention_mask=torch.ones_like(ids), max_new_tokens=length,
+                min_new_tokens=length, do_sample=False, eos_token_id=None,
             )[0, len(prompt) :]  # fmt: skip
         assert len(ours[i]) == length
         assert [int(t) for t in ours[i]] == wanted.tolist(), QUESTIONS[i]

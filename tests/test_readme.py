@@ -43,18 +43,29 @@ def test_the_two_first_commands_are_there():
 
 def test_every_make_target_exists():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    known = set(re.findall(r"^([a-z][a-z-]*):", makefile, re.MULTILINE))
+    known = set(re.findall(r"^([a-z][a-z0-9-]*):", makefile, re.MULTILINE))
     for words in commands_of("make"):
         assert {word for word in words if "=" not in word} <= known
     phony = re.search(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)[1].split()
     assert set(phony) == known
 
 
-def test_the_quickstart_is_the_config_that_the_readme_names():
+def test_the_readme_names_the_configs_that_make_trains():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    (config,) = re.findall(r"evolving-rl train --config=(\S+)", makefile)
-    assert f"--config={config}" in README
-    load_config(str(ROOT / config))
+    configs = re.findall(r"evolving-rl train --config=(\S+)", makefile)
+    assert len(configs) == 2
+    for config in configs:
+        assert f"--config={config}" in README
+        load_config(str(ROOT / config))
+
+
+def test_make_trains_the_language_model_on_a_cpu_as_its_config_says():
+    """The overrides are written twice: for who reads the configuration, and for who types `make`."""
+    path = ROOT / "configs" / "smollm2.py"
+    said = re.findall(r"--config\.(\S+)=(\S+)", path.read_text(encoding="utf-8"))
+    made = re.findall(r"--config\.(\S+)=(\S+)", (ROOT / "Makefile").read_text(encoding="utf-8"))
+    assert said and said == made
+    load_config(str(path), dict(said))
 
 
 @pytest.mark.parametrize("arguments", commands_of("evolving-rl"), ids=" ".join)
