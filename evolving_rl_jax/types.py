@@ -20,9 +20,11 @@ import numpy as np
 # Episode and step statuses.  Only OK and TRUNCATED episodes carry a reward; every other status is an
 # infrastructure failure and is masked out of every mean.
 OK = "ok"
-TRUNCATED = "truncated"  # ran out of context or steps: a real loss, scored as such
+TRUNCATED = "truncated"  # ran out of context, steps or time: a real loss, scored as such
 ENV_ERROR = "env_error"  # malformed game, worker crash that could not be replayed, exception
-TIMEOUT = "timeout"  # the environment did not answer within its deadline
+TIMEOUT = (
+    "timeout"  # the environment did not answer in time, or a rollout ended before it could count
+)
 SCORED = (OK, TRUNCATED)
 
 ROLE_NONE, ROLE_SOLVER, ROLE_EXTRACTOR = -1, 0, 1
@@ -113,8 +115,10 @@ class Episode:
     """A finished (or failed) episode of the solver.
 
     ``samples`` are its training sequences: one of the whole episode, or one for every turn (see
-    ``config.rollout.context``).  ``last_observation`` answers the last action.  ``rewards`` and ``infos``
-    are those of the steps that were answered (`StepResult`).
+    ``config.rollout.context``); none where it sampled nothing.  ``last_observation`` answers the last
+    action.  ``rewards`` and ``infos``
+    are those of the steps that were answered (`StepResult`).  ``began`` and ``ended`` are seconds of one
+    clock: of its first answer and of its end.  ``cut``: a stop of the rollout ended it.
     """
 
     task: Task
@@ -128,6 +132,9 @@ class Episode:
     error: str = ""
     rewards: list[float] = dataclasses.field(default_factory=list)
     infos: list[dict[str, Any] | None] = dataclasses.field(default_factory=list)
+    began: float = dataclasses.field(default=0.0, compare=False)
+    ended: float = dataclasses.field(default=0.0, compare=False)
+    cut: bool = False
 
     @property
     def scored(self) -> bool:

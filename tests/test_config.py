@@ -117,6 +117,10 @@ def test_the_defaults_are_valid_and_new_every_time():
             {"rollout__max_length": 8, "rollout__decode_window": 9},
             "config.rollout.max_length must be >= 2 and >= rollout.decode_window (9), got 8",
         ),
+        (
+            {"rollout__max_length": 1536},
+            "config.rollout.max_length must be > rollout.max_skill_tokens (1536): a skill is written",
+        ),
         ({"model__num_heads": 3}, "config.model.hidden_size must be a multiple of 2 x model.num_h"),
         ({"model__num_kv_heads": 3}, "config.model.num_kv_heads must be a divisor of model.num_he"),
         ({"model__vocab_size": 200}, "config.model.vocab_size must be >= 263"),

@@ -30,9 +30,11 @@ SHAPE = BatchShape(g=4, k=2, n=3, r=2, row_length=40, micro_batch_rows=8)
 
 def random_sample(rng, number, length):
     """Tokens that say which sequence (1000 x number) and which position they belong to."""
+    sampled = rng.integers(0, 2, length).astype(np.float32)
+    sampled[rng.integers(length)] = 1.0
     return Sample(
         tokens=np.arange(length, dtype=np.int32) + 1000 * number,
-        loss_mask=rng.integers(0, 2, length).astype(np.float32),
+        loss_mask=sampled,
         logprobs=-rng.random(length).astype(np.float32),
         sampling_logprobs=-rng.random(length).astype(np.float32),
     )
@@ -130,6 +132,17 @@ def test_index_finds_the_win_and_the_mask_of_an_episode(seed):
         assert batch.wins[g, k, n, r] == episode.won
         first = batch.tokens[batch.sequence_ids == m][0]
         assert first == episode.samples[0].tokens[0]
+
+
+def test_a_sequence_without_a_sampled_token_is_no_part_of_the_divisor():
+    experience, _ = random_experience(1)
+    before = (make_batch(experience, SHAPE).role != ROLE_NONE).sum()
+    for candidate in experience.sources[0].candidates:
+        candidate.sample.loss_mask[:] = 0
+    batch = make_batch(experience, SHAPE)
+    assert (batch.role != ROLE_NONE).sum() == before - SHAPE.n
+    for m in np.flatnonzero(batch.role != ROLE_NONE):
+        assert batch.loss_mask[batch.sequence_ids == m].any()
 
 
 def test_shapes_follow_from_the_configuration_alone():

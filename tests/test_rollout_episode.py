@@ -139,8 +139,15 @@ def test_running_out_of_context_is_a_truncated_loss(max_length):
     done, engine, pool, _ = play({0: ["mug> look"]}, max_length=max_length)
     episode = done[0][0]
     assert (episode.status, episode.won, episode.scored) == (TRUNCATED, False, True)
-    assert len(episode.samples[0].tokens) <= max_length
     assert not engine.open_now
+    if not episode.turns:  # its first prompt did not fit
+        assert episode.samples == [] and max_length <= len(
+            PROMPTS.solver_prompt(make_task("t0"), "", "room of t0")
+        )
+        return
+    assert len(episode.samples[0].tokens) <= max_length
+    # A turn is one that was read: each has a sampled token, and what was never read is none.
+    assert all(turn.output for turn in episode.turns)
     check_sample(episode, engine.sessions[0])
     full = play({0: ["mug> look"]})[0][0][0].samples[0]
     count = len(episode.samples[0].tokens)
@@ -265,14 +272,45 @@ def test_an_extraction_continues_the_episode_and_trains_its_own_tokens_only():
     assert engine.log[-1][0] == "close"
 
 
-@pytest.mark.parametrize("max_length", [30, 60, 75, 100])
-def test_an_extraction_that_does_not_fit_is_cut_to_the_context(max_length):
-    turns = {0: ["mug> look", "mug> win"], 10: ["x" * 90], 11: ["y" * 90]}
-    _, written, engine = extract(turns, max_length=max_length)
-    for i in range(2):
-        sample = written[i][1]
-        assert len(sample.tokens) <= max_length
-        np.testing.assert_array_equal(sample.tokens, engine.sessions[10 + i].tokens)
+@pytest.mark.parametrize("context", ["full", "recent"])
+@pytest.mark.parametrize("max_length", [*range(30, 190, 6), 10_000])
+def test_an_extraction_has_its_room_however_long_the_episode_was(max_length, context):
+    """The oldest turns make room for it; where not even the last leaves any, nothing is sampled."""
+    settings = dataclasses.replace(
+        SETTINGS, context=context, recent_turns=9, max_steps=5, max_skill_tokens=31
+    )
+    turns = LONG | {10: ["x" * 30], 11: ["y" * 30]}
+    engine = FakeEngine(PROMPTS.tokenizer, plan(turns), max_length=max_length)
+    driver = Driver(engine, FakePool(), PROMPTS, settings, iteration=7)
+    ended, written = [], {}
+    driver.play(0, make_task("t0"), "", lambda *found: ended.append(found), keep_session=True)
+    driver.run()
+    ((episode, handle),) = ended
+    driver.extract(
+        handle, episode.won, [10, 11], lambda i, text, sample: written.update({i: (text, sample)})
+    )
+    driver.release(handle)
+    driver.run()
+    assert not engine.open_now and set(written) == {0, 1}
+    count, tokenizer = len(episode.turns), PROMPTS.tokenizer
+    if not count:
+        return  # nothing to leave out
+    asked = PROMPTS.extractor_prompt(episode.won, handle.observation)
+    last = [*tokenizer.encode(LONG[0][count - 1]), tokenizer.eos_id][:20]
+    last = last[: len(episode.samples[-1].tokens) - len(recent_prompt(count - 1, 9, LONG[0]))]
+    prompts = [recent_prompt(count - 1, h, LONG[0]) + last + asked for h in range(count)]
+    fitting = [p for p in prompts if len(p) + 31 <= max_length]
+    prompt = fitting[-1] if fitting else prompts[0]
+    for i, letter in enumerate("xy"):
+        text, sample = written[i]
+        if len(prompt) >= max_length:
+            assert text == "" and sample is None
+            continue
+        room = min(31, max_length - len(prompt))
+        assert sample.tokens.tolist()[: len(prompt)] == prompt
+        assert sample.loss_mask.sum() == room and sample.loss_mask[-room:].all()
+        assert text == letter * min(30, room)
+        assert not fitting or room == 31  # the whole skill
 
 
 @pytest.mark.parametrize("sync", [True, False])

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from doubles import make_task
+from doubles import FakeEngine, FakePool, compact_prompts, make_task
+from ml_collections import ConfigDict
 from small_updates import MODEL, new_state, small_config
 
 from evolving_rl_jax import losses, models
@@ -16,15 +17,27 @@ from evolving_rl_jax.config import default_config
 from evolving_rl_jax.record.episodes import episode_records, sequence_advantages
 from evolving_rl_jax.record.figures import bank_records, rollout_figures
 from evolving_rl_jax.rollout.batch import BatchShape, make_batch, split_experience
+from evolving_rl_jax.rollout.episode import Driver, PlaySettings
 from evolving_rl_jax.rollout.evolve import (
     Candidate,
+    Evolver,
     Experience,
     Source,
     StepScoring,
     add_steps,
 )
-from evolving_rl_jax.types import OK, ROLE_EXTRACTOR, TIMEOUT, Episode, Sample, Turn
+from evolving_rl_jax.types import (
+    OK,
+    ROLE_EXTRACTOR,
+    TIMEOUT,
+    TRUNCATED,
+    Episode,
+    Sample,
+    StepResult,
+    Turn,
+)
 from evolving_rl_jax.update import step as step_lib
+from evolving_rl_jax.update.advantages import unweighted_advantages
 
 GOLDEN = json.loads(
     (pathlib.Path(__file__).parent / "golden" / "rewards_web.json").read_text(encoding="utf-8")
@@ -177,6 +190,44 @@ def test_failed_environments_and_cut_off_turns():
     assert found.scores[0, 0, :2, 0].tolist() == [0.0, 1.0]
     (half,) = split_experience(found, 1)
     assert half.arrays().keys() == found.arrays().keys()
+
+
+class Pages(FakePool):
+    """Every action is right; the second page of one episode is larger than any context."""
+
+    def __init__(self, long):
+        super().__init__()
+        self.long = long
+
+    def step(self, key, action):
+        self.actions[key].append(action)
+        page = "x" * 5000 if key == self.long else "a page"
+        done = len(self.actions[key]) == 2
+        self._answer(key, StepResult(page, ("win",), 1.0, done, done))
+
+
+def test_a_page_that_was_never_read_is_in_no_group():
+    """Whoever saw the second page was right, so it says nothing of anyone."""
+    prompts = compact_prompts()
+    settings = PlaySettings(
+        max_turn_tokens=20, max_skill_tokens=9, max_steps=2, temperature=1.0, top_p=1.0, top_k=0,
+        context="recent", recent_turns=0,
+    )  # fmt: skip
+    engine = FakeEngine(prompts.tokenizer, lambda *_: "mug> win", max_length=500)
+    driver = Driver(engine, Pages(2_000_001), prompts, settings, iteration=0)
+    rollout = ConfigDict(dict(
+        num_retrieved=1, num_skills=3, num_repeats=1, evaluate_invalid_skills=False,
+        max_skill_chars=99,
+    ))  # fmt: skip
+    evolver = Evolver(driver, None, prompts, rollout, scoring=StepScoring(2, "correct_steps"))
+    found = evolver.collect_groups([make_task("t")])
+    np.testing.assert_array_equal(found.step_mask[0, 0, :, 0], [[1, 1], [1, 0], [1, 1]])
+    algorithm = default_config().algorithm
+    algorithm.arm = "grpo"
+    solver = np.asarray(unweighted_advantages(algorithm, found).solver)[0, 0, :, 0]
+    np.testing.assert_array_equal(solver, np.zeros((3, 2)))  # 0.71 and -1.41 were it a wrong step
+    short = found.sources[0].episodes[0, 1, 0]
+    assert short.status == TRUNCATED and len(short.turns) == len(short.samples) == 1
 
 
 def test_policy_loss_of_the_compiled_update():

@@ -207,6 +207,11 @@ def _lengths(config: ConfigDict) -> Iterator[Rule]:
         "rollout.max_length",
         f">= 2 and >= rollout.decode_window ({r.decode_window})",
     )
+    yield (
+        r.max_length > r.max_skill_tokens,
+        "rollout.max_length",
+        f"> rollout.max_skill_tokens ({r.max_skill_tokens}): a skill is written after an episode",
+    )
 
 
 def _overlap(config: ConfigDict) -> Iterator[Rule]:

@@ -161,7 +161,9 @@ _ROLLOUT = {
     "sync": True,  # wait for all environments before decoding on: reproducible bit for bit
     "evaluate_invalid_skills": False,
     "max_skill_chars": least_1(6000),
-    "deadline_s": above_0(3600.0),  # longest collection of an iteration; the unfinished is masked
+    "deadline_s": above_0(
+        3600.0
+    ),  # longest collection of an iteration; see docs/algorithm.md, What counts
     # of the cache, all devices; 0 = only what the device says it has free
     "memory_limit_gb": least_0(0.0),
 }

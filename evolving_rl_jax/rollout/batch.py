@@ -97,6 +97,7 @@ def _collect(experience: Experience, shape: BatchShape):
             flat = ((g * shape.k + k) * shape.n + n) * shape.r + r
             if episode.scored:
                 entries += [(sample, ROLE_SOLVER, flat) for sample in episode.samples]
+    entries = [e for e in entries if e[0].loss_mask.any()]  # each counts in the loss's divisor
     role = np.full(shape.num_sequences, ROLE_NONE, np.int32)
     index, step = np.zeros_like(role), np.zeros_like(role)
     longest = min(shape.longest or shape.row_length, shape.row_length)

@@ -66,49 +66,6 @@ class Transcript:
         )
 
 
-class FullContext:
-    """The whole trajectory, in one session and one sequence.
-
-    Args:
-      prompts: a style of ``rollout.prompts``.
-      task: of the episode.
-      skill_text: in its prompt; empty for none.
-    """
-
-    def __init__(self, prompts, task: Task, skill_text: str):
-        self._prompts, self._task, self._skill_text = prompts, task, skill_text
-        self._transcript = Transcript()
-
-    def observe(self, text: str, actions) -> tuple[list[int], bool]:
-        """(ids to submit for the next turn, whether they need a new session)."""
-        last_id = self._transcript.last_id
-        if last_id is None:
-            ids = self._prompts.solver_prompt(self._task, self._skill_text, text, actions)
-        else:
-            ids = self._prompts.next_turn(text, actions, last_id=last_id)
-        self._transcript.append_forced(ids)
-        return ids, False
-
-    def unread(self) -> None:
-        """The last observation did not fit, so the policy never read it."""
-        self._transcript.drop_last()
-
-    def act(self, ids, logprobs, sampling_logprobs) -> None:
-        """Adds what the policy sampled."""
-        self._transcript.append_sampled(ids, logprobs, sampling_logprobs)
-
-    def samples(self) -> list[Sample]:
-        """The one sequence."""
-        return [self._transcript.sample()]
-
-    def extraction(self, won: bool, observation: str, room: int) -> tuple[list[int], list[int]]:
-        """(ids of the trajectory, ids that ask for a skill after it); the first are in the
-        episode's session.  ``room`` plays no part."""
-        last_id = self._transcript.last_id
-        request = self._prompts.extractor_prompt(won, observation, last_id=last_id)
-        return self._transcript.sample().tokens.tolist(), request
-
-
 @dataclasses.dataclass
 class _Seen:
     """One turn: what was read, and the ids that were answered."""
@@ -118,7 +75,106 @@ class _Seen:
     ids: list[int] = dataclasses.field(default_factory=list)
 
 
-class RecentContext:
+class _Context:
+    """What both kinds share: the turns of an episode, and prompts that show the last of them."""
+
+    def __init__(self, prompts, task: Task, skill_text: str):
+        self._prompts, self._task, self._skill_text = prompts, task, skill_text
+        self._seen: list[_Seen] = []
+
+    def _opening(self, seen: _Seen) -> list[int]:
+        return self._prompts.solver_prompt(self._task, self._skill_text, seen.text, seen.actions)
+
+    def _following(self, shown: list[_Seen]) -> list[list[int]]:
+        """The ids that each turn but the first adds: what was read, then what was answered."""
+        return [
+            self._prompts.next_turn(after.text, after.actions, last_id=(before.ids or [None])[-1])
+            + after.ids
+            for before, after in itertools.pairwise(shown)
+        ]
+
+    def _render(self, first: int) -> list[int]:
+        shown = self._seen[first:]
+        ids = self._opening(shown[0]) + shown[0].ids
+        return ids + [i for piece in self._following(shown) for i in piece]
+
+    def _shortened(self, first: int, room: int) -> list[int]:
+        """The trajectory from turn ``first`` on, or from as many turns later as ``room`` asks for.
+
+        The oldest turn shown takes the place of the episode's first, so it has the form of a shorter
+        episode's.  The last turn is always shown.
+        """
+        if not self._seen:
+            return []
+        first = min(first, len(self._seen) - 1)
+        pieces = self._following(self._seen[first:])
+        left = sum(map(len, pieces))
+        for seen, piece in zip(self._seen[first:], [*pieces, []], strict=True):
+            opening = self._opening(seen) + seen.ids
+            if len(opening) + left <= room or not pieces:
+                break
+            left -= len(piece)
+            pieces.pop(0)
+        return opening + [i for piece in pieces for i in piece]
+
+
+class FullContext(_Context):
+    """The whole trajectory, in one session and one sequence.
+
+    Args:
+      prompts: a style of ``rollout.prompts``.
+      task: of the episode.
+      skill_text: in its prompt; empty for none.
+    """
+
+    def __init__(self, prompts, task: Task, skill_text: str):
+        super().__init__(prompts, task, skill_text)
+        self._transcript = Transcript()
+
+    def observe(self, text: str, actions) -> tuple[list[int], bool]:
+        """(ids to submit for the next turn, whether they need a new session)."""
+        self._seen.append(_Seen(text, tuple(actions)))
+        last_id = self._transcript.last_id
+        if last_id is None:
+            ids = self._opening(self._seen[-1])
+        else:
+            ids = self._prompts.next_turn(text, actions, last_id=last_id)
+        self._transcript.append_forced(ids)
+        return ids, False
+
+    def unread(self) -> None:
+        """The last observation did not fit, so the policy never read it."""
+        self._seen.pop()
+        self._transcript.drop_last()
+
+    def act(self, ids, logprobs, sampling_logprobs) -> None:
+        """Adds what the policy sampled."""
+        self._seen[-1].ids = [int(i) for i in ids]
+        self._transcript.append_sampled(ids, logprobs, sampling_logprobs)
+
+    def samples(self) -> list[Sample]:
+        """The one sequence; none where the policy sampled nothing."""
+        return [self._transcript.sample()] if self._seen else []
+
+    def extraction(self, won: bool, observation: str, room: int) -> tuple[list[int], list[int]]:
+        """(ids of the trajectory, ids that ask for a skill after it).
+
+        The first are those of the episode's session, or, where both together would have more than
+        ``room`` tokens, a trajectory without its oldest turns.
+        """
+        last_id = self._transcript.last_id
+        request = self._prompts.extractor_prompt(won, observation, last_id=last_id)
+        ids = self._transcript.sample().tokens.tolist()
+        if len(ids) + len(request) > room and len(self._seen) > 1:
+            ids = self._shortened(1, room - len(request))
+        return ids, request
+
+    def in_session(self, ids: list[int]) -> bool:
+        """Whether the episode's session holds these ids and no more."""
+        return ids == self._transcript.sample().tokens.tolist()
+
+
+class RecentContext(_Context):
     """The task and the last ``turns`` turns before the present one; a sequence for every turn.
 
     The oldest turn shown takes the place of the episode's first, so a prompt has the form of a
@@ -126,9 +182,8 @@ class RecentContext:
     """
 
     def __init__(self, prompts, task: Task, skill_text: str, turns: int):
-        self._prompts, self._task, self._skill_text = prompts, task, skill_text
+        super().__init__(prompts, task, skill_text)
         self._most = turns
-        self._seen: list[_Seen] = []
         self._held: list[int] = []  # what the session holds
         self._prompt: list[int] = []
         self._samples: list[Sample] = []
@@ -143,17 +198,6 @@ class RecentContext:
             return self._prompt[held:], False
         return self._prompt, True
 
-    def _render(self, first: int) -> list[int]:
-        shown = self._seen[first:]
-        opening = shown[0]
-        ids = self._prompts.solver_prompt(
-            self._task, self._skill_text, opening.text, opening.actions
-        )
-        for before, after in itertools.pairwise(shown):
-            ids = ids + before.ids
-            ids += self._prompts.next_turn(after.text, after.actions, last_id=ids[-1])
-        return ids + shown[-1].ids
-
     def unread(self) -> None:
         """The last prompt did not fit, so the policy never read it."""
         self._seen.pop()
@@ -161,8 +205,6 @@ class RecentContext:
 
     def act(self, ids, logprobs, sampling_logprobs) -> None:
         """Adds what the policy sampled."""
-        if not self._seen or not len(ids):
-            return  # nothing was read, so there is nothing to train on
         transcript = Transcript()
         transcript.append_forced(self._prompt)
         transcript.append_sampled(ids, logprobs, sampling_logprobs)
@@ -179,13 +221,14 @@ class RecentContext:
 
         The oldest turns are left out where both together would have more than ``room`` tokens.
         """
-        ids, request = [], self._prompts.extractor_prompt(won, observation)
-        for first in range(len(self._seen)):
-            ids = self._render(first)
-            request = self._prompts.extractor_prompt(won, observation, last_id=ids[-1])
-            if len(ids) + len(request) <= room:
-                break
+        last_id = self._seen[-1].ids[-1] if self._seen else None
+        request = self._prompts.extractor_prompt(won, observation, last_id=last_id)
+        ids = self._shortened(0, room - len(request))
         return ids, request
+
+    def in_session(self, ids: list[int]) -> bool:
+        """False: sessions change with what is left out."""
+        return False
 
 
 def make_context(kind: str, recent_turns: int, prompts, task: Task, skill_text: str):

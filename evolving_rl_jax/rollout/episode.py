@@ -57,6 +57,7 @@ class _Play:
     observation: str = ""
     rewards: list[float] = dataclasses.field(default_factory=list)
     infos: list[dict | None] = dataclasses.field(default_factory=list)
+    began: float | None = None  # when the first turn was answered
 
 
 @dataclasses.dataclass
@@ -76,6 +77,7 @@ class Driver:
       prompts: a style of ``rollout.prompts``.
       settings: how to play.
       iteration: first part of every sampling key; the second is the episode's ``key``.
+      clock: seconds; what `types.Episode.began` and ``ended`` are read from.
 
     Attributes:
       environment_seconds: spent in waiting for environments and acting on their replies.
@@ -84,9 +86,12 @@ class Driver:
         ``prefix`` as in `generate.Session`, stage ``source``, ``extraction`` or ``evaluation``.
     """
 
-    def __init__(self, engine, pool, prompts, settings: PlaySettings, *, iteration: int):
+    def __init__(
+        self, engine, pool, prompts, settings: PlaySettings, *, iteration: int,
+        clock: Callable[[], float] = time.monotonic,
+    ):  # fmt: skip
         self.engine, self.pool, self.prompts, self.settings = engine, pool, prompts, settings
-        self.iteration = iteration
+        self.iteration, self._clock = iteration, clock
         self.environment_seconds = 0.0
         self.finished = 0
         self.reused: collections.Counter = collections.Counter()
@@ -108,11 +113,19 @@ class Driver:
         self._waiting_env.add(key)
 
     def extract(self, handle: _Play, won: bool, keys: list[int], on_done) -> None:
-        """Samples one skill for each key from a finished source episode: ``on_done(i, text, sample)``."""
+        """Samples one skill for each key from a finished source episode: ``on_done(i, text, sample)``.
+
+        The oldest turns are left out where the skill would have no room after all of them.  Where it
+        has none even after the last turn, nothing is sampled: the text is empty and the sample None.
+        """
         most = self.settings.max_skill_tokens
         room = self.engine.max_length - most
         ids, request = handle.context.extraction(won, handle.observation, room)
-        if self.settings.context == "full":
+        if len(ids) + len(request) >= self.engine.max_length:
+            for i in range(len(keys)):
+                on_done(i, "", None)
+            return
+        if handle.context.in_session(ids):
             sessions, prompt = self.engine.fork(handle.session, len(keys), keys), request
         else:  # the engine finds by itself that they share their prompt
             sessions = [self.engine.open(self.iteration, key) for key in keys]
@@ -156,17 +169,21 @@ class Driver:
                 progress(self.finished)
 
     def abandon(self, reason: str) -> None:
-        """Ends unfinished episodes with the status TIMEOUT, so that they are masked, not lost.
+        """Ends unfinished episodes with the status TIMEOUT, marked as ``cut``.
 
-        Unfinished extractions end without their callback.
+        What that means is for whoever asked for them to say, see `Evolver`.  Unfinished extractions end
+        without their callback.
         """
         for session in [s for s, o in self._sessions.items() if isinstance(o, _Extraction)]:
             del self._sessions[session]
             self.engine.close(session)
         while self._plays:  # the end of one may start others
             for key in sorted(self._plays):
+                play = self._plays[key]
+                if play.session is not None and key not in self._waiting_env:
+                    play.context.unread()  # it was still answering
                 self._waiting_env.discard(key)
-                self._finish(self._plays[key], won=False, status=TIMEOUT, error=reason)
+                self._finish(play, won=False, status=TIMEOUT, error=reason, cut=True)
 
     # -- environment side ------------------------------------------------------------------------
 
@@ -257,15 +274,17 @@ class Driver:
             _without_stop(generation.tokens, self.prompts.stop_ids)
         )
         if isinstance(owner, _Extraction):
-            if unread:
-                owner.transcript.drop_last()  # it did not fit, so the policy never read it
             owner.transcript.append_sampled(*sampled)
             del self._sessions[generation.session]
             self.engine.close(generation.session)
             owner.on_done(text, owner.transcript.sample())
             return
-        if unread:
+        if unread:  # no turn: the policy never saw it
             owner.context.unread()
+            self._finish(owner, won=False, status=TRUNCATED)
+            return
+        if owner.began is None:
+            owner.began = self._clock()
         owner.context.act(*sampled)
         action, valid = self.prompts.parse_action(text)
         owner.turns.append(Turn(owner.observation, text, action, valid))
@@ -292,13 +311,16 @@ class Driver:
         self.reused["turn", stage] += generation.turn_reused
         self.reused["prefix", stage] += generation.prefix_reused
 
-    def _finish(self, play: _Play, *, won: bool, status: str, error: str = "") -> None:
+    def _finish(
+        self, play: _Play, *, won: bool, status: str, error: str = "", cut: bool = False
+    ) -> None:
         del self._plays[play.key]
         self._sessions.pop(play.session, None)
         self.pool.close(play.key)
         if not play.keep_session or status not in SCORED:
             self.release(play)
         self.finished += 1
+        ended = self._clock()
         episode = Episode(
             task=play.task,
             turns=play.turns,
@@ -311,6 +333,9 @@ class Driver:
             error=error,
             rewards=play.rewards,
             infos=play.infos,
+            began=ended if play.began is None else play.began,
+            ended=ended,
+            cut=cut,
         )
         play.on_done(episode, play if play.session is not None else None)
 

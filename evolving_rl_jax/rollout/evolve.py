@@ -18,7 +18,7 @@ from evolving_rl_jax.rollout.episode import Driver
 from evolving_rl_jax.skills.audit import AuditResult, AuditRules, audit
 from evolving_rl_jax.skills.records import SkillRecord, belonging
 from evolving_rl_jax.skills.schema import Skill, parse_skill, text_to_audit
-from evolving_rl_jax.types import Episode, Sample, Task
+from evolving_rl_jax.types import ENV_ERROR, TIMEOUT, TRUNCATED, Episode, Sample, Task
 
 
 @dataclasses.dataclass
@@ -120,7 +120,7 @@ class Evolver:
         ``grpo`` arm.
       prompts: to render a skill for the solver.
       rollout: ``config.rollout``.
-      stop: see `Driver.run`; what is unfinished then is masked.
+      stop: see `Driver.run`; for what is unfinished then see `settle`.
       scoring: of steps, in environments that score them.
       rules: further audits of a skill; None = its language and length alone.
       fit: cuts a skill to what the prompt may hold.
@@ -185,7 +185,10 @@ class Evolver:
         def done(episode: Episode, handle) -> None:
             source.episode = episode
             if handle is None:
-                return  # the environment failed: nothing to learn from, the masks stay 0
+                return  # it failed, or was stopped: no skill can follow, the masks stay 0
+            if not episode.turns:
+                self.driver.release(handle)
+                return  # nothing was played that a skill could be of
             source.candidates = [None] * self.shape[1]
             keys = [self._skill_key(g, n) for n in range(self.shape[1])]
             if chosen is None:
@@ -198,7 +201,9 @@ class Evolver:
         return done
 
     def _after_skill(self, g: int, source: Source):
-        def done(n: int, raw: str, sample: Sample) -> None:
+        def done(n: int, raw: str, sample: Sample | None) -> None:
+            if sample is None:
+                return  # no room for a skill, neither for this one nor for the others
             candidate = source.candidates[n] = make_candidate(
                 raw, sample, self.prompts, self.max_chars, self.rules, source.episode
             )
@@ -228,9 +233,11 @@ class Evolver:
         wins = np.zeros((len(sources), num_k, num_n, num_r), np.float32)
         mask = np.zeros_like(wins)
         valid = np.zeros((len(sources), num_n), np.float32)
+        settle([s.episode for s in sources if s.episode is not None])
+        settle([e for s in sources for e in s.episodes.values()])
         for g, source in enumerate(sources):
-            if None in source.candidates:  # stopped in the middle of its extractions
-                source.episode, source.candidates, source.episodes = None, [], {}
+            if None in source.candidates:  # no room for them, or not all were written in time
+                source.candidates, source.episodes = [], {}
             for n, candidate in enumerate(source.candidates):
                 valid[g, n] = float(candidate.valid)
             for (k, n, r), episode in source.episodes.items():
@@ -240,6 +247,34 @@ class Evolver:
         if self.scoring:
             add_steps(experience, self.scoring)
         return experience
+
+
+def settle(episodes: Sequence[Episode]) -> None:
+    """Decides which episodes of one kind count, by nothing that their outcomes decide.
+
+    Wins end early, so leaving out what a deadline cuts off would leave out losses.  An episode counts
+    when it had at least as much time as the longest that came to an end: if it was cut off all the same,
+    it lost, as one that runs out of steps does.  Those that began later are left out, whether they
+    ended or not; so are all that were cut off where none came to an end, which says nothing of how long
+    one takes.  An episode whose first prompt did not fit was never played, and is left out too.
+
+    Args:
+      episodes: all that were asked for; the status of some is changed.
+    """
+    for episode in episodes:
+        if episode.scored and not episode.turns:
+            episode.status = ENV_ERROR
+            episode.error = "its first prompt does not fit config.rollout.max_length"
+    cut = [e for e in episodes if e.cut]
+    ended = [e for e in episodes if e.scored and not e.cut]
+    if not cut or not ended:
+        return
+    end, longest = cut[0].ended, max(e.ended - e.began for e in ended)
+    for episode in cut + ended:
+        if not episode.turns or end - episode.began < longest:
+            episode.status, episode.error = TIMEOUT, episode.error or cut[0].error
+        elif episode.cut:
+            episode.status = TRUNCATED
 
 
 def add_steps(experience: Experience, scoring: StepScoring) -> None:

@@ -94,7 +94,8 @@ class UnscoredLimit:
           UnscoredError: now ``limit`` iterations in a row had no scored episode.
         """
         played = [e for s in experience.sources for e in s.episodes.values()]
-        played = played or [s.episode for s in experience.sources if s.episode is not None]
+        sources = [s for s in experience.sources if s.episode is not None]
+        played = played or [s.episode for s in sources if s.candidates or not s.episode.scored]
         if any(e.scored for e in played):
             self._in_a_row = 0
             return
@@ -109,7 +110,10 @@ class UnscoredLimit:
 
 def _reason(played: Sequence[Episode]) -> str:
     if not played:
-        return "all were given up before their skills were written, see config.rollout.deadline_s"
+        return (
+            "no skill was written, see config.rollout.deadline_s, and whether config.rollout.max_length "
+            "has room for config.rollout.max_skill_tokens after an episode"
+        )
     first = played[0]
     where = f"{first.task.id}: {first.status}" + (f", {first.error}" if first.error else "")
     return f"{len(played)} of {len(played)} failed in the last, first {where}"
