@@ -17,7 +17,7 @@ def get_config():
     config = default_config()
     config.data.update(train_types=(*config.data.train_types, "look_at_obj_in_light"))
     config.model.update(
-        vocab_size=1000,
+        vocab_size=1400,
         numbered_tokens=False,  # objects that it never handled are words that it can still copy
         hidden_size=64, intermediate_size=192, num_layers=3, num_heads=4, num_kv_heads=4, qk_norm=True,
     )  # fmt: skip
@@ -55,7 +55,7 @@ def get_config():
     )
     config.warmstart.update(
         enabled=True,
-        splits=("train",),
+        splits=("train", "warmstart"),  # the latter: the same games with made-up names of objects
         episodes=4000,
         steps=1200,
         batch_rows=12,

@@ -8,12 +8,23 @@ where their skills come from.
 from __future__ import annotations
 
 import dataclasses
+import os
 import pathlib
+import re
+import shutil
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-from evolving_rl_jax.envs.alfworld.folder import HELDOUT_SPLITS, SPLITS, field, read_object
+from evolving_rl_jax.envs.alfworld.folder import (
+    HELDOUT_SPLITS,
+    SPLITS,
+    alfworld_task,
+    field,
+    read_object,
+)
 from evolving_rl_jax.envs.alfworld.objects.halves import draw_halves
+from evolving_rl_jax.envs.alfworld.objects.renamed import made_up_names, write_renamed
 from evolving_rl_jax.envs.alfworld.objects.truth import PLACED_AS_FOUND, kind_of, truth_of
 from evolving_rl_jax.envs.alfworld.tasks import INDEX, index_row, load_tasks
 from evolving_rl_jax.envs.base import TaskError
@@ -25,7 +36,8 @@ __all__ = ["HELD_OUT", "SEEN", "TYPES", "ObjectsReport", "prepare_objects"]
 # Panels of valid_seen; those of valid_unseen have `_unseen` after the name.
 SEEN, HELD_OUT = "seen_objects", "heldout_objects"
 _SUFFIX = {"valid_seen": "", "valid_unseen": "_unseen"}
-_TRAIN, _SOURCES = "train", f"{HELD_OUT}_sources"
+_TRAIN, _RENAMED, _SOURCES = "train", "warmstart", f"{HELD_OUT}_sources"
+_NAMES = 256  # made-up ones
 # The task types that are about one object; with two, one place is not enough.
 TYPES = (
     "pick_and_place_simple",
@@ -80,10 +92,12 @@ def prepare_objects(
 ) -> ObjectsReport:
     """Writes ``out/games.json``, which names the games of ``source`` where they are.
 
+    ``out/renamed`` holds the training games once more, each with a made-up name of its object.
+
     Args:
       source: a folder of games with the official splits, indexed or not.
       out: folder to write.
-      seed: of the halves.
+      seed: of the halves and of the made-up names.
       progress: called with the number of games read so far.
 
     Raises:
@@ -102,14 +116,15 @@ def prepare_objects(
         )
     halves = draw_halves(kinds, seed)
     tasks = _split(games, kinds, halves, left_out)
-    report = _report(tasks, kinds, halves, left_out)
-    root = source.absolute()
+    renamed = _renamed([t for t in tasks if t.split == _TRAIN], out / "renamed", seed, progress)
+    report = _report([*tasks, *renamed], kinds, halves, left_out)
+    root = pathlib.Path(os.path.commonpath([task.path for task in (*tasks, *renamed)]))
     index = {
         "format": 2,
         "source": "objects",
         "root": str(root),
         "report": dataclasses.asdict(report),
-        "games": [index_row(task, root) for task in tasks],
+        "games": [index_row(task, root) for task in (*tasks, *renamed)],
     }
     write_json(out / INDEX, index, indent=1)
     return report
@@ -127,15 +142,37 @@ def _read(
         elif task.task_type not in TYPES:
             left_out["more than one object"] += 1
         else:
-            path = pathlib.Path(task.path) / "game.tw-pddl"
-            problem = field(read_object(path), "pddl_problem", str, path)
-            meta = task.meta
-            truth = truth_of(problem, task.task_type, meta["object"], meta["target"])
-            meta = {**meta, "places": truth.places, "kept": truth.kept}
-            games.append(dataclasses.replace(task, split=official, meta=meta))
+            games.append(dataclasses.replace(task, split=official, meta=_with_truth(task)))
         if progress:
             progress(done)
     return games
+
+
+def _with_truth(task: Task) -> dict[str, Any]:
+    path = pathlib.Path(task.path) / "game.tw-pddl"
+    problem = field(read_object(path), "pddl_problem", str, path)
+    truth = truth_of(problem, task.task_type, task.meta["object"], task.meta["target"])
+    return {**task.meta, "places": truth.places, "kept": truth.kept}
+
+
+def _renamed(
+    tasks: Sequence[Task], folder: pathlib.Path, seed: int, progress: Callable[[int], None] | None
+) -> list[Task]:
+    """The same games with made-up names; the names are spread over the games."""
+    taken = {word for task in tasks for word in re.findall(r"[a-z]+", task.text)}
+    names = made_up_names(min(_NAMES, len(tasks)), seed, taken)
+    if folder.exists():
+        shutil.rmtree(folder)  # of a command that was interrupted: the index is written last
+    renamed = []
+    for i, task in enumerate(tasks):
+        path = folder / f"{i:05d}"
+        write_renamed(pathlib.Path(task.path), path, names[i % len(names)])
+        new = dataclasses.replace(alfworld_task(path), id=f"renamed/{task.id}", split=_RENAMED)
+        meta = {**_with_truth(new), "usual": task.meta["usual"]}
+        renamed.append(dataclasses.replace(new, meta=meta))
+        if progress:
+            progress(i + 1)
+    return renamed
 
 
 def _kinds(games: Sequence[Task]) -> dict[str, Counter[str]]:

@@ -1,0 +1,66 @@
+"""Games whose object goes by a made-up name, so that a policy learns to read names instead of knowing them.
+
+A small policy that is cloned on two dozen classes of objects knows these by heart, and calls every other
+one by one of their names.
+"""
+
+from __future__ import annotations
+
+import itertools
+import pathlib
+import re
+
+import numpy as np
+
+from evolving_rl_jax.envs.alfworld.folder import GAME_FILES, read_object
+from evolving_rl_jax.files import write_json
+
+__all__ = ["made_up_names", "write_renamed"]
+
+_CONSONANTS, _VOWELS = "bdfgklmnprstvz", "aeiou"
+_SENTENCE = re.compile(r"Your task is to: [^\"]*")
+
+
+def made_up_names(number: int, seed: int, taken: set[str]) -> list[str]:
+    """Different words of two syllables, none of them ``taken``; a pure function of the arguments.
+
+    Raises:
+      ValueError: there are not so many.
+
+    >>> made_up_names(3, 0, {"tuna"})
+    ['fobo', 'dito', 'litu']
+    """
+    syllables = ["".join(pair) for pair in itertools.product(_CONSONANTS, _VOWELS)]
+    words = ["".join(pair) for pair in itertools.product(syllables, syllables)]
+    free = [word for word in words if word not in taken]
+    if number > len(free):
+        raise ValueError(f"there must be at most {len(free)} made-up names, got {number}")
+    chosen = np.random.default_rng(seed).permutation(len(free))[:number]
+    return [free[i] for i in chosen]
+
+
+def write_renamed(source: pathlib.Path, out: pathlib.Path, name: str) -> None:
+    """Writes the game of a folder with another name for the class of its object.
+
+    Nothing else differs: places, contents and what can be done are the same.
+
+    Args:
+      source: folder of a game.
+      out: folder to write.
+      name: in lower case.
+    """
+    traj, game = (read_object(source / file) for file in GAME_FILES)
+    params = traj["pddl_params"]
+    kind, word = params["object_target"], params["object_target"].lower()
+    as_word = re.compile(rf"\b{re.escape(word)}\b")
+    as_kind = re.compile(rf"(?<![A-Za-z]){re.escape(kind)}(?=_bar_|Type\b)")
+    kept = {key: traj[key] for key in ("task_type", "scene") if key in traj}
+    traj = {**kept, "pddl_params": {**params, "object_target": name.capitalize()}}
+    game |= {
+        "pddl_problem": as_kind.sub(name.capitalize(), game["pddl_problem"]),
+        "grammar": _SENTENCE.sub(lambda said: as_word.sub(name, said[0]), game["grammar"]),
+        "walkthrough": [as_word.sub(name, step) for step in game.get("walkthrough") or ()],
+    }
+    out.mkdir(parents=True)
+    for file, content in zip(GAME_FILES, (traj, game), strict=True):
+        write_json(out / file, content)
