@@ -20,6 +20,7 @@ from evolving_rl_jax.envs.alfworld.objects.claims import claims_of, sentence
 from evolving_rl_jax.envs.alfworld.objects.halves import draw_halves
 from evolving_rl_jax.envs.alfworld.objects.index import prepare_objects
 from evolving_rl_jax.envs.alfworld.objects.players import PLAYERS
+from evolving_rl_jax.envs.alfworld.objects.renamed import made_up_names
 from evolving_rl_jax.envs.alfworld.objects.table import players_table
 from evolving_rl_jax.envs.alfworld.objects.teacher import ObjectTeacher
 from evolving_rl_jax.envs.base import TaskError
@@ -55,6 +56,7 @@ def objects_of(tasks, *splits):
 
 def test_no_task_of_a_held_out_object_is_trained_on(tasks):
     trained = objects_of(tasks, "train")
+    assert not objects_of(tasks, "warmstart") & {kind.lower() for kind in OBJECTS}
     held_out = objects_of(tasks, "heldout_objects", "heldout_objects_sources")
     assert trained and held_out and not trained & held_out
     assert trained | held_out == {kind.lower() for kind in OBJECTS}
@@ -65,9 +67,11 @@ def test_no_task_of_a_held_out_object_is_trained_on(tasks):
 
 def test_every_training_game_has_one_use(tasks, release):
     one_object = [t for t in load_tasks(release) if t.task_type != TWO]
-    assert sorted(t.id for t in tasks) == sorted(t.id for t in one_object)
+    under_own_name = [t for t in tasks if t.split != "warmstart"]
+    assert sorted(t.id for t in under_own_name) == sorted(t.id for t in one_object)
     counts = Counter(t.split for t in tasks)
     of_train = [t for t in one_object if t.split == "train"]
+    assert counts["train"] == counts["warmstart"]
     assert counts["train"] + counts["heldout_objects_sources"] == len(of_train)
     assert min(counts.values()) > 2
 
@@ -103,13 +107,41 @@ def test_the_truth_is_what_the_game_shows(tasks):
 
 
 def test_usual_places_are_those_of_training_games(tasks):
-    for task in tasks:
+    for task in [t for t in tasks if t.split != "warmstart"]:
         word, target = task.meta["object"], task.meta["target"]
-        trained = [t for t in tasks if t.meta["object"] == word and t.split not in PANELS]
+        named = [t for t in tasks if t.split not in (*PANELS, "warmstart")]
+        trained = [t for t in named if t.meta["object"] == word]
         counts = Counter(k for t in trained for k in {p.split()[0] for p in t.meta["kept"]})
         del counts[target]  # who is to put it there need not look there
         usual = task.meta["usual"]
         assert [counts[kind] for kind in usual] == [n for _, n in counts.most_common(3)]
+
+
+def test_a_made_up_name_is_all_that_differs(tasks):
+    env, by_id = make(Options(check_games=0)), {t.id: t for t in tasks}
+    for new in [t for t in tasks if t.split == "warmstart"][::3]:
+        old = by_id[new.id.removeprefix("renamed/")]
+        name, word = new.meta["object"], old.meta["object"]
+        assert (new.meta["kept"], new.meta["usual"]) == (old.meta["kept"], old.meta["usual"])
+        runs = []
+        for task in (old, new):
+            expert, seen = SearchingExpert(task, np.random.default_rng(0)), env.reset(task)
+            said = [task.text, seen.text]
+            while not getattr(seen, "done", False) and len(said) < 60:
+                seen = env.step(expert.act(seen.text, seen.actions))
+                said.append(seen.text)
+            runs.append((said, getattr(seen, "won", False)))
+        (before, won), (after, won_too) = runs
+        assert [text.replace(name, word) for text in after] == before and won and won_too
+        assert not any(re.search(rf"\b{word}\b", text) for text in after)
+    env.close()
+
+
+def test_made_up_names_differ_and_are_nobody_elses():
+    names = made_up_names(500, 1, {"tuna"})
+    assert len(set(names)) == 500 and "tuna" not in made_up_names(4900 - 1, 0, {"tuna"})
+    with pytest.raises(ValueError, match="at most 4899"):
+        made_up_names(4900, 0, {"tuna"})
 
 
 def test_halves_are_balanced_and_drawn_by_the_seed():
