@@ -84,6 +84,17 @@ class Benchmark(abc.ABC):
     def worker_options(self, env) -> dict[str, Any]:
         """The options that workers are given, from ``config.env``."""
 
+    def measured_options(
+        self, tasks: Sequence[Task], count: Callable[[list[str]], list[int]]
+    ) -> dict[str, Any]:
+        """Further options of workers, measured at the start with the policy's tokenizer.
+
+        Args:
+          tasks: of the run.
+          count: texts -> tokens of each.
+        """
+        return {}
+
     @abc.abstractmethod
     def variant(self, env) -> str:
         """How ``config.env`` has the benchmark played, in a word for a result's file."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from evolving_rl_jax import envs
@@ -61,19 +61,28 @@ def _generate(
     hosts.meet("games")
 
 
-def make_pool(config, tasks: Sequence[Task], hosts: Hosts = ALONE) -> EnvPool:
+def make_pool(
+    config,
+    tasks: Sequence[Task],
+    hosts: Hosts = ALONE,
+    count: Callable[[list[str]], list[int]] | None = None,
+) -> EnvPool:
     """The environment workers of the run, once their engine has been compared with its reference.
 
     Args:
       config: of the run.
       tasks: all of them; some are played by both engines.
       hosts: the processes of the run; the first one compares.
+      count: texts -> tokens of each, by the policy's tokenizer; None where there is none yet.
 
     Raises:
       EngineMismatch: the two differ; on all hosts.
     """
     env = config.env
-    options = envs.benchmark(env.name).worker_options(env)
+    benchmark = envs.benchmark(env.name)
+    options = benchmark.worker_options(env)
+    if count is not None:
+        options |= benchmark.measured_options(tasks, count)
     found = _difference(config, tasks, options) if hosts.first else None
     found = hosts.from_first(found)
     if found is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from evolving_rl_jax import envs
@@ -103,7 +103,7 @@ def open_parts(
     panel = panel_tasks(config, tasks)
     train = training_tasks(config, tasks, panel)
     check_tasks(config, train, tasks)
-    with make_pool(config, tasks, hosts) as pool:
+    with make_pool(config, tasks, hosts, token_counter(config)) as pool:
         tokenizer = prepare_tokenizer(config, folder, hosts, pool, tasks, train)
         with user_errors((ValueError,), "config"):
             texts = envs.benchmark(config.env.name).texts
@@ -135,6 +135,18 @@ def training_tasks(config, tasks: Sequence[Task], panel: Sequence[Task]) -> Sequ
     pool = select(tasks, split=config.data.train_split, types=config.data.train_types)
     copies = {c["id"] for c in copies_of(panel, pool)}
     return [t for t in pool if t.id not in copies] if copies else pool
+
+
+def token_counter(config) -> Callable[[list[str]], list[int]] | None:
+    """Texts -> tokens of each, by the tokenizer of the imported policy; None for one made from scratch,
+    whose tokenizer is trained on what the workers show."""
+    if not config.model.hf_path:
+        return None
+    from evolving_rl_jax.models.tokenizer import load_tokenizer
+
+    with user_errors((ValueError, FileNotFoundError), "config.model.hf_path"):
+        tokenizer = load_tokenizer(config.model.hf_path)
+    return lambda texts: [len(ids) for ids in tokenizer.encode_batch(texts)]
 
 
 def prepare_tokenizer(

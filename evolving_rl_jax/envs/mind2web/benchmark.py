@@ -35,6 +35,15 @@ class Mind2WebTasks(Benchmark):
     def worker_options(self, env) -> dict[str, Any]:
         return {"protocol": env.protocol, "snapshot_tokens": env.snapshot_tokens}
 
+    def measured_options(
+        self, tasks: Sequence[Task], count: Callable[[list[str]], list[int]]
+    ) -> dict[str, Any]:
+        from evolving_rl_jax.envs.mind2web.corpus import sample_pages
+        from evolving_rl_jax.envs.mind2web.token_count import fit_weights
+
+        pages = sample_pages(tasks)
+        return {"token_weights": fit_weights(pages, count)} if any(pages) else {}
+
     def variant(self, env) -> str:
         return env.protocol
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 from evolving_rl_jax.envs.mind2web import facts as web_facts
 from evolving_rl_jax.envs.mind2web.env import gold_line
@@ -23,6 +24,16 @@ def collect_texts(tasks: list[Task], num_tasks: int = 256) -> list[str]:
     for task in tasks[:: max(1, len(tasks) // num_tasks)]:
         texts += _task_texts(task)
     return [" " + " ".join(text.split()) for text in texts] + [" success failure"] * 8
+
+
+def sample_pages(tasks: Sequence[Task], num_tasks: int = 24) -> list[list[str]]:
+    """The lines of the pages of some tasks, evenly over all."""
+    chosen = sorted(tasks, key=lambda t: (t.split, t.id))[:: max(1, len(tasks) // num_tasks)]
+    return [
+        [element_line(e, i, task.text) for i, e in enumerate(step.page.elements, 1)]
+        for task in chosen
+        for step in read_task(task.path).steps[:3]
+    ]
 
 
 def _task_texts(task: Task) -> list[str]:

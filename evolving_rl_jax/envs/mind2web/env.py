@@ -26,6 +26,7 @@ from evolving_rl_jax.envs.mind2web.actions import clean
 from evolving_rl_jax.envs.mind2web.page import Element
 from evolving_rl_jax.envs.mind2web.records import WebStep, WebTask
 from evolving_rl_jax.envs.mind2web.snapshot import Snapshot, shown_options, snapshot
+from evolving_rl_jax.envs.mind2web.token_count import Weights, counter
 
 __all__ = [
     "Mind2Web",
@@ -46,7 +47,8 @@ class Options:
 
     Attributes:
       protocol: ``"stop_at_error"`` or ``"teacher_forced"``.
-      snapshot_tokens: most tokens of a snapshot (see ``web_snapshot.count_tokens``).
+      snapshot_tokens: most tokens of a snapshot.
+      token_weights: how they are counted, see `token_count.fit_weights`; () = estimated.
       max_tasks: tasks kept in memory in one process.
 
     Raises:
@@ -56,8 +58,14 @@ class Options:
     protocol: str = "stop_at_error"
     snapshot_tokens: int = 2000
     max_tasks: int = 64
+    token_weights: Weights | tuple[()] = ()
 
     def __post_init__(self):
+        weights = self.token_weights
+        if weights and (
+            len(weights) != 5 or not all(isinstance(w, float) and w > 0 for w in weights)
+        ):
+            raise ValueError(f"token_weights must be five numbers above 0 or none, got {weights!r}")
         if self.protocol not in PROTOCOLS:
             raise ValueError(f"protocol must be one of {list(PROTOCOLS)}, got {self.protocol!r}")
         for name in ("snapshot_tokens", "max_tasks"):
@@ -74,6 +82,7 @@ class _TaskStore:
         self._tasks: OrderedDict[str, WebTask] = OrderedDict()
         self.snapshot = functools.lru_cache(_SNAPSHOTS)(self._snapshot)
         self._max_tokens = options.snapshot_tokens
+        self._count = counter(options.token_weights)
 
     def task(self, path: str) -> WebTask:
         from evolving_rl_jax.envs.mind2web.store import read_task
@@ -87,7 +96,7 @@ class _TaskStore:
 
     def _snapshot(self, path: str, step: int, wanted: tuple[str, ...]) -> Snapshot:
         task = self.task(path)
-        return snapshot(task.steps[step].page, task.text, wanted, self._max_tokens)
+        return snapshot(task.steps[step].page, task.text, wanted, self._max_tokens, self._count)
 
 
 _STORES: dict[Options, _TaskStore] = {}

@@ -46,7 +46,7 @@ class GoldRecall:
         self.counts["value_missing"] += not shows_value(step, text)
         if not step.gold.node_ids:
             return
-        costs = [count_tokens(element_line(e, i)) for i, e in enumerate(elements, 1)]
+        costs = [count_tokens(element_line(e, i, text)) for i, e in enumerate(elements, 1)]
         on_page = shares_node(step.gold, step.page.index)
         self._num_steps += 1
         order: list[int] | None = None

@@ -16,18 +16,17 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from evolving_rl_jax.envs.mind2web.page import CONTROL, TEXT, WRAPPER, Element, Page
+from evolving_rl_jax.envs.mind2web.token_count import count_tokens
 
 __all__ = ["Snapshot", "count_tokens", "element_line", "ranking", "shown_options", "snapshot"]
 
 SHOWN_OPTIONS = 12
 HISTORY_WEIGHT, WRAPPER_WEIGHT, LEAST_COSINE, RECENT_ACTIONS = 0.5, 0.1, 0.1, 3
 _BESIDE = 3  # how many elements before a control its text may be
-# Six letters or digits, or one mark, count as one token: close to what language models' tokenizers give.
-_PIECE = re.compile(r"\w{1,6}|[^\w\s]")
 _WORD = re.compile(r"\w+")
 _STEM = 5  # letters of a word that are compared
 
@@ -42,15 +41,6 @@ class Snapshot(NamedTuple):
 
     text: str
     shown: frozenset[int]
-
-
-def count_tokens(text: str) -> int:
-    """Tokens of a text, as an estimate that needs no tokenizer.
-
-    >>> count_tokens('button "Search" [ref=e12]')
-    8
-    """
-    return len(_PIECE.findall(text))
 
 
 def element_line(element: Element, number: int, task: str = "") -> str:
@@ -87,14 +77,21 @@ def _stems(text: str) -> set[str]:
     return {word[:_STEM] for word in _WORD.findall(text.lower())}
 
 
-def snapshot(page: Page, task: str, history: Sequence[str], max_tokens: int) -> Snapshot:
+def snapshot(
+    page: Page,
+    task: str,
+    history: Sequence[str],
+    max_tokens: int,
+    count: Callable[[str], int] = count_tokens,
+) -> Snapshot:
     """Shows a page within ``max_tokens``.
 
     Args:
       page: its elements.
       task: the instruction.
       history: labels and values of earlier actions, oldest first.
-      max_tokens: budget as ``count_tokens`` counts; a single element may never exceed it.
+      max_tokens: budget; a single element may never exceed it.
+      count: how many tokens a line has, see `token_count.counter`.
 
     Raises:
       ValueError: ``max_tokens`` is below 1.
@@ -102,7 +99,7 @@ def snapshot(page: Page, task: str, history: Sequence[str], max_tokens: int) -> 
     if max_tokens < 1:
         raise ValueError(f"max_tokens must be at least 1, got {max_tokens}")
     lines = [element_line(e, i, task) for i, e in enumerate(page.elements, 1)]
-    costs = [count_tokens(line) for line in lines]
+    costs = [count(line) for line in lines]
     if sum(costs) <= max_tokens:
         return Snapshot("\n".join(lines), frozenset(range(len(lines))))
     shown = fitting(ranking(page, task, history), costs, max_tokens)
