@@ -93,7 +93,9 @@ def _experience(_task=_task, said="the mug is in drawer 1") -> Experience:
 
 def test_metrics_page_names_every_metric_and_no_other():
     pool = SimpleNamespace(respawns=0, quarantined={})
-    driver = SimpleNamespace(pool=pool, environment_seconds=0.0, finished=0, reused=Counter())
+    driver = SimpleNamespace(
+        pool=pool, environment_seconds=0.0, finished=0, reused=Counter(), extracted=Counter()
+    )
     logged = {"iteration", *(f"train/{name}" for name in STEP_METRICS), *RATES.values()}
     logged |= set(records.rollout_figures(_experience()))
     for said in ("the mug is in drawer 1", "the mug is at some drawer"):

@@ -4,7 +4,7 @@ import dataclasses
 import json
 
 import pytest
-from doubles import make_task
+from doubles import compact_prompts, make_task
 from web_data import FORM, action, official
 
 from evolving_rl_jax.envs.mind2web.actions import WebAction, parse_action
@@ -15,8 +15,10 @@ from evolving_rl_jax.envs.mind2web.env import (
     split_observation,
 )
 from evolving_rl_jax.envs.mind2web.records import from_official
-from evolving_rl_jax.envs.mind2web.texts import TEXTS, parse_web_compact
+from evolving_rl_jax.envs.mind2web.texts import TEXTS, parse_web_compact, shorten_page
 from evolving_rl_jax.eval.transfer.chat import ChatDriver, _Play
+from evolving_rl_jax.rollout.contexts import make_context
+from evolving_rl_jax.rollout.prompts import make_prompts
 from evolving_rl_jax.skills.records import SkillRecord, belonging
 from evolving_rl_jax.skills.retrieval import Retriever, SkillRetriever
 
@@ -136,3 +138,40 @@ def test_a_value_of_two_lines_is_one_line_of_the_history():
 def test_a_line_break_in_a_value_is_no_broken_json():
     assert parse_action('{"op": "TYPE", "ref": "e2", "value": "a\nb\tc"}') == WebAction("TYPE", 2, "a\nb\tc")  # fmt: skip
     assert json.loads(WebAction("TYPE", 2, "a\nb").to_json())["value"] == "a\nb"
+
+
+def long_page(i):
+    lines = [f'link "Menu {n}" [ref=e{n}]' for n in range(1, 200)]
+    lines[150] = 'button "Add" (red) [ref=e151]'
+    lines[20] = 'button "Add" (blue) [ref=e21]'
+    return observation_text("find a mug", ("x",) * i, "\n".join(lines), "shop")
+
+
+def test_a_past_page_is_shortened_to_what_was_acted_on_and_its_rivals():
+    short = shorten_page(long_page(0), '{"op": "CLICK", "ref": "e151"}', 8)
+    task, earlier, lines = split_observation(short)
+    assert (task, earlier) == ("find a mug", []) and observed_site(short) == "shop"
+    assert lines[0] == 'button "Add" (blue) [ref=e21]' and 'button "Add" (red) [ref=e151]' in lines
+    assert len(lines) == 9 and lines[-1] == "(191 lines left out)"
+    assert shorten_page(short, "", 20) == short and shorten_page("won", "", 1) == "won"
+    assert len(split_observation(shorten_page(long_page(0), "nothing", 8))[2]) == 9
+
+
+@pytest.mark.parametrize(
+    ("room", "shortened", "dropped"), [(10**6, 0, 0), (9000, 6, 0), (4800, 6, 0), (100, 0, 6)]
+)
+def test_an_extraction_shortens_old_pages_before_it_drops_them(room, shortened, dropped):
+    prompts = make_prompts("compact", compact_prompts().tokenizer, TEXTS)
+    context = make_context("recent", 0, prompts, QUERY, "")
+    for i in range(7):
+        context.observe(long_page(i), ())
+        ids = prompts.tokenizer.encode("add 151> click")
+        context.act(ids, [0.0] * len(ids), [0.0] * len(ids))
+        context.acted('{"op": "CLICK", "ref": "e151"}')
+    ids, request = context.extraction(True, "won", room)
+    assert context.extracted == {
+        "turns": 7,
+        "turns_shortened": shortened,
+        "turns_dropped": dropped,
+    }
+    assert len(ids) + len(request) <= room or room == 100

@@ -191,7 +191,9 @@ def test_teacher_forced_play_goes_on_after_a_page_that_does_not_fit(tmp_path):
     assert [s.step for s in forced.samples] == [0, 2]  # nothing was read at the second
     score = task_score(PanelGame(task), "none", "teacher_forced", forced)
     assert score.value("element_accuracy", "teacher_forced") == pytest.approx(2 / 3)
-    assert [i["correct"] for i in stopping.infos] == [True, False] and not stopping.won
+    assert [i["correct"] for i in stopping.infos] == [True] and stopping.status == TRUNCATED
+    score = task_score(PanelGame(task), "none", "stop_at_error", stopping)
+    assert score.value("action_accuracy", "stop_at_error") == pytest.approx(1 / 2)
 
 
 def test_a_blank_page_keeps_its_task_and_cannot_be_got_right(tmp_path):

@@ -103,6 +103,10 @@ class Benchmark(abc.ABC):
         """How a panel plays each task: as ``config.env`` says, then otherwise; () = one way only."""
         return ()
 
+    def plays_on(self, task: Task) -> bool:
+        """Whether a failed step of this task never ends it, so that all of its steps are played."""
+        return False
+
     # -- tasks -----------------------------------------------------------------------------------
 
     @abc.abstractmethod

@@ -38,6 +38,11 @@ class CompactTexts:
         """What of the answer to the last action the extractor is shown."""
         return [observation] if observation else []
 
+    def shorten(self, observation: str, action: str, lines: int) -> str:
+        """What of a past observation an extraction needs, in about ``lines`` lines, where all do not
+        fit; ``action`` answered it.  As it is where it cannot be shortened."""
+        return observation
+
     def answer(self, target: str, action: str) -> str:
         """A turn as a teacher writes it; ``target`` names what the action is for."""
         return f"{target}> {action}"
@@ -84,6 +89,11 @@ class ChatTexts:
     def ending(self, observation: str) -> str:
         """What the last action did, before the request for a skill."""
         return self.following(observation) if observation else ""
+
+    def shorten(self, observation: str, action: str, lines: int) -> str:
+        """What of a past observation an extraction needs, in about ``lines`` lines, where all do not
+        fit; ``action`` answered it.  As it is where it cannot be shortened."""
+        return observation
 
     def extraction(self, won: bool, observation: str = "") -> str:
         """The user message that asks for a skill."""

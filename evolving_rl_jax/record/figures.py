@@ -265,6 +265,8 @@ def cost_figures(
         "env/respawns": driver.pool.respawns,
         "env/quarantined": len(driver.pool.quarantined),
     }
+    for kind in ("turns", "turns_shortened", "turns_dropped"):
+        counts[f"rollout/extraction_{kind}"] = driver.extracted[kind]
     for kind, stage in REUSED:
         counts[f"rollout/{kind}_reused_{stage}"] = driver.reused[kind, stage]
     return {

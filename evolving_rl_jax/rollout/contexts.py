@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import sys
 
 import numpy as np
 
 from evolving_rl_jax.types import Sample, Task
+
+# Lines of a page that an extraction shows where all do not fit, tried in this order.
+_SHORTER = (64, 32, 16, 8)
 
 
 class Transcript:
@@ -73,6 +77,7 @@ class _Seen:
     text: str
     actions: tuple[str, ...]
     ids: list[int] = dataclasses.field(default_factory=list)
+    action: str = ""
 
 
 class _Context:
@@ -81,6 +86,12 @@ class _Context:
     def __init__(self, prompts, task: Task, skill_text: str):
         self._prompts, self._task, self._skill_text = prompts, task, skill_text
         self._seen: list[_Seen] = []
+        self.extracted: dict[str, int] = {}  # turns of the last extraction, and how they were shown
+
+    def acted(self, action: str) -> None:
+        """The action that the last turn's answer was understood as."""
+        if self._seen:
+            self._seen[-1].action = action
 
     def _opening(self, seen: _Seen) -> list[int]:
         return self._prompts.solver_prompt(self._task, self._skill_text, seen.text, seen.actions)
@@ -98,23 +109,28 @@ class _Context:
         ids = self._opening(shown[0]) + shown[0].ids
         return ids + [i for piece in self._following(shown) for i in piece]
 
-    def _shortened(self, first: int, room: int) -> list[int]:
+    def _shortened(self, first: int, room: int, seen: list[_Seen] | None = None) -> list[int]:
         """The trajectory from turn ``first`` on, or from as many turns later as ``room`` asks for.
+
+        ``seen`` are the turns as they are shown; None = as they were.
 
         The oldest turn shown takes the place of the episode's first, so it has the form of a shorter
         episode's.  The last turn is always shown.
         """
-        if not self._seen:
+        seen = self._seen if seen is None else seen
+        if not seen:
             return []
-        first = min(first, len(self._seen) - 1)
-        pieces = self._following(self._seen[first:])
+        first = min(first, len(seen) - 1)
+        pieces = self._following(seen[first:])
         left = sum(map(len, pieces))
-        for seen, piece in zip(self._seen[first:], [*pieces, []], strict=True):
-            opening = self._opening(seen) + seen.ids
+        for turn, piece in zip(seen[first:], [*pieces, []], strict=True):
+            opening = self._opening(turn) + turn.ids
             if len(opening) + left <= room or not pieces:
                 break
             left -= len(piece)
             pieces.pop(0)
+        dropped = len(seen) - 1 - len(pieces)
+        self.extracted = {"turns": len(seen), "turns_dropped": dropped}
         return opening + [i for piece in pieces for i in piece]
 
 
@@ -219,12 +235,31 @@ class RecentContext(_Context):
     def extraction(self, won: bool, observation: str, room: int) -> tuple[list[int], list[int]]:
         """(ids of the trajectory, ids that ask for a skill after it).
 
-        The oldest turns are left out where both together would have more than ``room`` tokens.
+        Where both together would have more than ``room`` tokens, what was seen before the last turn is
+        shortened, and only then the oldest turns are left out; ``extracted`` says how many.
         """
         last_id = self._seen[-1].ids[-1] if self._seen else None
         request = self._prompts.extractor_prompt(won, observation, last_id=last_id)
-        ids = self._shortened(0, room - len(request))
+        room -= len(request)
+        for lines in (None, *_SHORTER):
+            shown = self._shorter(lines)
+            ids = self._shortened(0, room if lines == _SHORTER[-1] else sys.maxsize, shown)
+            if len(ids) <= room:
+                break
+        changed = sum(a.text != b.text for a, b in zip(shown, self._seen, strict=True))
+        self.extracted |= {"turns_shortened": changed}
         return ids, request
+
+    def _shorter(self, lines: int | None) -> list[_Seen]:
+        """The turns, with about ``lines`` lines of what was seen before the last; None = all."""
+        if lines is None:
+            return self._seen
+        texts = self._prompts.texts
+        old = [
+            dataclasses.replace(s, text=texts.shorten(s.text, s.action, lines))
+            for s in self._seen[:-1]
+        ]
+        return old + self._seen[-1:]
 
     def in_session(self, ids: list[int]) -> bool:
         """False: sessions change with what is left out."""

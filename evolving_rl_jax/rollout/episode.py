@@ -84,6 +84,8 @@ class Driver:
       finished: episodes that ended.
       reused: prompt tokens that the engine's cache held already, by (kind, stage): kind ``turn`` or
         ``prefix`` as in `generate.Session`, stage ``source``, ``extraction`` or ``evaluation``.
+      extracted: source turns that extractions of recent contexts had to show (``turns``), those shown
+        in part (``turns_shortened``) and not at all (``turns_dropped``).
     """
 
     def __init__(
@@ -95,6 +97,7 @@ class Driver:
         self.environment_seconds = 0.0
         self.finished = 0
         self.reused: collections.Counter = collections.Counter()
+        self.extracted: collections.Counter = collections.Counter()
         self._plays: dict[int, _Play] = {}
         self._sessions: dict[object, _Play | _Extraction] = {}
         self._waiting_env: set[int] = set()
@@ -121,6 +124,7 @@ class Driver:
         most = self.settings.max_skill_tokens
         room = self.engine.max_length - most
         ids, request = handle.context.extraction(won, handle.observation, room)
+        self.extracted.update(handle.context.extracted)
         if len(ids) + len(request) >= self.engine.max_length:
             for i in range(len(keys)):
                 on_done(i, "", None)
@@ -279,30 +283,34 @@ class Driver:
             self.engine.close(generation.session)
             owner.on_done(text, owner.transcript.sample())
             return
-        if unread:  # no turn: the policy never saw it
+        if unread:
             owner.context.unread()
-            self._finish(owner, won=False, status=TRUNCATED)
+            if self._plays_on(owner):  # a step that failed, and nothing to train on
+                owner.turns.append(Turn(owner.observation, "", "", False))
+                self._act(owner, "")
+            else:  # no turn: the policy never saw it
+                self._finish(owner, won=False, status=TRUNCATED)
             return
         if owner.began is None:
             owner.began = self._clock()
         owner.context.act(*sampled)
         action, valid = self.prompts.parse_action(text)
+        owner.context.acted(action)
         owner.turns.append(Turn(owner.observation, text, action, valid))
         if generation.reason == "overflow":
-            if not self._goes_on(owner):
+            if not self._plays_on(owner):
                 self._finish(owner, won=False, status=TRUNCATED)
                 return
             action = ""  # no answer: a step that failed
-        self._waiting_env.add(owner.key)
-        self.pool.step(owner.key, action)
+        self._act(owner, action)
 
-    def _goes_on(self, play: _Play) -> bool:
-        """Whether a prompt that did not fit may be followed by one that does.
+    def _act(self, play: _Play, action: str) -> None:
+        self._waiting_env.add(play.key)
+        self.pool.step(play.key, action)
 
-        Where steps are scored one by one it is the environment that says whether a failed one ends
-        the episode.
-        """
-        return self.settings.context == "recent" and benchmark(play.task.env).scores_steps
+    def _plays_on(self, play: _Play) -> bool:
+        """Whether an observation that did not fit is one failed step, and the next one may fit."""
+        return self.settings.context == "recent" and benchmark(play.task.env).plays_on(play.task)
 
     def _count_reused(self, owner, generation) -> None:
         stage = "extraction"

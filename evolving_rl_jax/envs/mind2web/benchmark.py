@@ -47,6 +47,9 @@ class Mind2WebTasks(Benchmark):
     def variant(self, env) -> str:
         return env.protocol
 
+    def plays_on(self, task: Task) -> bool:
+        return task.meta.get("protocol") == "teacher_forced"
+
     def protocols(self, env) -> tuple[str, ...]:
         return env.protocol, *(p for p in mind2web.PROTOCOLS if p != env.protocol)
 

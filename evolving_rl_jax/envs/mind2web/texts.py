@@ -12,13 +12,14 @@ from collections.abc import Sequence
 
 from evolving_rl_jax.envs.answers import ACTION, REASONING, between
 from evolving_rl_jax.envs.mind2web.actions import OPS, WebAction, parse_action
-from evolving_rl_jax.envs.mind2web.env import observed_site, split_observation
+from evolving_rl_jax.envs.mind2web.env import PAGE, observed_site, split_observation
 from evolving_rl_jax.envs.texts import ChatTexts, CompactTexts, PromptTexts
 from evolving_rl_jax.types import Task
 
 __all__ = ["TEXTS", "compact_text", "parse_web", "parse_web_compact"]
 
 _REF = re.compile(r"\[ref=e(\d+)\]")
+_LABEL = re.compile(r'"[^"]*"')
 _MARKS = re.compile(r'["()\[\]|]')
 _PRESSED = re.compile(r'\b(?:button|link) (?=")')
 _COMPACT = re.compile(
@@ -109,8 +110,33 @@ def parse_web_compact(text: str) -> tuple[str, bool]:
     return WebAction(found["op"].upper(), int(found["ref"]), value).to_json(), True
 
 
+def shorten_page(observation: str, action: str, lines: int) -> str:
+    """An observation whose page has ``lines`` lines: that of the action, those of its name, its neighbours."""
+    head, mark, page = observation.partition(f"\n{PAGE}\n")
+    listed = page.splitlines()
+    if not mark or len(listed) <= lines:
+        return observation
+    web = parse_action(action)
+    refs = [_REF.search(line) for line in listed]
+    at = [i for i, ref in enumerate(refs) if ref and web and int(ref[1]) == web.ref]
+    here = at[0] if at else 0
+    label = _LABEL.search(listed[here])
+
+    def distance(i: int) -> tuple[bool, int]:
+        found = _LABEL.search(listed[i])
+        return not (at and label and found and found[0] == label[0]), abs(i - here)
+
+    kept = sorted(sorted(range(len(listed)), key=distance)[:lines])
+    shown = [listed[i] for i in kept]
+    return f"{head}{mark}" + "\n".join([*shown, f"({len(listed) - lines} lines left out)"])
+
+
 class WebCompact(CompactTexts):
     """Short forms, all in lower case; an answer names the element with its ref, ``footer 7> click``."""
+
+    def shorten(self, observation: str, action: str, lines: int) -> str:
+        """The part of the page around the action."""
+        return shorten_page(observation, action, lines)
 
     def plain(self, text: str) -> str:
         """A task or a skill as it is shown."""
@@ -146,6 +172,10 @@ class WebChat(ChatTexts):
 
     rules, request = _RULES, _REQUEST
     thought = "The next thing to use is {target}."
+
+    def shorten(self, observation: str, action: str, lines: int) -> str:
+        """The part of the page around the action."""
+        return shorten_page(observation, action, lines)
 
     def opening(self, task: Task, observation: str, actions: Sequence[str] = ()) -> str:
         """The first user message: task, earlier actions, page."""
