@@ -246,7 +246,9 @@ class RecentContext(_Context):
             ids = self._shortened(0, room if lines == _SHORTER[-1] else sys.maxsize, shown)
             if len(ids) <= room:
                 break
-        changed = sum(a.text != b.text for a, b in zip(shown, self._seen, strict=True))
+        kept = slice(self.extracted.get("turns_dropped", 0), None)
+        pairs = zip(shown[kept], self._seen[kept], strict=True)
+        changed = sum(a.text != b.text for a, b in pairs)
         self.extracted |= {"turns_shortened": changed}
         return ids, request
 
