@@ -320,8 +320,10 @@ def test_a_receptacle_that_the_layout_lacks_comes_from_the_plans_of_training(tmp
 
 
 def test_a_scene_without_training_trials_is_known_from_its_own_split(tmp_path):
-    _, tasks = made(tmp_path, train=records()[1:2], valid_unseen=[_with_burner(50)])
+    report, tasks = made(tmp_path, train=records()[1:2], valid_unseen=[_with_burner(50)])
     task = only([t for t in tasks if t.split == "valid_unseen"])
+    assert report.alone == ["FloorPlan2"]
+    assert any("FloorPlan2" in line for line in report.lines())
     assert task.meta["walkthrough"][:2] == ["go to stoveburner 1", "take pan 1 from stoveburner 1"]
 
 
@@ -395,6 +397,25 @@ def test_the_command_prints_counts_beside_the_published_ones(tmp_path, capsys):
 def test_the_command_names_a_wrong_source(tmp_path, capsys):
     assert cli.main(["data", "alfred", f"--source={tmp_path}", f"--out={tmp_path}/out"]) == 2
     assert "--source must be the folder json_2.1.0 of ALFRED" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_the_command_names_an_output_that_cannot_be_written(tmp_path, capsys, jobs):
+    write_lines(tmp_path / "alfred", "train", records()[:1])
+    (tmp_path / "out").write_text("a file")
+    arguments = [f"--source={tmp_path}/alfred", f"--out={tmp_path}/out", f"--jobs={jobs}"]
+    assert cli.main(["data", "alfred", *arguments]) == 2
+    assert "--out must be a folder that can be written" in capsys.readouterr().err
+
+
+def test_an_interrupted_conversion_is_simply_run_again(tmp_path):
+    _, tasks = made(tmp_path, train=records()[:3])
+    index = tmp_path / "out" / "games.json"
+    whole = index.read_bytes()
+    index.unlink()
+    (pathlib.Path(tasks[0].path) / "game.tw-pddl").write_text("{")  # killed while it was written
+    made(tmp_path, train=records()[:3])
+    assert index.read_bytes() == whole
 
 
 # -- the real records: EVOLVING_RL_ALFRED names their folder ----------------------------------------------

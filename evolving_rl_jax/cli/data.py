@@ -137,13 +137,17 @@ def _alfworld(args) -> int:
 def _alfred(args) -> int:
     from evolving_rl_jax.envs.alfworld.alfred.convert import convert
     from evolving_rl_jax.envs.base import TaskError
-    from evolving_rl_jax.run.console import progress, user_errors
+    from evolving_rl_jax.run.console import progress
 
     if args.jobs is not None and args.jobs < 1:
         raise ConfigError(f"--jobs must be at least 1, got {args.jobs}")
     options = {"progress": progress, "goals": args.goals, "jobs": args.jobs}
-    with user_errors((TaskError, FileExistsError)):
+    try:
         report = convert(args.source, pathlib.Path(args.out), **options)
+    except (TaskError, FileExistsError) as e:
+        raise ConfigError(str(e)) from e
+    except OSError as e:
+        raise ConfigError(f"--out must be a folder that can be written, got {e}") from e
     print("\n".join(report.lines()))
     print(f"{report.num_games} games indexed in {args.out}")
     return 0

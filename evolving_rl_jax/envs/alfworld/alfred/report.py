@@ -16,7 +16,8 @@ from evolving_rl_jax.envs.alfworld.names import TASK_TYPES
 __all__ = ["AlfredReport", "Outcome"]
 
 _SHOWN = 10  # trials named for one reason
-_EXPECTED = ("movable receptacle", "sliced object")  # what ALFWorld has no games of at all
+# What ALFWorld has no games of at all: not named one by one.
+_EXPECTED = ("movable receptacle", "sliced object", "another lamp than a desk lamp")
 
 
 class Outcome(NamedTuple):
@@ -50,6 +51,7 @@ class AlfredReport:
       placed_by: rule -> objects of all games that it placed.
       not_placed: objects that no rule placed, of all games.
       added: class -> receptacles that the layouts of the training scenes lack.
+      alone: scenes of games that training does not have, known from the trials of their own split.
       accuracy: of the placement rules, on training's plans, each left out in turn.
     """
 
@@ -59,6 +61,7 @@ class AlfredReport:
     placed_by: dict[str, int]
     not_placed: int
     added: dict[str, int]
+    alone: list[str]
     accuracy: list[Accuracy]
 
     @classmethod
@@ -66,13 +69,14 @@ class AlfredReport:
         cls,
         outcomes: Iterable[Outcome],
         accuracy: Sequence[Accuracy],
-        scenes: Iterable[KnownScene],
+        scenes: Sequence[KnownScene],
     ) -> AlfredReport:
-        """Counts the outcomes."""
+        """Counts the outcomes; ``scenes``: those of training."""
         records: Counter[str] = Counter()
         types: dict[str, Counter[str]] = defaultdict(Counter)
         left_out: dict[str, list[str]] = defaultdict(list)
         placed: Counter[str] = Counter()
+        floors: set[str] = set()
         not_placed = 0
         for outcome in outcomes:
             records[outcome.split] += 1
@@ -84,6 +88,7 @@ class AlfredReport:
             types[outcome.split][outcome.row["task_type"]] += 1
             placed.update({rule: len(names) for rule, names in meta["placed_by"].items()})
             not_placed += meta["not_placed"]
+            floors.add(meta["scene"])
         added = Counter(name.rsplit(" ", 1)[0] for scene in scenes for name in scene.added)
         return cls(
             dict(records),
@@ -95,6 +100,7 @@ class AlfredReport:
             dict(sorted(placed.items())),
             not_placed,
             dict(sorted(added.items(), key=lambda pair: (-pair[1], pair[0]))),
+            sorted(floors - {f"FloorPlan{scene.number}" for scene in scenes}),
             list(accuracy),
         )
 
@@ -128,5 +134,9 @@ class AlfredReport:
         text.append(f"objects that no rule places: {self.not_placed}")
         classes = ", ".join(f"{kind} {n}" for kind, n in self.added.items())
         text.append(f"receptacles added to the layouts of training scenes: {classes or 'none'}")
+        if self.alone:
+            text.append(
+                f"scenes without training trials, known from their own split: {', '.join(self.alone)}"
+            )
         text += [f"left-one-out, {row.line()}" for row in self.accuracy]
         return text
