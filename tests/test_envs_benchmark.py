@@ -17,7 +17,7 @@ def test_every_name_is_that_of_its_benchmark(name):
 
 def test_an_unknown_name_is_refused():
     with pytest.raises(
-        ValueError, match="one of .'alfworld', .*'mind2web'. or package.* got 'atari'"
+        ValueError, match="one of .'alfworld', .*'mind2web'.*. or package.* got 'atari'"
     ):
         envs.benchmark("atari")
 

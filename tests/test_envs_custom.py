@@ -166,7 +166,9 @@ def test_names_that_are_no_environment():
             envs.benchmark(name)
         config = default_config()
         config.env.name = name
-        with pytest.raises(ConfigError, match="env.name must be alfworld, mind2web, or package"):
+        with pytest.raises(
+            ConfigError, match="env.name must be alfworld, mind2web, scienceworld, or package"
+        ):
             config_lib.validate(config)
 
 

@@ -52,9 +52,10 @@ def accepted(node: Any = None, prefix: str = "") -> dict[str, Accepted]:
     return found
 
 
+ENVIRONMENTS = ("alfworld", "mind2web", "scienceworld")
 ENVIRONMENT = Accepted(
-    "alfworld, mind2web, or package.module:attribute (docs/add-an-environment.md)",
-    lambda x: x in ("alfworld", "mind2web") or re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", x),
+    f"{', '.join(ENVIRONMENTS)}, or package.module:attribute (docs/add-an-environment.md)",
+    lambda x: x in ENVIRONMENTS or re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", x),
 )
 JSON_OBJECT = Accepted("empty or a JSON object", lambda x: not x or is_json_object(x))
 
@@ -71,6 +72,7 @@ _ENV = {
     "deadline_s": above_0(120.0),  # a worker that does not answer for so long is replaced
     "protocol": one_of("stop_at_error", "teacher_forced"),  # of mind2web
     "snapshot_tokens": least_1(2000),  # of mind2web: most tokens of a page that are shown
+    "listed_actions": one_of("none", "valid"),  # of scienceworld: up to a thousand are valid
 }
 
 _DATA = {
@@ -90,6 +92,11 @@ _DATA = {
         "tasks_per_test_site": least_1(2),
         "warmstart_sites": least_0(128),
         "tasks_per_warmstart_site": least_1(8),
+    },
+    "scienceworld": {  # the same for scienceworld
+        "types": names("find-plant", "find-animal", "find-living-thing", "find-non-living-thing"),
+        "variations": least_0(20),  # of each type and split (0 = all)
+        "simplifications": "easy",  # names with commas; empty = none
     },
     "households": {  # what to generate when `games` is empty
         "num_train": least_1(32),

@@ -1,8 +1,9 @@
 """Environments: text in, text out.
 
 One folder holds all that is particular to a benchmark, as text.  They have in common ``base`` (the
-environment), ``benchmark`` (what else a run asks of one), ``texts`` and ``answers`` (prompts), and ``pool``
-plays them in worker processes.  Import ``make``, ``check``, ``benchmark`` and the errors from here, pools
+environment), ``benchmark`` (what else a run asks of one), ``texts`` and ``answers`` (prompts), ``corpus``
+(of a tokenizer); ``pool`` plays them in worker processes, ``custom`` takes somebody's own, and
+``conformance`` checks any of them.  Import ``make``, ``check``, ``benchmark`` and the errors from here, pools
 from ``envs.pool``; what is in a benchmark's folder is for its own tests and commands.  Nothing here
 imports jax, so workers never claim a device, and nothing of ``data``, ``rollout`` or above.
 """
@@ -34,6 +35,7 @@ _BENCHMARKS = {
     "alfworld": "evolving_rl_jax.envs.alfworld.benchmark:BENCHMARK",
     "alfworld_check": "evolving_rl_jax.envs.alfworld.benchmark:COMPARISON",  # both its engines at once
     "mind2web": "evolving_rl_jax.envs.mind2web.benchmark:BENCHMARK",
+    "scienceworld": "evolving_rl_jax.envs.scienceworld.benchmark:BENCHMARK",
 }
 
 
@@ -60,7 +62,7 @@ def make(name: str, **options: Any) -> Environment:
     """Makes an environment.
 
     Args:
-      name: ``"alfworld"``, ``"mind2web"`` or ``"package.module:attribute"``.
+      name: ``"alfworld"``, ``"mind2web"``, ``"scienceworld"`` or ``"package.module:attribute"``.
       **options: of that environment, see ``Options`` of ``envs.alfworld.env`` and
         ``envs.mind2web.env``, and ``make`` of one's own.
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from evolving_rl_jax.envs.base import Environment, TaskError
 from evolving_rl_jax.envs.benchmark import Benchmark, Teacher
+from evolving_rl_jax.envs.corpus import collect_texts
 from evolving_rl_jax.envs.custom.contract import UserEnvironment, checked_tasks, find
-from evolving_rl_jax.envs.custom.corpus import collect_texts
 from evolving_rl_jax.envs.texts import ChatTexts, CompactTexts, PromptTexts
 from evolving_rl_jax.types import Episode, Task
 
