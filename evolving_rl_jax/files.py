@@ -20,6 +20,10 @@ from typing import Any
 _CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP)
 
 
+class SaveFailed(OSError):
+    """What a run wanted to keep could not be written; the message says what and why."""
+
+
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     """Yields a temporary path next to ``path``; what was made there takes its place at the end.

@@ -11,6 +11,8 @@ import pytest
 # Tests compile far more than they compute.  LLVM's optimisations are left out in their processes; the
 # passes of XLA stay, and what `program` starts runs as shipped.  With XLA_FLAGS= everything does.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# Nothing is kept in the cache folder of whoever runs the tests.
+os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")
 
 ROOT = pathlib.Path(__file__).parents[1]
 collect_ignore_glob = ["golden/*.py"]  # the script that makes golden files needs torch
@@ -71,6 +73,7 @@ def program(tmp_path_factory):
         **os.environ,
         "PYTHONPATH": str(ROOT),
         "JAX_PLATFORMS": "cpu",
+        "JAX_ENABLE_COMPILATION_CACHE": "true",
         "JAX_COMPILATION_CACHE_DIR": str(compiled),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",

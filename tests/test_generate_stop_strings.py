@@ -126,6 +126,36 @@ def test_fewest_tokens_against_a_loop(seed):
         assert tokens_to_stop(decode, tokens, stops) == (found[0] if found else None)
 
 
+@pytest.mark.parametrize("cut", ["letters", "bytes", "silent"])
+def test_only_new_tokens_are_decoded_until_a_stop_is_found(cut):
+    """Windows of a turn one after the other, against a search of the whole turn in each."""
+    rng, lengths = np.random.default_rng(3), []
+    text = "a line of words, é and 漢字, " * 3 + "</action> and more"
+    pieces = {
+        "letters": [c.encode() for c in text],
+        "bytes": [bytes([b]) for b in text.encode()],  # characters in parts
+        "silent": [x for b in text.encode() for x in (bytes([b]), b"", b"")],  # tokens without text
+    }[cut]
+
+    def read(ids):
+        lengths.append(len(ids))
+        return b"".join(pieces[i] for i in ids).decode("utf-8", "replace")
+
+    whole = next(n for n in range(len(pieces) + 1) if "</action>" in read(range(n)))
+    for _ in range(20):
+        searched = 0
+        while True:
+            count = min(searched + int(rng.integers(1, 9)), len(pieces))
+            lengths.clear()
+            found = tokens_to_stop(read, range(count), ["</action>", "</end>"], searched)
+            if count >= whole:
+                break
+            assert found is None
+            assert sum(lengths) <= 4 * (count - searched) + (60 if cut != "silent" else 200)
+            searched = count
+        assert found == whole
+
+
 def test_an_episode_trains_its_stop_text_and_nothing_after_it():
     """Through the driver: solver turns stop at the text, extractions do not."""
     from evolving_rl_jax.rollout.episode import Driver, PlaySettings

@@ -1,8 +1,6 @@
-"""Notices, and runs that are ended by SIGTERM and SIGKILL: nothing is lost, nothing is repeated."""
+"""Runs that are ended by SIGTERM and SIGKILL: nothing is lost, nothing is repeated."""
 
-import contextlib
 import gzip
-import http.server
 import json
 import os
 import random
@@ -10,133 +8,15 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 
+import metadata_server
 import numpy as np
 import pytest
 from conftest import ROOT
 
 from evolving_rl_jax.record.metrics import read_metrics
-from evolving_rl_jax.run.preemption import EXIT_AGAIN, Preempted, Preemption, metadata_host
-
-# -- notices ---------------------------------------------------------------------------------------
-
-
-def wait_until(condition, seconds=20):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
-def test_a_signal_ends_a_run_with_nothing_to_save():
-    before = signal.getsignal(signal.SIGTERM)
-    with Preemption() as preemption, pytest.raises(Preempted, match="SIGTERM"):
-        os.kill(os.getpid(), signal.SIGTERM)
-        wait_until(lambda: preemption)
-    assert signal.getsignal(signal.SIGTERM) is before
-
-
-def test_a_signal_waits_once_there_is_something_to_save():
-    with Preemption() as preemption:
-        preemption.defer()
-        preemption.check()
-        assert not preemption
-        os.kill(os.getpid(), signal.SIGTERM)
-        wait_until(lambda: preemption)
-        assert preemption.reason == "SIGTERM"
-        with pytest.raises(Preempted):
-            preemption.check()
-
-
-def test_ctrl_c_waits_once_there_is_something_to_save_and_the_second_does_not(capfd):
-    before = signal.getsignal(signal.SIGINT)
-    with Preemption() as preemption:
-        preemption.defer()
-        os.kill(os.getpid(), signal.SIGINT)
-        wait_until(lambda: preemption)
-        assert preemption.reason == "SIGINT" and "Ctrl-C again" in capfd.readouterr().err
-        with pytest.raises(Preempted) as e:
-            preemption.check()
-        assert e.value.exit_code == 130  # a launcher starts nothing again
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(20)
-    assert signal.getsignal(signal.SIGINT) is before
-    assert Preempted("SIGTERM").exit_code == EXIT_AGAIN
-
-
-def test_eval_takes_a_notice(monkeypatch, tmp_path, capsys):
-    from evolving_rl_jax.cli.main import main
-    from evolving_rl_jax.config import default_config
-    from evolving_rl_jax.run import parts
-    from evolving_rl_jax.run.folder import RunFolder
-
-    RunFolder(str(tmp_path), default_config()).begin()
-
-    @contextlib.contextmanager
-    def open_parts(_config, _folder, _hosts, preemption):
-        signal.raise_signal(signal.SIGTERM)
-        yield
-
-    monkeypatch.setattr(parts, "open_parts", open_parts)
-    signal.signal(signal.SIGTERM, lambda *_: None)
-    try:
-        assert main(["eval", f"--workdir={tmp_path}"]) == EXIT_AGAIN
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    assert "the same command goes on from here" in capsys.readouterr().err
-
-
-class Metadata(http.server.BaseHTTPRequestHandler):
-    """The metadata server: announces maintenance at the second question."""
-
-    asked = []
-
-    def do_GET(self):
-        assert self.headers["Metadata-Flavor"] == "Google"
-        self.asked.append(self.path)
-        if "wait_for_change" in self.path and "maintenance" in self.path:
-            text = "TERMINATE_ON_HOST_MAINTENANCE"
-        else:
-            text = "NONE" if "maintenance" in self.path else "FALSE"
-            time.sleep(0.05)
-        self.send_response(200)
-        self.end_headers()
-        self.wfile.write(text.encode())
-
-    def log_message(self, *_):
-        pass
-
-
-def test_an_announced_maintenance_is_a_notice(monkeypatch):
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Metadata)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setenv("GCE_METADATA_HOST", f"127.0.0.1:{server.server_port}")
-    try:
-        with Preemption() as preemption:
-            preemption.defer()
-            wait_until(lambda: preemption)
-        assert preemption.reason == "maintenance-event TERMINATE_ON_HOST_MAINTENANCE"
-        base = "/computeMetadata/v1/instance/"
-        assert {f"{base}maintenance-event", f"{base}preempted"} <= set(Metadata.asked)
-    finally:
-        server.shutdown()
-        server.server_close()
-
-
-def test_where_the_metadata_server_is(tmp_path):
-    product = tmp_path / "product_name"
-    assert metadata_host({}, str(product)) == ""
-    product.write_text("Some Laptop\n")
-    assert metadata_host({}, str(product)) == ""
-    product.write_text("Google Compute Engine\n")
-    assert metadata_host({}, str(product)) == "metadata.google.internal"
-    assert metadata_host({"GCE_METADATA_HOST": "a:1"}, str(product)) == "a:1"
-
-
-# -- whole runs ------------------------------------------------------------------------------------
+from evolving_rl_jax.run.preemption import EXIT_AGAIN
 
 CONFIG = """
 import importlib.util
@@ -186,6 +66,7 @@ class Starter:
             **os.environ,
             "PYTHONPATH": str(ROOT),
             "JAX_PLATFORMS": "cpu",
+            "JAX_ENABLE_COMPILATION_CACHE": "true",
             "JAX_COMPILATION_CACHE_DIR": str(compiled),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
@@ -228,6 +109,12 @@ def starter(tmp_path, compiled):
     starter = Starter(tmp_path / "log", compiled)
     yield starter
     starter.close()
+
+
+@pytest.fixture
+def metadata(monkeypatch):
+    with metadata_server.serve(monkeypatch) as server:
+        yield server
 
 
 def config_of(tmp_path, iterations):
@@ -344,6 +231,36 @@ def test_ctrl_c_saves_what_is_done(starter, tmp_path):
     done = lines(workdir)
     assert f"saved after iteration {done}" in starter.log.read_text() and 1 <= done < 30
     assert (workdir / "checkpoints" / str(done)).is_dir()
+
+
+def test_a_standing_announcement_ends_no_run_and_a_lost_small_panel_is_played(
+    metadata, compiled, tmp_path
+):
+    pytest.importorskip("alfworld")
+    metadata.values["maintenance-event"] = [metadata_server.MAINTENANCE]
+    starter = Starter(tmp_path / "log", compiled)
+    config, workdir = config_of(tmp_path, 4), tmp_path / "run"
+    command = ("train", f"--config={config}", f"--workdir={workdir}", "--config.eval.every=2")
+    command += ("--config.checkpoint.every=4", "--config.eval.every_games=2")
+    try:
+        starter.start(*command)
+        assert starter.wait() == 0, starter.log.read_text()[-3000:]
+        log = starter.log.read_text()
+        assert (
+            lines(workdir) == 4
+            and log.count(f"maintenance-event {metadata_server.MAINTENANCE}: saving") == 1
+        )
+        assert "saved after iteration 1\n" in log
+        panels = sorted((workdir / "eval").glob("iteration_0000[24]-*.json"))
+        assert len(panels) == 2
+        played = panels[1].read_bytes()
+        for path in [panels[1], *(workdir / "eval").glob("final-*")]:  # as a kill in it leaves it
+            path.unlink()
+        starter.start(*command)
+        assert starter.wait() == 0, starter.log.read_text()[-3000:]
+        assert panels[1].read_bytes() == played and lines(workdir) == 4
+    finally:
+        starter.close()
 
 
 @pytest.mark.slow

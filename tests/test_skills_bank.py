@@ -14,7 +14,14 @@ import time
 import numpy as np
 import pytest
 
-from evolving_rl_jax.skills import Bank, Outcome, SkillRecord, TfidfEmbedder, audit, parse_skill
+from evolving_rl_jax.skills import (
+    Bank,
+    Outcome,
+    SkillRecord,
+    TfidfEmbedder,
+    audit,
+    parse_skill,
+)
 from evolving_rl_jax.skills.curate import (
     duplicates,
     merge_banks,

@@ -26,6 +26,7 @@ from evolving_rl_jax.cli import eval as eval_
 from evolving_rl_jax.cli.options import Parser
 from evolving_rl_jax.config import ConfigError
 from evolving_rl_jax.envs.base import EngineMismatch, TaskError
+from evolving_rl_jax.files import SaveFailed
 from evolving_rl_jax.run.preemption import EXIT_AGAIN, Preempted
 from evolving_rl_jax.train.ablation.side_by_side import PieceFailed
 
@@ -55,6 +56,7 @@ ENDINGS = {
     TaskError: (EXIT_USAGE, ""),  # of data that was damaged after it was loaded
     EngineMismatch: (EXIT_FAILED, ""),
     PieceFailed: (EXIT_FAILED, ""),
+    SaveFailed: (EXIT_FAILED, ""),
     Preempted: (EXIT_AGAIN, ": the same command goes on from here"),
     KeyboardInterrupt: (
         EXIT_INTERRUPTED,

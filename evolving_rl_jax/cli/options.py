@@ -63,7 +63,9 @@ def add_hosts(p: argparse.ArgumentParser) -> None:
 def joined_hosts(args: argparse.Namespace, config):
     """The processes of the run, as options and environment say; a context manager."""
     from evolving_rl_jax.run import hosts
+    from evolving_rl_jax.run.compiled import keep_programs
 
+    keep_programs()  # before anything is compiled
     address = hosts.find(
         os.environ,
         coordinator=args.coordinator,

@@ -190,8 +190,9 @@ class Engine:
         return forks
 
     def close(self, session: Session) -> None:
-        """Ends a session, generating or not, and frees its slot."""
+        """Ends a session, generating or not, and frees its slot; nothing more is told of it."""
         self._open.discard((session.iteration, session.episode))
+        self._finished = [g for g in self._finished if g.session is not session]
         if session in self._waiting:
             self._waiting.remove(session)
         session.request = None
@@ -254,7 +255,7 @@ class Engine:
             self._finished.append(overflow._replace(version=self.version))
             return
         session.context, session.request = context, request
-        session.turn_reused = session.prefix_reused = 0
+        session.turn_reused = session.prefix_reused = session.searched = 0
         if session.slot < 0:
             self._waiting.append(session)
         else:
@@ -320,9 +321,13 @@ class Engine:
     def _match_stop_strings(self, slots: np.ndarray, stopped: np.ndarray) -> None:
         """Cuts turns whose text now holds a stop string, and marks them in ``stopped`` [R]."""
         for i, slot in enumerate(slots):
-            stops = self._slots.owner[slot].request.stop_strings
-            tokens = self._slots.turn_tokens(slot) if stops else ()
-            count = tokens_to_stop(self._decode_text, tokens, stops) if stops else None
+            session = self._slots.owner[slot]
+            stops = session.request.stop_strings
+            if not stops:
+                continue
+            tokens = self._slots.turn_tokens(slot)
+            count = tokens_to_stop(self._decode_text, tokens, stops, session.searched)
+            session.searched = len(tokens)
             if count is not None:
                 self._slots.cut_turn(slot, count)
                 self.stats.decoded_tokens -= len(tokens) - count

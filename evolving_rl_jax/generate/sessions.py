@@ -51,6 +51,7 @@ class Session:
       idle_since: engine step of its last finished turn.
       turn_reused, prefix_reused: context tokens of the present turn found in its own slot, or in
         some slot when it took one.
+      searched: tokens of the present turn that are known to hold no stop string.
     """
 
     iteration: int
@@ -62,6 +63,7 @@ class Session:
     idle_since: int = 0
     turn_reused: int = 0
     prefix_reused: int = 0
+    searched: int = 0
 
     def require_between_turns(self) -> None:
         """Raises ValueError while a turn is being generated or waited for."""
@@ -93,12 +95,22 @@ class Generation(NamedTuple):
 
 
 def tokens_to_stop(
-    decode: Callable[[Sequence[int]], str], tokens: Sequence[int], stops: Sequence[str]
+    decode: Callable[[Sequence[int]], str],
+    tokens: Sequence[int],
+    stops: Sequence[str],
+    searched: int = 0,
 ) -> int | None:
     """The fewest leading tokens whose text holds one of ``stops``; None where none does.
 
     Matched on text because one text has many spellings in tokens, and a stop may begin or end
     inside one.
+
+    Args:
+      decode: ids to text.
+      tokens: of a turn so far.
+      stops: the texts that end it.
+      searched: leading tokens whose text is known to hold none; only what comes after them, and
+        what a stop may have before, is decoded until something is found.
 
     >>> tokens_to_stop(lambda ids: "".join(map(chr, ids)), [97, 98, 99, 100], ["bc"])
     3
@@ -108,10 +120,28 @@ def tokens_to_stop(
         text = decode(tokens[:count])
         return any(stop in text for stop in stops)
 
+    recent = _last_text(decode, tokens, searched, stops)
+    if not any(stop in recent for stop in stops):
+        return None
     if not found(len(tokens)):
         return None
-    low, high = 1, len(tokens)
+    low, high = searched + 1, len(tokens)
     while low < high:
         middle = (low + high) // 2
         low, high = (low, middle) if found(middle) else (middle + 1, high)
     return low
+
+
+def _last_text(decode, tokens: Sequence[int], searched: int, stops: Sequence[str]) -> str:
+    """Text of the tokens after ``searched`` and of enough before them for a stop to begin in.
+
+    A token may have no text, or a part of a character: so many are added that the longest stop and the
+    rest of a character (3 bytes at most) fit before what is new.
+    """
+    longest = max(map(len, stops)) + 3
+    new, first = decode(tokens[searched:]), searched
+    text, before = new, longest
+    while first > 0 and len(text) - len(new) < longest:
+        first = max(0, searched - before)
+        text, before = decode(tokens[first:]), 2 * before
+    return text

@@ -199,11 +199,13 @@ def all_reduce(subject: Subject) -> str:
 
 def folders(subject: Subject) -> str:
     """Run folder and caches can be written, and there is space."""
+    import jax
+
     wanted = {"temporary files": pathlib.Path(tempfile.gettempdir())}
     if subject.workdir:
         wanted["--workdir"] = subject.workdir
-    if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        wanted["JAX_COMPILATION_CACHE_DIR"] = pathlib.Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
+    if jax.config.jax_enable_compilation_cache and (cache := jax.config.jax_compilation_cache_dir):
+        wanted["the compilation cache (JAX_COMPILATION_CACHE_DIR)"] = pathlib.Path(cache)
     free = []
     for name, path in wanted.items():
         if "://" in str(path):

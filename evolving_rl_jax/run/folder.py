@@ -189,8 +189,9 @@ class RunFolder:
         text = "".join(json.dumps(r) + "\n" for r in records)
         path = self.path / "episodes" / f"iteration_{iteration:05d}.jsonl.gz"
         path.parent.mkdir(exist_ok=True)
-        # mtime=0: the same episodes give the same bytes.
-        write_atomic(path, gzip.compress(text.encode("utf-8"), mtime=0))
+        # mtime=0: the same episodes give the same bytes.  Level 9 takes nine times as long as 6 for
+        # 4 % fewer bytes.
+        write_atomic(path, gzip.compress(text.encode("utf-8"), compresslevel=6, mtime=0))
 
 
 def check_unused(out: pathlib.Path) -> None:

@@ -1,7 +1,8 @@
 """Notices that a run must end soon, so that it can save itself in time.
 
-A notice is SIGTERM (SLURM, Kubernetes, a spot machine that shuts down), Ctrl-C, or, on Google Cloud, an
-announced maintenance event or preemption, which the metadata server tells before the signal comes.
+A notice is SIGTERM (SLURM, Kubernetes, a spot machine that shuts down), Ctrl-C, or, on Google Cloud, a
+preemption, which the metadata server tells before the signal comes.  Maintenance is announced there up to
+an hour ahead, and stands as long: that is a reason to save, not to end.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ EXIT_AGAIN = 75
 # What a shell gives a program that Ctrl-C has ended: the launchers start nothing again.
 EXIT_INTERRUPTED = 130
 
-# Path below computeMetadata/v1/instance -> value that is no notice.
-_METADATA = {"maintenance-event": "NONE", "preempted": "FALSE"}
+# Path below computeMetadata/v1/instance -> value that says nothing.
+_MAINTENANCE = "maintenance-event"
+_METADATA = {_MAINTENANCE: "NONE", "preempted": "FALSE"}
 _RETRY_S = 5.0
 
 
@@ -57,10 +59,12 @@ class Preemption:
 
     Attributes:
       reason: what the notice was; empty = none.
+      announced: maintenance that is to come; empty = none, or `take_announced` has told it.
     """
 
     def __init__(self) -> None:
         self.reason = ""
+        self.announced = ""
         self._deferred = False
         self._stopped = threading.Event()
         self._interrupts = 0
@@ -115,6 +119,11 @@ class Preemption:
         """Records the first notice."""
         self.reason = self.reason or reason
 
+    def take_announced(self) -> str:
+        """What has been announced since this was last asked."""
+        announced, self.announced = self.announced, ""
+        return announced
+
     def _on_signal(self, number: int, _frame) -> None:
         self._interrupts += number == signal.SIGINT
         if self._interrupts > 1:
@@ -128,8 +137,8 @@ class Preemption:
             os.write(2, b"\nending in good order; Ctrl-C again ends at once\n")
 
     def _watch(self, url: str, nothing: str) -> None:
-        """Waits for the value at ``url`` to become something else; the server answers on a change."""
-        wait = ""
+        """Takes what the value at ``url`` becomes; the server answers on a change."""
+        wait, last = "", nothing
         while not self._stopped.is_set():
             try:
                 request = urllib.request.Request(url + wait, headers={"Metadata-Flavor": "Google"})
@@ -139,10 +148,13 @@ class Preemption:
                 log.debug("metadata server: %s", e)
                 self._stopped.wait(_RETRY_S)
                 continue
-            if value.upper() != nothing:
-                self.notice(f"{url.rsplit('/', 1)[1]} {value}")
+            name, changed = url.rsplit("/", 1)[1], value.upper() not in (nothing, last)
+            if changed and name != _MAINTENANCE:
+                self.notice(f"{name} {value}")
                 return
-            wait = "?wait_for_change=true&timeout_sec=60"
+            if changed:
+                self.announced = f"{name} {value}"
+            wait, last = "?wait_for_change=true&timeout_sec=60", value.upper()
 
 
 def raise_if_preempted(hosts, preemption: Preemption) -> None:
@@ -150,6 +162,11 @@ def raise_if_preempted(hosts, preemption: Preemption) -> None:
     reasons = [reason for reason in hosts.gather(preemption.reason) if reason]
     if reasons:
         raise Preempted(reasons[0], agreed=True)
+
+
+def announced(hosts, preemption: Preemption) -> str:
+    """What has been announced to any host since the last call; all hosts must call it."""
+    return next(filter(None, hosts.gather(preemption.take_announced())), "")
 
 
 def metadata_host(environ, product_file: str = "/sys/class/dmi/id/product_name") -> str:

@@ -7,6 +7,8 @@ trained and nothing else, onto whatever devices there are.
 from __future__ import annotations
 
 import gc
+import hashlib
+import json
 import logging
 import os
 import pathlib
@@ -31,6 +33,7 @@ log = logging.getLogger(__name__)
 
 # Entries of the JSON part that belong to this file and to `train.checkpoint`.
 SCORES, CHECKSUMS = "checkpoint_scores", "checkpoint_checksums"
+FACTS = "checkpoint_facts"  # hash of all other entries
 
 
 class CheckpointError(ConfigError):
@@ -80,7 +83,7 @@ class CheckpointReader:
 
     def best(self) -> int | None:
         """The iteration of the checkpoint with the highest score; None when none was scored."""
-        self.wait()
+        self.settle()
         return self._hosts.from_first(next(iter(ranking(self.scores, self.steps())), None))
 
     def read(
@@ -118,9 +121,13 @@ class CheckpointReader:
         found = self._read_first({"params": abstract}, which)
         return found and (found[0]["params"], found[1])
 
+    def settle(self) -> None:
+        """Returns when nothing is being written any more."""
+        self._manager.wait_until_finished()
+
     def wait(self) -> None:
         """Returns when everything saved so far is on disk; raises if that failed."""
-        self._manager.wait_until_finished()
+        self.settle()
 
     def close(self) -> None:
         """Waits, then frees the background threads."""
@@ -131,7 +138,7 @@ class CheckpointReader:
 
     def _read_first(self, target: dict[str, Any], which: str | int):
         """(fields, facts) of the first candidate that can be read, or None without any checkpoint."""
-        self.wait()
+        self.settle()
         if not self._hosts.from_first(self._manager.all_steps()):
             return None
         wanted = self._hosts.from_first(self._candidates(which))
@@ -206,7 +213,10 @@ class CheckpointReader:
 
     def _read_json(self, step: int) -> dict[str, Any]:
         args = ocp.args.Composite(extra=ocp.args.JsonRestore())
-        found = _attempt(lambda: self._manager.restore(step, args=args)["extra"])
+        found = dict(_attempt(lambda: self._manager.restore(step, args=args)["extra"]))
+        # Checkpoints of earlier versions have no hash of their facts.
+        if found.pop(FACTS, None) not in (None, facts_hash(found)):
+            raise _Damaged("its facts are not those that were saved")
         return {CHECKSUMS: None, **found}
 
     def _read_scores(self) -> dict[int, float | None]:
@@ -257,6 +267,11 @@ def ranking(scores: Mapping[int, float | None], steps: Sequence[int]) -> list[in
     """Steps that have a score, highest first, the newer of equals first."""
     scored = [s for s in steps if scores.get(s) is not None]
     return sorted(scored, key=lambda s: (-scores[s], -s))
+
+
+def facts_hash(facts: Mapping[str, Any]) -> str:
+    """Hash of what the JSON part of a checkpoint says."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 # -- checksums -------------------------------------------------------------------------------------

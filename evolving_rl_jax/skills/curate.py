@@ -9,9 +9,11 @@ from collections.abc import Iterable
 import numpy as np
 
 from evolving_rl_jax.skills.bank import Bank
-from evolving_rl_jax.skills.embedders import Embedder, cosine
+from evolving_rl_jax.skills.embedders import TIE_DECIMALS, Embedder, cosine
 from evolving_rl_jax.skills.records import SkillRecord
 from evolving_rl_jax.skills.schema import render_skill
+
+_BLOCK = 256  # records compared in one product
 
 
 def worth(record: SkillRecord) -> tuple[float, float, int]:
@@ -50,13 +52,19 @@ def duplicates(
     vectors = embedder.embed(texts)
     kept: list[int] = []
     found: dict[str, tuple[str, float]] = {}
-    for row, record in enumerate(ranked):
-        scores = cosine(vectors[kept], vectors[[row]])[:, 0] if kept else np.zeros(0)
-        best = int(np.argmax(scores)) if kept else -1
-        if kept and scores[best] >= threshold:
-            found[record.id] = (ranked[kept[best]].id, float(scores[best]))
-        else:
-            kept.append(row)
+    for start in range(0, len(ranked), _BLOCK):
+        rows = list(range(start, min(start + _BLOCK, len(ranked))))
+        others = [*kept, *rows]  # the block's own columns come into play as they are kept
+        scores = np.round(cosine(vectors[rows], vectors[others]), TIE_DECIMALS)
+        is_kept = np.arange(len(others)) < len(kept)
+        for i, row in enumerate(rows):
+            likeness = np.where(is_kept, scores[i], -np.inf)
+            best = int(np.argmax(likeness))
+            if likeness[best] >= threshold:
+                found[ranked[row].id] = ranked[others[best]].id, float(likeness[best])
+            else:
+                is_kept[len(kept) + i] = True
+        kept = [other for other, stays in zip(others, is_kept, strict=True) if stays]
     return found
 
 

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+TIE_DECIMALS = 9  # sums in another order differ by 1e-16; that must not decide a tie
 _LOCK_TIMEOUT_S = 60.0  # how long a write may wait for those of other processes
 
 

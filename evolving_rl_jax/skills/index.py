@@ -8,10 +8,9 @@ from typing import Any
 import cachetools
 import numpy as np
 
-from evolving_rl_jax.skills.embedders import Embedder, TfidfEmbedder, cosine, stack
+from evolving_rl_jax.skills.embedders import TIE_DECIMALS, Embedder, TfidfEmbedder, cosine, stack
 
 _CACHED_QUERIES = 256
-_TIE_DECIMALS = 9  # sums in another order differ by 1e-16; that must not decide a tie
 
 
 class Index:
@@ -66,5 +65,5 @@ class Index:
             return np.zeros(0)
         if text not in self._cache:
             found = cosine(self._matrix, self._embed_queries([text]))[:, 0]
-            self._cache[text] = np.round(found, _TIE_DECIMALS)[self._rows]
+            self._cache[text] = np.round(found, TIE_DECIMALS)[self._rows]
         return self._cache[text]

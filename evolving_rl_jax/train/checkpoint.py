@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import os
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import orbax.checkpoint as ocp
 
+from evolving_rl_jax.files import SaveFailed
 from evolving_rl_jax.run.hosts import ALONE, Hosts
 from evolving_rl_jax.run.weights import (
     CHECKSUMS,
+    FACTS,
     SCORES,
     CheckpointReader,
     compiled_checksums,
+    facts_hash,
     ranking,
 )
 from evolving_rl_jax.update.state import TrainState
+
+log = logging.getLogger(__name__)
 
 
 class _Keep:
@@ -55,6 +63,9 @@ class Checkpoints(CheckpointReader):
         keep = _Keep(config.keep_last, config.keep_best)
         super().__init__(folder, hosts, keep=keep)
         keep.scores = self.scores
+        self._pending: int | None = None  # the step of the save that nobody has waited for
+        self._failed = ""  # why the last one is not there
+        self._swept = False
 
     def prepare(self, abstract: TrainState) -> None:
         """Compiles what a save needs, at the start of a run, so that no save compiles anything.
@@ -90,9 +101,16 @@ class Checkpoints(CheckpointReader):
           step: the iteration; an existing checkpoint of it is replaced.
           state: copied before this returns, so it may be donated at once.
           extra: JSON-serialisable facts (iteration, task cursor, bank length, config hash, ...).
+
+        A save that failed in the background is reported here at the latest, and this one is made all
+        the same: there may be room again.
+
+        Raises:
+          SaveFailed: it could not even be begun.
         """
-        self.wait()
+        self.settle()
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._sweep()
         self._set_damaged_aside()
         if step in self._manager.all_steps():
             self._manager.delete(step)
@@ -100,10 +118,61 @@ class Checkpoints(CheckpointReader):
         # Through text: what is written later is then what the caller has now.
         extra = json.loads(json.dumps(extra))
         extra |= {SCORES: dict(self.scores), CHECKSUMS: self.checksums(state._asdict())}
+        extra = json.loads(json.dumps(extra))  # as it will be read
+        extra[FACTS] = facts_hash(extra)
         args = ocp.args.Composite(
             state=ocp.args.PyTreeSave(state._asdict()), extra=ocp.args.JsonSave(extra)
         )
-        self._manager.save(step, args=args, force=True)
+        self._pending, self._failed = step, ""
+        with self._noticing():
+            self._manager.save(step, args=args, force=True)
+
+    def settle(self) -> None:
+        """Returns when nothing is being written any more; what could not be written is reported.
+
+        A checkpoint that failed is none from here on, for whoever reads and for whatever is deleted.
+        """
+        if self._pending is None:
+            return
+        with self._noticing():
+            self._manager.wait_until_finished()
+        reasons = [reason for reason in self._hosts.gather(self._failed) if reason]
+        step, self._pending = self._pending, None
+        if reasons:
+            self._failed, self._swept = reasons[0], False
+            self.scores.pop(step, None)
+            self._manager.reload()
+            log.warning("%s could not be written: %s", self.folder / str(step), self._failed)
+
+    def wait(self) -> None:
+        """Returns when what was saved last is on the disk.
+
+        Raises:
+          SaveFailed: it could not be written.
+        """
+        self.settle()
+        if self._failed:
+            failed, self._failed = self._failed, ""
+            raise SaveFailed(f"a checkpoint in {self.folder} could not be written: {failed}")
+
+    @contextlib.contextmanager
+    def _noticing(self) -> Iterator[None]:
+        """Keeps why a save failed: what writes has no error in common."""
+        try:
+            yield
+        except Exception as e:
+            self._failed = f"{type(e).__name__}: {' '.join(str(e).split())[:300]}"
+
+    def _sweep(self) -> None:
+        """Removes what saves that were killed, or failed, have left; nothing is being written now."""
+        if self._swept:
+            return
+        if self._hosts.first:
+            for path in self.folder.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(path, ignore_errors=True)
+        # What failed may still be ending its other files: then the next save looks again.
+        left = any(self.folder.glob("*.orbax-checkpoint-tmp*"))
+        self._swept = not self._hosts.from_first(left)
 
     def _forget_scores(self, step: int) -> None:
         """Keeps those of the start and of the other checkpoints."""

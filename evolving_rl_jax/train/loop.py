@@ -10,7 +10,7 @@ from evolving_rl_jax.record.figures import cost_figures, rollout_figures, update
 from evolving_rl_jax.report.page import before_after_table, write_report
 from evolving_rl_jax.rollout.batch import make_batch, split_experience
 from evolving_rl_jax.run.parts import Parts
-from evolving_rl_jax.run.preemption import Preempted, raise_if_preempted
+from evolving_rl_jax.run.preemption import Preempted, announced, raise_if_preempted
 from evolving_rl_jax.train.collapse import RESTORE_BEST, STOP, Collapse
 from evolving_rl_jax.train.global_batch import global_batch, whole_counts, whole_experience
 from evolving_rl_jax.train.limits import NothingLearned
@@ -26,6 +26,7 @@ def train(parts: Parts) -> None:
       Preempted: this machine is about to be taken away; the run has been saved.
       CollapsedError: the collapse rule ended the run, now or before; it has been saved.
       NothingLearned: for too long no episode could be scored, or no gradient used.
+      SaveFailed: the last checkpoint, or one that had to be there at once, could not be written.
     """
     config, hosts, clock = parts.config, parts.hosts, time.perf_counter
     with parts.folder.hold():
@@ -33,12 +34,14 @@ def train(parts: Parts) -> None:
         parts.preemption.defer()
         try:
             run.panels.play("warmstart", state.ref_params, 0)
+            if done and run.panels.due(done):  # a run that was ended in it, or just before it
+                run.panels.play_small(run.weights(state), done)
             for iteration in range(done, config.train.num_iterations):
                 began = clock()
 
                 # Play: source episodes, skills, and episodes with them; perhaps done ahead of time.
                 rollout = run.collector.take(iteration, state)
-                _meet(parts)
+                save_now = _meet(parts)
                 if config.rollout.overlap and not run.saves.due(iteration + 1):
                     run.collector.start(iteration + 1, iteration, state)
 
@@ -74,14 +77,14 @@ def train(parts: Parts) -> None:
                     state = _after_collapse(parts, run, state, done, found)
 
                 # Save, last: a run that is killed repeats what its newest checkpoint does not hold.
-                run.saves.save(done, state, at_once=bool(found))
+                run.saves.save(done, state, at_once=bool(found or save_now))
                 if run.panels.due(done):
                     run.panels.play_small(run.weights(state), done)
             run.panels.play("final", run.weights(state), done)
             _finish(parts, run)
         except Preempted:
             run.collector.close()
-            run.saves.save_now(done, state)
+            run.saves.save_last(done, state)
             raise
         except NothingLearned:
             run.saves.wait()  # the newest checkpoint may still be on its way to the disk
@@ -90,12 +93,20 @@ def train(parts: Parts) -> None:
             run.collector.close()
 
 
-def _meet(parts: Parts) -> None:
-    """All hosts have their experience, or the run ends: one that hangs is not waited for."""
+def _meet(parts: Parts) -> bool:
+    """All hosts have their experience, or the run ends: one that hangs is not waited for.
+
+    Returns:
+      Whether maintenance has been announced, so that this iteration is to be saved at once.
+    """
     config = parts.config
     slack = config.env.deadline_s + config.hosts.heartbeat_timeout_s
     parts.hosts.meet("rollouts", config.rollout.deadline_s + slack)
     raise_if_preempted(parts.hosts, parts.preemption)
+    coming = announced(parts.hosts, parts.preemption)
+    if coming:
+        parts.say(f"{coming}: saving after this iteration, and training on")
+    return bool(coming)
 
 
 def _after_collapse(

@@ -89,14 +89,30 @@ class Saves:
         self.rule.raise_if_stopped()
 
     def save_now(self, done: int, state: TrainState) -> None:
-        """Makes sure that the present state is on the disk, whatever the schedule says."""
+        """Makes sure that the present state is on the disk, whatever the schedule says.
+
+        Raises:
+          SaveFailed: it could not be written.
+        """
+        self._checkpoints.settle()
         if done and done not in self._checkpoints.steps():
             self._checkpoints.save(done, kept(state, self._lora), self._extra(done))
         self.wait()
         self._parts.say(f"saved after iteration {done}")
 
+    def save_last(self, done: int, state: TrainState) -> None:
+        """As `save_now`, for a run that ends for another reason: a failure is told, not raised."""
+        try:
+            self.save_now(done, state)
+        except OSError as e:
+            there = self._checkpoints.steps()
+            newest = f"that after iteration {there[-1]}" if there else "none"
+            self._parts.say(
+                f"iteration {done} is not saved: {e}; the newest checkpoint is {newest}"
+            )
+
     def wait(self) -> None:
-        """Returns when all that was saved is on the disk."""
+        """Returns when what was saved last is on the disk; raises SaveFailed if it could not be."""
         self._checkpoints.wait()
 
     def return_to_best(self, done: int, state: TrainState) -> tuple[TrainState, int]:

@@ -44,6 +44,7 @@ from evolving_rl_jax.files import write_json
 from evolving_rl_jax.rollout.prompts import COMPACT_MARKERS
 from evolving_rl_jax.run import skills as skill_parts
 from evolving_rl_jax.run.banks import open_bank
+from evolving_rl_jax.run.compiled import keep_programs
 from evolving_rl_jax.run.console import progress, user_errors
 from evolving_rl_jax.run.environments import make_pool, prepare_games
 from evolving_rl_jax.run.folder import RunFolder
@@ -153,6 +154,7 @@ def policy_config(config, policy: str, overrides: dict[str, str]):
 
 
 def _with_engine(options, folder, config, banks) -> dict[str, Any]:
+    keep_programs()
     with open_parts(config, folder) as parts:
         from evolving_rl_jax import models
         from evolving_rl_jax.eval.fingerprint import fingerprint

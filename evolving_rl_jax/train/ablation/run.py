@@ -24,6 +24,7 @@ from ml_collections import ConfigDict
 from evolving_rl_jax.config import ConfigError, validate
 from evolving_rl_jax.files import replacing
 from evolving_rl_jax.report.page import write_report
+from evolving_rl_jax.run.compiled import keep_programs
 from evolving_rl_jax.run.console import progress, say
 from evolving_rl_jax.run.environments import prepare_games
 from evolving_rl_jax.run.folder import RunFolder
@@ -97,7 +98,7 @@ def run_ablation(config, ablation: Ablation, *, only: str = "") -> None:
 
 def _run_pieces(config, ablation: Ablation, pieces: dict[str, tuple[str, int]], only: str) -> None:
     prepare_games(config, ablation.folder)
-    _keep_programs(ablation.folder.path / "cache" / "programs")
+    keep_programs()  # those of one run serve the others
     with Preemption() as preemption:
         for number, (name, (arm, seed)) in enumerate(pieces.items(), 1):
             if only and name != only:
@@ -273,15 +274,6 @@ def _share_start(donor: pathlib.Path, path: pathlib.Path, config) -> None:
         copy = shutil.copytree if source.is_dir() else shutil.copyfile
         with replacing(target) as partial:
             copy(source, partial)
-
-
-def _keep_programs(path: pathlib.Path) -> None:
-    """Programs compiled for one run serve the others, from a folder unless the user named one."""
-    import jax
-
-    if not jax.config.jax_compilation_cache_dir:
-        jax.config.update("jax_compilation_cache_dir", str(path))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
 def _free_memory() -> None:
