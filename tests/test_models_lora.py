@@ -97,6 +97,35 @@ def test_merged_kernels_are_the_base_and_the_scaled_product(params, targets):
     assert np.abs(hidden(attached, QWEN3) - hidden(params, QWEN3)).max() > 0.1
 
 
+def test_what_a_merge_loses_is_told_beforehand(params):
+    """A change of 0.3 % of the weights in bfloat16, which has 8 bits; by numpy in float64."""
+    adapters = random_adapters(QWEN3, LORA)
+    base = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+    norms = np.array(lora_lib.merge_loss(base, adapters, LORA, "float32"))
+    scaled = jax.tree_util.tree_map_with_path(
+        lambda key, x: x * (0.003 / norms[0] if key[-1].key == "lora_b" else 1.0), adapters
+    )
+    squares = np.zeros(3)
+    for dtype in ("bfloat16", "float32"):
+        merged = lora_lib.merge(base, scaled, LORA, dtype=dtype)
+        squares = np.zeros(3)
+        for block in ("attention", "mlp"):
+            for name, p in scaled["layers"][block].items():
+                kernel = np.asarray(base["layers"][block][name]["kernel"], np.float64)
+                a, b = (np.asarray(p[k], np.float64) for k in ("lora_a", "lora_b"))
+                change = LORA.scale * np.einsum("lir,lro->lio", a, b)
+                kept = np.asarray(merged["layers"][block][name]["kernel"], np.float64) - kernel
+                squares += [np.sum(x**2) for x in (kernel, change, kept - change)]
+        assert {x.dtype for x in jax.tree.leaves(merged)} == {jnp.dtype(dtype)}
+        change, lost = lora_lib.merge_loss(base, scaled, LORA, dtype)
+        assert change == pytest.approx(0.003, rel=1e-2)
+        assert change == pytest.approx(np.sqrt(squares[1] / squares[0]), rel=1e-4)
+        assert lost == pytest.approx(np.sqrt(squares[2] / squares[1]), rel=1e-2, abs=1e-4)
+        assert (lost > 0.1) == (dtype == "bfloat16")
+    nothing = lora_lib.init(QWEN3, LORA, jax.random.key(1))
+    assert lora_lib.merge_loss(base, nothing, LORA, "bfloat16") == (0.0, 0.0)
+
+
 def test_cached_forward_runs_the_adapters_too(params):
     attached = lora_lib.attach(params, random_adapters(QWEN3, LORA), LORA)
     cache = models.init_cache(QWEN3, 2, 16)

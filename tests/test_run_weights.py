@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import ROOT
@@ -127,6 +128,46 @@ def test_adapters_of_two_devices_are_exported_on_one(lora_run, tmp_path):
     )
     expected, found = lora_lib.merge(base, named, lora), models.load_hf(tmp_path / "policy")[0]
     jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+@pytest.mark.parametrize("dtype", ["", "float32", "bfloat16"])
+def test_adapters_of_a_bfloat16_file_are_merged_in_float32_and_rounded_once(
+    lora_run, tmp_path, capsys, dtype
+):
+    """The run computes in float32; its base is kept in bfloat16, which has no digits for the change."""
+    workdir = shutil.copytree(lora_run, tmp_path / "run")
+    base, cfg = models.load_hf(workdir / "warmstart")
+    shutil.rmtree(workdir / "warmstart")
+    rounded = jax.tree.map(lambda x: x.astype(jnp.bfloat16), base)
+    models.save_hf(rounded, cfg, workdir / "warmstart")
+    option = [f"--dtype={dtype}"] if dtype else []
+    assert main(["export", f"--workdir={workdir}", f"--out={tmp_path / 'policy'}", *option]) == 0
+    said = capsys.readouterr().out
+    found, _ = models.load_hf(tmp_path / "policy")
+    with np.load(workdir / "trained.npz") as trained:
+        parts = {key: np.asarray(trained[key], np.float64) for key in trained}
+    lora = lora_lib.from_config(config_lib.from_json(workdir / "config.json").model.lora)
+    squares = np.zeros(3)
+    for block, names in lora_lib.init(cfg, lora, jax.random.key(0))["layers"].items():
+        for name in names:
+            kernel = np.asarray(rounded["layers"][block][name]["kernel"], np.float64)
+            a, b = (parts[f"['layers']['{block}']['{name}']['lora_{x}']"] for x in "ab")
+            change = lora.scale * np.einsum("lir,lro->lio", a, b)
+            merged = np.asarray(found["layers"][block][name]["kernel"], np.float64)
+            lost = merged - kernel - change
+            squares += [np.sum(x**2) for x in (kernel, change, lost)]
+            assert (
+                np.abs(lost).max()
+                <= (2e-6 if dtype != "bfloat16" else 2.0**-8) * np.abs(kernel + change).max()
+            )
+    share = np.sqrt(squares[2] / squares[1])
+    assert found["embedding"].dtype == (dtype or "float32")
+    assert f"|dW|/|W| = {np.sqrt(squares[1] / squares[0]):.2g}" in said
+    printed = float(said.split("|lost|/|dW| = ")[1].split()[0])
+    assert printed == pytest.approx(share, rel=0.1, abs=1e-6)
+    assert (share > 1e-4) == (dtype == "bfloat16")
+    params, _, _ = load_policy(RunFolder(str(workdir)), "latest")  # what an evaluation plays
+    assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype("float32")}
 
 
 def test_what_only_training_needs_is_not_read(run, tmp_path):

@@ -36,6 +36,13 @@ def add(commands) -> None:
         metavar="WHICH",
         help="latest or an iteration (default: latest)",
     )
+    p.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        default="",
+        help="policy: of the weights (default: the run's model.dtype with adapters, which are merged in "
+        "float32 and rounded once, else float32)",
+    )
 
 
 def run(args, overrides: dict[str, str]) -> None:
@@ -52,5 +59,8 @@ def run(args, overrides: dict[str, str]) -> None:
         return
     from evolving_rl_jax.run.policy import export_adapter, export_policy
 
-    {"policy": export_policy, "adapter": export_adapter}[args.what](folder, out, args.checkpoint)
+    if args.what == "adapter":
+        export_adapter(folder, out, args.checkpoint)
+    elif said := export_policy(folder, out, args.checkpoint, args.dtype):
+        print(said)
     print(f"{args.what} in {args.out}")

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -111,18 +112,32 @@ def _kernels(params: Any, lora: LoraConfig) -> dict[str, jax.Array]:
     return {name: params["layers"][_BLOCKS[name][0]][name]["kernel"] for name in lora.targets}
 
 
-def _merged_kernels(params: Any, adapters: Any, lora: LoraConfig) -> dict[str, jax.Array]:
+def _map_layers(function, params: Any, adapters: Any, lora: LoraConfig) -> dict[str, Any]:
+    """Projection -> ``function(kernel, change)`` of each of its layers, stacked.
+
+    The kernel is in its own dtype, the change in float32.
+    """
+
     def one_layer(x):
         kernel, a, b = x
         change = jnp.matmul(a, b, precision="highest") * lora.scale
-        return (kernel.astype(jnp.float32) + change).astype(kernel.dtype)
+        return function(kernel, change)
 
-    merged = {}
+    found = {}
     for name, kernel in _kernels(params, lora).items():
         p = adapters["layers"][_BLOCKS[name][0]][name]
         # Layer by layer: the float32 change of all layers at once would be twice a bfloat16 kernel.
-        merged[name] = jax.lax.map(one_layer, (kernel, p["lora_a"], p["lora_b"]))
-    return merged
+        found[name] = jax.lax.map(one_layer, (kernel, p["lora_a"], p["lora_b"]))
+    return found
+
+
+def _merged_kernels(
+    params: Any, adapters: Any, lora: LoraConfig, dtype: Any = None
+) -> dict[str, jax.Array]:
+    def merged(kernel, change):
+        return (kernel.astype(jnp.float32) + change).astype(dtype or kernel.dtype)
+
+    return _map_layers(merged, params, adapters, lora)
 
 
 def _with_kernels(params: Any, kernels: dict[str, jax.Array]) -> dict[str, Any]:
@@ -133,12 +148,52 @@ def _with_kernels(params: Any, kernels: dict[str, jax.Array]) -> dict[str, Any]:
     return params | {"layers": layers}
 
 
-def merge(params: Any, adapters: Any, lora: LoraConfig) -> dict[str, Any]:
-    """Plain parameters ``W + (alpha / rank) A B``, computed in float32, in the dtypes of ``params``.
+def merge(params: Any, adapters: Any, lora: LoraConfig, *, dtype: Any = None) -> dict[str, Any]:
+    """Plain parameters ``W + (alpha / rank) A B``, computed in float32 and rounded once.
 
     Arrays that no adapter changes are those of ``params``.
+
+    Args:
+      params: the frozen model's.
+      adapters: as `init` returns them.
+      lora: their configuration.
+      dtype: of the result; None = that of each array of ``params``.
     """
-    return _with_kernels(params, _merged_kernels(params, adapters, lora))
+    merged = _with_kernels(params, _merged_kernels(params, adapters, lora, dtype))
+    if dtype is None:
+        return merged
+    return jax.tree.map(lambda x: x if x.dtype == jnp.dtype(dtype) else x.astype(dtype), merged)
+
+
+class MergeLoss(NamedTuple):
+    """How much of a change survives in merged weights; Frobenius norms over all target kernels.
+
+    Attributes:
+      change: ``|dW| / |W|``, of the change that the adapters make.
+      lost: ``|lost| / |dW|``, of what rounding the merged kernels leaves of it; 0 without a change.
+    """
+
+    change: float
+    lost: float
+
+
+def merge_loss(params: Any, adapters: Any, lora: LoraConfig, dtype: Any) -> MergeLoss:
+    """What `merge` loses with a dtype; arguments as there."""
+
+    info = jnp.finfo(dtype)
+
+    def squares(kernel, change):
+        kernel = kernel.astype(jnp.float32)
+        # Not there and back by astype, which the compiler may leave out.
+        kept = jax.lax.reduce_precision(kernel + change, info.nexp, info.nmant) - kernel
+        return jnp.stack([jnp.sum(x**2) for x in (kernel, change, kept - change)])
+
+    found = _map_layers(squares, params, adapters, lora)
+    whole, change, lost = (
+        math.sqrt(sum(np.asarray(x, np.float64)[:, i].sum() for x in found.values()))
+        for i in range(3)
+    )
+    return MergeLoss(change / whole if whole else 0.0, lost / change if change else 0.0)
 
 
 class Merger:

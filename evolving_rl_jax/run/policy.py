@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+from typing import Any
 
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
@@ -22,7 +23,8 @@ from evolving_rl_jax.run.weights import CheckpointReader, abstract_params
 def load_policy(folder: RunFolder, which: str, hosts: Hosts = ALONE):
     """(params, model_cfg, iteration) of a checkpoint of the run; adapters are merged.
 
-    Reads what was trained and nothing else, onto the devices that are there, however many the run was
+    Merged weights are in ``config.model.dtype``, as in training, whatever the base's file is in.  Reads
+    what was trained and nothing else, onto the devices that are there, however many the run was
     trained on.
 
     Args:
@@ -40,12 +42,18 @@ def load_policy(folder: RunFolder, which: str, hosts: Hosts = ALONE):
     params, model_cfg, iteration = _restore(folder, config, which, hosts)
     lora = lora_lib.from_config(config.model.lora)
     if lora:
-        base, _ = _load_base(folder, config, "--workdir")
-        # Through the host: the base is on one device, the adapters are on all.
-        mesh = jax.tree.leaves(params)[0].sharding.mesh
-        whole = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
-        params = lora_lib.merge(base, jax.device_get(whole), lora)
+        base, adapters = _base_and_adapters(folder, config, params)
+        params = lora_lib.merge(base, adapters, lora, dtype=model_cfg.dtype)
     return params, model_cfg, iteration
+
+
+def _base_and_adapters(folder: RunFolder, config, adapters) -> tuple[Any, Any]:
+    """The frozen weights in the dtype of their file, and the adapters on the host."""
+    base, _ = _load_base(folder, config, "--workdir")
+    # Through the host: the base is on one device, the adapters are on all.
+    mesh = jax.tree.leaves(adapters)[0].sharding.mesh
+    whole = jax.device_put(adapters, NamedSharding(mesh, PartitionSpec()))
+    return base, jax.device_get(whole)
 
 
 def tokenizer_source(config, folder: RunFolder) -> str | pathlib.Path:
@@ -85,24 +93,55 @@ def _restore(folder: RunFolder, config, which: str, hosts: Hosts = ALONE):
     return params, model_cfg, extra["iteration"]
 
 
-def export_policy(folder: RunFolder, out: pathlib.Path, which: str) -> None:
+def export_policy(folder: RunFolder, out: pathlib.Path, which: str, dtype: str = "") -> str:
     """Writes config.json, safetensors and the tokenizer's files of a checkpoint to ``out``.
 
-    Adapters are merged into the weights.
+    Adapters are merged into the weights: in float32, and rounded once.
+
+    Args:
+      folder: the run folder.
+      out: the folder to write.
+      which: as for `load_policy`.
+      dtype: of the weights; empty = ``config.model.dtype`` where adapters are merged, else that in
+        which the policy is kept.
+
+    Returns:
+      How much of the adapters' change was lost by rounding, in a line; empty without adapters.
 
     Raises:
       ConfigError: ``out`` is in use, or there is no such checkpoint.
     """
     check_unused(out)
-    params, model_cfg, _ = load_policy(folder, which)
-    config = folder.load_config()
+    config, said = folder.load_config(), ""
+    lora = lora_lib.from_config(config.model.lora)
+    if lora and which != "warmstart":
+        trained, model_cfg, _ = _restore(folder, config, which)
+        base, adapters = _base_and_adapters(folder, config, trained)
+        dtype = dtype or model_cfg.dtype
+        said = _loss_in_words(lora_lib.merge_loss(base, adapters, lora, dtype), dtype)
+        params = lora_lib.merge(base, adapters, lora, dtype=dtype)
+    else:
+        params, model_cfg, _ = load_policy(folder, which)
+        if dtype:
+            params = jax.tree.map(lambda x: x.astype(dtype), params)
     tokenizer = tokenizer_source(config, folder)
     with user_errors((OSError,), "--out"):
         models.save_hf(params, model_cfg, out, tokenizer_dir=tokenizer)
+    return said
+
+
+def _loss_in_words(loss: lora_lib.MergeLoss, dtype: str) -> str:
+    said = (
+        f"adapters merged in float32, |dW|/|W| = {loss.change:.2g}; "
+        f"rounded once to {dtype}, |lost|/|dW| = {loss.lost:.2g}"
+    )
+    if loss.lost > 0.01:
+        said += " (--dtype=float32 loses nothing, --what=adapter writes them unmerged)"
+    return said
 
 
 def export_adapter(folder: RunFolder, out: pathlib.Path, which: str) -> None:
-    """Writes the adapters of a checkpoint to ``out`` as ``peft`` loads them.
+    """Writes the adapters of a checkpoint to ``out`` as ``peft`` loads them, unmerged.
 
     Raises:
       ConfigError: ``out`` is in use, the run trains no adapters, or there is no such checkpoint.
