@@ -19,10 +19,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from evolving_rl_jax.envs.mind2web import official
+from evolving_rl_jax.envs.mind2web.convert import convert_files, cores
 from evolving_rl_jax.envs.mind2web.official import DataError, SourceFile
 from evolving_rl_jax.envs.mind2web.recall import BUDGETS, GoldRecall
-from evolving_rl_jax.envs.mind2web.records import RecordError, from_official
-from evolving_rl_jax.envs.mind2web.store import INDEX, decode, encode
+from evolving_rl_jax.envs.mind2web.store import INDEX
 from evolving_rl_jax.files import put
 
 __all__ = ["Report", "build_index"]
@@ -102,6 +102,7 @@ def build_index(
     password: str = "",
     budgets: tuple[int, ...] = BUDGETS,
     inside_run: bool = False,
+    num_workers: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> Report:
     """Reads the official files of ``sources`` and writes the data set ``out``.
@@ -112,6 +113,7 @@ def build_index(
       password: of the archive of the test splits.
       budgets: of the recall figures, in tokens; () leaves them out.
       inside_run: allow ``out`` in a run folder, for data that the run generated itself.
+      num_workers: files that are read at once, each in a process of its own; 0 = one a processor.
       progress: called with the number of tasks read.
 
     Raises:
@@ -123,12 +125,12 @@ def build_index(
         raise DataError("--source must be a folder or zip file of Mind2Web, or download, got none")
     folders = [official.download() if str(s) == "download" else s for s in sources]
     files = [file for folder in folders for file in official.find_files(folder)]
-    reader = _Reader(password, progress)
+    reader = _Reader(password, budgets, num_workers or cores(), progress)
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
-        report, tasks = _write(files, partial, reader, budgets)
+        report, tasks = _write(files, partial, reader)
         document = {
             "tasks": tasks,
             "counts": report.counts,
@@ -160,46 +162,42 @@ def _check_out(out: pathlib.Path, inside_run: bool) -> None:
 
 
 class _Reader:
-    """Turns official files into records, and remembers what was wrong with them."""
+    """Turns official files into records, and remembers what is to be said of them."""
 
-    def __init__(self, password: str, progress: Callable[[int], None] | None):
-        self.password, self.progress = password, progress
+    def __init__(self, password, budgets, num_workers, progress: Callable[[int], None] | None):
+        self.password, self.budgets, self.num_workers = password, budgets, num_workers
+        self.progress = progress
         self.problems: list[str] = []
-        self.sealed: set[tuple[str, str]] = set()
+        self.entries: dict[str, dict[str, dict[str, Any]]] = defaultdict(
+            dict
+        )  # split -> id -> entry
+        self.recall: dict[str, GoldRecall] = {}
         self.count = 0
 
     def examples(self, files: list[SourceFile]) -> Iterator[dict[str, str]]:
         """The records of one split."""
-        seen: set[str] = set()
-        for file in files:
-            for number, data in enumerate(file.tasks(self.password)):
-                record = self._record(file, number, data, seen)
-                if record is not None:
-                    yield record
-                self.count += 1
-                if self.progress is not None:
-                    self.progress(self.count)
-        if not seen:
+        split = files[0].split
+        known = self.entries[split]
+        self.recall[split] = GoldRecall(self.budgets)
+        for file, found in convert_files(files, self.password, self.budgets, self.num_workers):
+            problem = found.problem
+            if not problem and found.entry["id"] in known:
+                problem = "annotation_id must be unique in its split, found it twice"
+            if problem:
+                self.problems.append(f"{file.name}: task {found.name}: {problem}")
+            else:
+                known[found.entry["id"]] = found.entry
+                self.recall[split].merge(found.recall)
+                yield found.record
+            self.count += 1
+            if self.progress is not None:
+                self.progress(self.count)
+        if not known:
             reason = self.problems[0] if self.problems else "found none in its files"
-            raise DataError(f"the split {files[0].split} must have a usable task: {reason}")
-
-    def _record(self, file, number: int, data: Any, seen: set[str]) -> dict[str, str] | None:
-        found = data.get("annotation_id") if isinstance(data, dict) else None
-        name = found if isinstance(found, str) and found else f"number {number}"
-        try:
-            task = from_official(data)
-            if task.id in seen:
-                raise RecordError("annotation_id must be unique in its split, found it twice")
-        except RecordError as error:
-            self.problems.append(f"{file.name}: task {name}: {error}")
-            return None
-        seen.add(task.id)
-        if file.member:
-            self.sealed.add((file.split, task.id))
-        return encode(task)
+            raise DataError(f"the split {split} must have a usable task: {reason}")
 
 
-def _write(files: list[SourceFile], folder: pathlib.Path, reader: _Reader, budgets):
+def _write(files: list[SourceFile], folder: pathlib.Path, reader: _Reader):
     """Writes the records; returns the report and the entries of the index."""
     import tensorflow_datasets as tfds
 
@@ -217,11 +215,11 @@ def _write(files: list[SourceFile], folder: pathlib.Path, reader: _Reader, budge
     with contextlib.redirect_stdout(io.StringIO()):  # it prints where it writes
         builder.download_and_prepare()
     shutil.rmtree(folder / "downloads", ignore_errors=True)  # TFDS makes it, empty
-    tasks, recall, unreachable = [], {}, {}
+    tasks: list[dict[str, Any]] = []
     for split in by_split:
-        entries, found = _entries(builder.as_data_source(split=split), split, reader, budgets)
-        recall[split], unreachable[split] = found.figures(), found.counts
-        tasks += entries
+        tasks += _numbered(builder.as_data_source(split=split), reader.entries[split])
+    recall = {split: reader.recall[split].figures() for split in by_split}
+    unreachable = {split: reader.recall[split].counts for split in by_split}
     counts = Counter(t["split"] for t in tasks)
     steps = Counter()
     for t in tasks:
@@ -232,30 +230,12 @@ def _write(files: list[SourceFile], folder: pathlib.Path, reader: _Reader, budge
     return report, tasks
 
 
-def _entries(source, split: str, reader: _Reader, budgets):
-    """What the index says of the tasks of a split (records are shuffled), and the recall."""
-    entries, recall = [], GoldRecall(budgets)
+def _numbered(source, entries: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """The entries of a split, each with the number of its record (records are shuffled)."""
     for number, record in enumerate(source):
-        task = decode(record)
-        recall.add(task)
-        sealed = (split, task.id) in reader.sealed
-        entries.append(
-            {
-                "id": task.id,
-                "split": split,
-                "number": number,
-                "text": task.text,
-                "website": task.website,
-                "domain": task.domain,
-                "subdomain": task.subdomain,
-                "content_hash": task.content_hash,
-                "num_steps": len(task.steps),
-                "sealed": sealed,
-                "meta": task.meta,
-                "answers": [] if sealed else task.answers,
-            }
-        )
-    return sorted(entries, key=lambda e: e["id"]), recall
+        name = record["id"]
+        entries[name.decode() if isinstance(name, bytes) else str(name)]["number"] = number
+    return sorted(entries.values(), key=lambda e: e["id"])
 
 
 def _duplicates(tasks: list[dict[str, Any]]) -> list[list[str]]:

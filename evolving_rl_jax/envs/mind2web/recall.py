@@ -46,19 +46,28 @@ class GoldRecall:
         self.counts["value_missing"] += not shows_value(step, text)
         if not step.gold.node_ids:
             return
-        costs = [count_tokens(element_line(e, i, text)) for i, e in enumerate(elements, 1)]
         on_page = shares_node(step.gold, step.page.index)
         self._num_steps += 1
+        if len(self._hits) == 1 or not on_page:
+            self._hits[PAGE] += on_page
+            return
         order: list[int] | None = None
+        costs = [count_tokens(element_line(e, i, text)) for i, e in enumerate(elements, 1)]
         for budget in self._hits:
-            if not on_page:
-                continue
             if budget == PAGE or sum(costs) <= budget:
                 self._hits[budget] += 1
                 continue
             order = ranking(step.page, text, wanted) if order is None else order
             shown = fitting(order, costs, budget)
             self._hits[budget] += shares_node(step.gold, {elements[i].node_id for i in shown})
+
+    def merge(self, other: GoldRecall) -> None:
+        """Adds the counts of another one of the same budgets."""
+        for budget, hits in other._hits.items():
+            self._hits[budget] += hits
+        for name, count in other.counts.items():
+            self.counts[name] += count
+        self._num_steps += other._num_steps
 
     def figures(self) -> dict[int, float]:
         """Budget -> share of steps; 0 is the whole page."""
