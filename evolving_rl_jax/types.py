@@ -142,6 +142,16 @@ class Episode:
         return self.status in SCORED
 
     @property
+    def score(self) -> float:
+        """How far the task was done: the share of its steps that were right, where the environment
+        says so of each; else 1 for a win."""
+        said = [info for info in self.infos if info and "correct" in info]
+        if not said:
+            return float(self.won)
+        total = max(1, said[0].get("num_steps", self.task.step_limit))
+        return sum(bool(info["correct"]) for info in said) / total
+
+    @property
     def observations(self) -> list[str]:
         """Everything that the episode read, the answer to its last action included."""
         return [t.observation for t in self.turns] + [self.last_observation]

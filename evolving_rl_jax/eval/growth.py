@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Hashable
 from typing import Any
 
@@ -53,11 +54,12 @@ def stream_result(plays: list[StreamPlay], seed: int = 0) -> dict[str, Any]:
 def with_and_without(plays: list[StreamPlay], seed: int = 0) -> dict[str, Any]:
     """Success with the bank on, with it off, and the paired difference; see `stream_result`."""
 
-    def outcomes(side):
+    def outcomes(side, of=operator.attrgetter("won")):
         sides = {(p.task.id, p.seed): getattr(p, side) for p in plays}
-        return {k: s.won if s.scored else None for k, s in sides.items()}
+        return {k: of(s) if s.scored else None for k, s in sides.items()}
 
     with_bank, without = outcomes("with_bank"), outcomes("without")
+    scores = [outcomes(side, operator.attrgetter("value")) for side in ("with_bank", "without")]
     skills = {(p.task.id, p.seed): _skill_of(p) for p in plays}
     if len({p.seed for p in plays}) > 1:
         groups, crossed = {}, skills
@@ -67,6 +69,12 @@ def with_and_without(plays: list[StreamPlay], seed: int = 0) -> dict[str, Any]:
         "with": statistics.success(with_bank, groups, seed, crossed=crossed),
         "without": statistics.success(without, {}, seed),
         "difference": statistics.paired(without, with_bank, groups, seed, crossed=crossed),
+        # How far tasks were done; the same as success where steps are not scored one by one.
+        "score": {
+            "with": statistics.success(scores[0], groups, seed, crossed=crossed),
+            "without": statistics.success(scores[1], {}, seed),
+            "difference": statistics.paired(scores[1], scores[0], groups, seed, crossed=crossed),
+        },
         "skill_in_prompt": sum(bool(p.skills) for p in plays) / max(len(plays), 1),
     }
 
@@ -101,7 +109,8 @@ def _leaks(plays: list[StreamPlay]) -> dict[str, Any]:
 
 def _play_record(play: StreamPlay) -> dict[str, Any]:
     def outcome(side: Side) -> dict[str, Any]:
-        return {"won": side.won, "status": side.status, "steps": side.steps}
+        found = {"won": side.won, "status": side.status, "steps": side.steps}
+        return {**found, "score": side.value}
 
     return {
         "seed": play.seed,
@@ -141,6 +150,13 @@ def stream_table(result: dict[str, Any]) -> str:
         for label, row in rows
     ]
     lines = [heading, tables.align(cells)]
+    scored = result["summary"]["all"]["score"]
+    if scored["with"] != result["summary"]["all"]["with"]:
+        lines.append(
+            f"share of steps right in %: {tables.share(scored['with'], 'none')}, "
+            f"off {tables.share(scored['without'], 'none')}, "
+            f"difference {tables.difference(scored['difference'], '')}"
+        )
     if result["failures"]:
         lines.append(f"excluded, {len(result['failures'])} plays that the infrastructure failed")
     return "\n".join(lines)

@@ -159,7 +159,8 @@ def _outcomes(game: PanelGame, record: SkillRecord) -> list[Outcome]:
     if not record.usable or not all(e is not None and e.scored for e in sides):
         return []
     ours, without = sides
-    return [Outcome(ours.won, without.won, len(ours.turns), len(without.turns))]
+    gained = ours.score - without.score
+    return [Outcome(ours.won, without.won, len(ours.turns), len(without.turns), gained)]
 
 
 # -- the file --------------------------------------------------------------------------------------

@@ -43,6 +43,12 @@ class Side:
     steps: int
     skill_text: str
     error: str
+    score: float | None = None  # see `Episode.score`; None in journals of before
+
+    @property
+    def value(self) -> float:
+        """How far the task was done."""
+        return float(self.won) if self.score is None else self.score
 
     @property
     def scored(self) -> bool:
@@ -51,11 +57,13 @@ class Side:
     @classmethod
     def of(cls, episode: Episode) -> Side:
         steps = len(episode.turns)
-        return cls(bool(episode.won), episode.status, steps, episode.skill_text, episode.error)
+        won, text = bool(episode.won), episode.skill_text
+        return cls(won, episode.status, steps, text, episode.error, episode.score)
 
     @classmethod
     def from_kept(cls, play: dict[str, Any]) -> Side:
-        return cls(**{field.name: play[field.name] for field in dataclasses.fields(cls)})
+        names = [field.name for field in dataclasses.fields(cls)]
+        return cls(**{name: play[name] for name in names if name in play})
 
 
 @dataclasses.dataclass
@@ -251,7 +259,8 @@ class _Stream:
         for play in self.plays:
             ours, without = play.with_bank, play.without
             if ours.scored and without.scored:
-                pair = Outcome(ours.won, without.won, ours.steps, without.steps)
+                gained = ours.value - without.value
+                pair = Outcome(ours.won, without.won, ours.steps, without.steps, gained)
                 for record, _ in play.skills:
                     outcomes.setdefault(record.id, []).append(pair)
         self.bank.revise_all(self.bank[i].measured(found) for i, found in outcomes.items())

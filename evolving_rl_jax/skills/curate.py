@@ -16,13 +16,14 @@ from evolving_rl_jax.skills.schema import render_skill
 _BLOCK = 256  # records compared in one product
 
 
-def worth(record: SkillRecord) -> tuple[float, float, int]:
-    """What orders records, best last: measured utility, then reward, then the newer one.
+def worth(record: SkillRecord) -> tuple[float, float, float, int]:
+    """What orders records, best last: measured utility, then the score gained, then reward, then the
+    newer one.
 
     A skill that was never measured stands between those that help and those that harm.
     """
     reward = -1.0 if record.reward is None else record.reward
-    return (record.utility or 0.0, reward, record.iteration)
+    return (record.utility or 0.0, record.mean_score_gained or 0.0, reward, record.iteration)
 
 
 def best_first(records: Iterable[SkillRecord]) -> list[SkillRecord]:

@@ -16,12 +16,16 @@ _Z = 1.959963984540054  # two-sided 95 %
 
 
 class Outcome(NamedTuple):
-    """One task played twice by one policy, with the skill in the prompt and without it."""
+    """One task played twice by one policy, with the skill in the prompt and without it.
+
+    ``score_gained`` is how much further it was done with the skill (`Episode.score`); None = as won.
+    """
 
     won_with: bool
     won_without: bool
     steps_with: int
     steps_without: int
+    score_gained: float | None = None
 
 
 def matched_interval(pairs: float, gained: float, lost: float) -> tuple[float, float]:
@@ -69,6 +73,7 @@ class SkillRecord:
       gained, lost: pairs won only with the skill, and only without it.
       both_won: pairs won both ways.
       steps_saved: sum over those of the steps without minus the steps with it.
+      score_gained: sum over all pairs of the score with the skill minus that without it.
       retired: why it is no longer used; empty while it is.
       version: 0 for the first line of an id, then counted up by ``Bank.revise_all``.
       meta: further facts for reports, JSON values.
@@ -93,6 +98,7 @@ class SkillRecord:
     lost: int = 0
     both_won: int = 0
     steps_saved: float = 0.0
+    score_gained: float = 0.0
     retired: str = ""
     version: int = 0
     meta: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -119,6 +125,11 @@ class SkillRecord:
         return matched_interval(self.baseline_uses, self.gained, self.lost)
 
     @property
+    def mean_score_gained(self) -> float | None:
+        """Score with the skill minus without it, mean over the pairs; None without any."""
+        return self.score_gained / self.baseline_uses if self.baseline_uses else None
+
+    @property
     def mean_steps_saved(self) -> float | None:
         """Steps without minus steps with it, mean over the pairs won both ways; None without."""
         return self.steps_saved / self.both_won if self.both_won else None
@@ -138,6 +149,7 @@ class SkillRecord:
             lost=self.lost + sum(o.won_without and not o.won_with for o in outcomes),
             both_won=self.both_won + len(both),
             steps_saved=self.steps_saved + saved,
+            score_gained=self.score_gained + sum(map(_gain, outcomes)),
         )
 
     def as_skill(self) -> Skill:
@@ -149,6 +161,11 @@ class SkillRecord:
         if self.skill is None:
             raise ValueError(f"record {self.id!r} must hold a skill, got none: {self.reason}")
         return Skill.from_dict(self.skill)
+
+
+def _gain(outcome: Outcome) -> float:
+    won = float(outcome.won_with) - float(outcome.won_without)
+    return won if outcome.score_gained is None else outcome.score_gained
 
 
 _FIELDS = {field.name: field for field in dataclasses.fields(SkillRecord)}

@@ -59,7 +59,8 @@ class Saves:
     def score(self, version: int, figures: Mapping[str, float]) -> None:
         """Takes what weights have played, after the rule has seen the figures of that iteration.
 
-        ``best`` is chosen by their win rate; it is 0 where they wrote no skill to be played with.  While
+        ``best`` is chosen by their win rate, or on web tasks by the right actions an episode; it is 0
+        where they wrote no skill to be played with.  While
         a limit is broken, or where the infrastructure failed everything, they are never the best.
 
         Args:
@@ -69,7 +70,9 @@ class Saves:
         win_rate = figures.get("rollout/win_rate")
         if win_rate is None and not figures["rollout/failed_episodes"]:
             win_rate = 0.0 if figures.get("rollout/extractions") else None
-        self._checkpoints.score(version, win_rate if self.rule.trusted else None)
+        # Where steps are scored one by one, whole tasks are won too rarely to tell weights apart.
+        found = win_rate if win_rate is None else figures.get("rollout/correct_steps", win_rate)
+        self._checkpoints.score(version, found if self.rule.trusted else None)
 
     def save(self, done: int, state: TrainState, *, at_once: bool) -> None:
         """Starts to write a checkpoint where one is due.

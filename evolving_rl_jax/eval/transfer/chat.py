@@ -30,6 +30,7 @@ class _Play:
     said: list[str] = dataclasses.field(default_factory=list)
     turns: list[Turn] = dataclasses.field(default_factory=list)
     observation: str = ""
+    infos: list[dict[str, Any] | None] = dataclasses.field(default_factory=list)
 
 
 class ChatDriver:
@@ -96,6 +97,8 @@ class ChatDriver:
         if result.status != OK:
             self._finish(key, False, result.status, result.text)
             return False
+        if play.turns:
+            play.infos.append(result.info)
         play.seen.append((result.text, tuple(result.actions)))
         play.observation = result.text
         if getattr(result, "done", False) or len(play.turns) >= self._limit(play.task):
@@ -148,7 +151,7 @@ class ChatDriver:
         episode = Episode(
             task=play.task, turns=play.turns, won=won, status=status, samples=[],
             reward=float(won), skill_text=play.skill_text, last_observation=play.observation,
-            error=error,
+            error=error, infos=play.infos,
         )  # fmt: skip
         play.on_done(episode, None)
 

@@ -135,6 +135,7 @@ def _keeper(journal: Journal, task: Task, seed: int, condition: str, found, afte
                 "seed": seed,
                 "condition": condition,
                 "won": bool(episode.won),
+                "score": episode.score,
                 "status": episode.status,
                 "error": episode.error,
                 "steps": len(episode.turns),
@@ -171,10 +172,13 @@ def transfer_result(
     outcomes: dict[tuple[str, str], dict] = {
         (split, c): {} for split in sorted({t.split for t in panel}) for c in conditions
     }
+    scores: dict[tuple[str, str], dict] = {key: {} for key in outcomes}
     groups: dict[str, dict[str, tuple]] = {c: {} for c in conditions}  # of games, by their skills
     for p in plays:
         won = p["won"] if p["status"] in SCORED else None
         outcomes[p["split"], p["condition"]][p["id"], p["seed"]] = won
+        score = _score(p) if p["status"] in SCORED else None
+        scores[p["split"], p["condition"]][p["id"], p["seed"]] = score
         if p["skills"]:
             groups[p["condition"]][p["id"]] = ("skills", *(s["id"] for s in p["skills"]))
     rows = [
@@ -182,6 +186,8 @@ def transfer_result(
             "split": split,
             "condition": condition,
             **(statistics.success(table, groups[condition], seeds[0]) or {"n": 0}),
+            # How far games were done; as success where steps are not scored one by one.
+            "score": statistics.success(scores[split, condition], groups[condition], seeds[0]),
         }
         for (split, condition), table in outcomes.items()
     ]
@@ -193,6 +199,7 @@ def transfer_result(
         "missing": len(wanted) - len(plays),
         "summary": rows,
         "paired": statistics.paired_rows(outcomes, groups, PAIRS, seeds[0]),
+        "paired_scores": statistics.paired_rows(scores, groups, PAIRS, seeds[0]),
         "failures": [
             {key: p[key] for key in ("id", "seed", "condition", "status", "error")}
             for p in plays
@@ -204,6 +211,10 @@ def transfer_result(
         },
         "plays": plays,
     }
+
+
+def _score(play: Mapping[str, Any]) -> float:
+    return play.get("score", float(play["won"]))
 
 
 def _violations(plays, panel, banks) -> list[dict[str, str]]:
@@ -226,11 +237,12 @@ def measured_skills(journal: Journal, bank: BankInPlay) -> list[SkillRecord]:
         if condition != OURS or base is None:
             continue
         if play["status"] in SCORED and base["status"] in SCORED:
-            pair = Outcome(play["won"], base["won"], play["steps"], base["steps"])
+            gained = _score(play) - _score(base)
+            pair = Outcome(play["won"], base["won"], play["steps"], base["steps"], gained)
             for skill in play["skills"]:
                 outcomes.setdefault(skill["id"], []).append(pair)
     blank = {"uses": 0, "wins": 0.0, "baseline_uses": 0, "baseline_wins": 0.0, "gained": 0}
-    blank |= {"lost": 0, "both_won": 0, "steps_saved": 0.0}
+    blank |= {"lost": 0, "both_won": 0, "steps_saved": 0.0, "score_gained": 0.0}
     return [
         dataclasses.replace(bank.records[i], **blank).measured(found)
         for i, found in sorted(outcomes.items())
@@ -252,6 +264,16 @@ def transfer_table(result: Mapping[str, Any]) -> str:
     for row in result["paired"]:
         label = f"{row['condition']} against {row['baseline']}"
         lines.append(f"{row['split']:<16} {label:<20} {tables.points(row)}")
+    if any(
+        row.get("score") and row["score"]["success"] != row["success"] for row in result["summary"]
+    ):
+        lines.append("share of steps right in %")
+        for row in result["summary"]:
+            share = tables.share(row["score"] or {"n": 0}, "no game could be scored")
+            lines.append(f"{row['split']:<16} {row['condition']:<6} {row['n']:>5} games  {share}")
+        for row in result["paired_scores"]:
+            label = f"{row['condition']} against {row['baseline']}"
+            lines.append(f"{row['split']:<16} {label:<20} {tables.points(row)}")
     if result["failures"]:
         lines.append(f"excluded, {len(result['failures'])} plays without an outcome; the same "
                      "command plays them again")  # fmt: skip
