@@ -42,7 +42,7 @@ PARAM_RULES = (
 )
 BATCH_RULES = (
     (
-        r"(^|/)(tokens|positions|segment_ids|sequence_ids|loss_mask|(rollout|old)_logprobs)$",
+        r"(^|/)(tokens|positions|segment_ids|sequence_ids|loss_mask|(rollout|old|floor)_logprobs)$",
         P(ROWS),
     ),
     (r"", P()),

@@ -98,9 +98,11 @@ class Sample:
     """One training sequence: token ids with a mask of those that the policy itself sampled.
 
     ``logprobs`` are under the full softmax at the temperature of sampling;
-    ``sampling_logprobs`` are under the distribution that was sampled from.  Both are 0 where
-    ``loss_mask`` is 0.  All have shape [T].  ``step`` is the turn whose tokens are trained, where a
-    sequence trains one turn only; 0 where it holds a whole episode or an extraction.
+    ``sampling_logprobs`` are under the distribution that was sampled from.  ``floor_logprobs`` are
+    the border between the tokens that it kept and those that top-p and top-k left out, in the
+    full softmax (-inf: none), or None where nobody recorded it.  All are 0 where ``loss_mask`` is 0
+    and have shape [T].  ``step`` is the turn whose tokens are trained, where a sequence trains one
+    turn only; 0 where it holds a whole episode or an extraction.
     """
 
     tokens: np.ndarray
@@ -108,6 +110,7 @@ class Sample:
     logprobs: np.ndarray
     sampling_logprobs: np.ndarray
     step: int = 0
+    floor_logprobs: np.ndarray | None = None
 
 
 @dataclasses.dataclass
@@ -162,7 +165,8 @@ class TokenBatch(NamedTuple):
 
     Several sequences may share a row; ``segment_ids`` tells them apart inside the row (0 = padding,
     1.. = sequence) and ``sequence_ids`` globally (-1 = padding).  ``loss_mask[b, t] = 1`` when
-    ``tokens[b, t]`` was sampled by the policy, ``rollout_logprobs[b, t]`` is its log-probability then.
+    ``tokens[b, t]`` was sampled by the policy, ``rollout_logprobs[b, t]`` is its log-probability then:
+    under the full softmax, or where ``floor_logprobs`` are there under what top-p and top-k kept.
     """
 
     tokens: Any  # [B, T] int32
@@ -186,3 +190,12 @@ class TokenBatch(NamedTuple):
     # [B, T] float32 where an iteration makes several updates: the log-probabilities before the first
     # of them (`update.step.make_scoring`), nan = those before the update that takes this batch.
     old_logprobs: Any = None
+    # [B, T] float32 with config.algorithm.sampling_mask replay, see Sample.floor_logprobs.
+    floor_logprobs: Any = None
+
+
+# The fields of a TokenBatch that hold rows [B, T]; all others are small.
+ROW_FIELDS = (
+    "tokens", "positions", "segment_ids", "sequence_ids", "loss_mask", "rollout_logprobs",
+    "old_logprobs", "floor_logprobs",
+)  # fmt: skip

@@ -203,7 +203,7 @@ class FakeEngine:
         logprobs = -(ids + 1.0).astype(np.float32) / (session.turn + 2)
         session.parts.append((1, ids, logprobs))
         session.turn += 1
-        return Generation(session, ids, logprobs, logprobs / 2, reason)
+        return Generation(session, ids, logprobs, logprobs / 2, reason, floor_logprobs=logprobs * 2)
 
 
 def digest(demonstrations) -> str:

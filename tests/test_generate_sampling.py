@@ -58,7 +58,7 @@ def draw(logits, temperature, top_p, top_k, rows=DRAWS, first=0):
 def test_frequencies_match_the_exact_distribution(vocab, temperature, top_p, top_k):
     logits = np.random.default_rng(vocab).normal(size=vocab).astype(np.float32) * 2
     probabilities = exact(logits, temperature, top_p, top_k)
-    tokens, logprobs, sampling_logprobs = draw(logits, temperature, top_p, top_k)
+    tokens, logprobs, sampling_logprobs, floors = draw(logits, temperature, top_p, top_k)
     counts = np.bincount(tokens, minlength=vocab)
     kept = probabilities > 0
     assert counts[~kept].sum() == 0
@@ -68,6 +68,12 @@ def test_frequencies_match_the_exact_distribution(vocab, temperature, top_p, top
     np.testing.assert_allclose(
         logprobs, np.log(exact(logits, temperature, 1.0, 0)[tokens]), atol=1e-5
     )
+    everything = np.log(exact(logits, temperature, 1.0, 0))
+    if kept.all():
+        assert (floors == -np.inf).all()
+    else:  # as far from the last one kept as from the first one left out
+        least, most = everything[kept].min(), everything[~kept].max()
+        np.testing.assert_allclose(floors, (least + most) / 2, atol=1e-5)
 
 
 def test_rows_with_different_settings_do_not_mix():
@@ -76,20 +82,34 @@ def test_rows_with_different_settings_do_not_mix():
     temperature = rng.choice([0.0, 0.7, 1.0], 64).astype(np.float32)
     top_p = rng.choice([0.5, 0.9, 1.0], 64).astype(np.float32)
     top_k = rng.choice([0, 3, 20], 64).astype(np.int32)
-    tokens, _, sampling_logprobs = draw(logits, temperature, top_p, top_k, rows=64)
+    tokens, _, sampling_logprobs, floors = draw(logits, temperature, top_p, top_k, rows=64)
     for i in range(64):
         if temperature[i] == 0:
             assert tokens[i] == logits[i].argmax() and sampling_logprobs[i] == 0
+            assert floors[i] == np.inf
         else:
             p = exact(logits[i], temperature[i], top_p[i], top_k[i])
             np.testing.assert_allclose(sampling_logprobs[i], np.log(p[tokens[i]]), atol=1e-5)
+            whole = np.log(exact(logits[i], temperature[i], 1.0, 0))
+            np.testing.assert_array_equal(whole > floors[i], p > 0)
+
+
+def test_tokens_that_tie_with_the_last_one_kept_lie_above_the_floor():
+    logits = np.log(np.array([0.4, 0.2, 0.2, 0.15, 0.05], np.float32))
+    for top_p, top_k in ((0.5, 0), (1.0, 2)):  # both cut inside the tie
+        tokens, _, sampling_logprobs, floors = draw(logits, 1.0, top_p, top_k, rows=200)
+        assert set(tokens) == {0, 1, 2}
+        np.testing.assert_allclose(floors, 0.5 * (logits[2] + logits[3]), atol=1e-5)
+        np.testing.assert_allclose(
+            np.exp(sampling_logprobs), np.exp(logits)[tokens] / 0.8, atol=1e-5
+        )
 
 
 def test_extreme_logits():
     logits = np.full((1, 300), -1e9, np.float32)
     logits[0, 211] = 50.0
     for top_p, top_k in ((1.0, 0), (0.9, 0), (1.0, 2)):
-        tokens, logprobs, sampling_logprobs = draw(logits, 1.0, top_p, top_k, rows=500)
+        tokens, logprobs, sampling_logprobs, _ = draw(logits, 1.0, top_p, top_k, rows=500)
         assert (tokens == 211).all() and not logprobs.any() and not sampling_logprobs.any()
 
 

@@ -198,3 +198,124 @@ def test_wrong_input_is_named(changed, message):
     arguments = {"hidden": hidden, "unembedding": unembedding, "targets": targets} | changed
     with pytest.raises(ValueError, match=message):
         losses.token_logprobs(**arguments)
+
+
+# -- tokens that sampling kept ---------------------------------------------------------------------
+
+
+def kept_by_sort(logits, top_p):
+    """(kept [B, T, V], floor [B, T]) of a plain nucleus: numpy in float64, with a sort."""
+    p = np.exp(logits - logits.max(-1, keepdims=True))
+    p /= p.sum(-1, keepdims=True)
+    order = np.argsort(-p, -1)
+    ordered = np.take_along_axis(p, order, -1)
+    count = (np.cumsum(ordered, -1) - ordered < top_p).sum(-1)  # tokens kept
+    at = np.stack([count - 1, np.minimum(count, p.shape[-1] - 1)], -1)
+    border = np.log(np.take_along_axis(ordered, at, -1)).mean(-1)
+    kept = np.zeros_like(p, bool)
+    np.put_along_axis(kept, order, np.arange(p.shape[-1]) < count[..., None], -1)
+    return kept, np.where(count == p.shape[-1], -np.inf, border).astype(np.float32)
+
+
+def masked_softmax(hidden, unembedding, targets, kept, temperature):
+    """Log-probability of the targets in a softmax over what is kept; jax differentiates it."""
+    logits = jnp.einsum("btd,vd->btv", hidden, unembedding, precision="highest") / temperature
+    logp = jax.nn.log_softmax(jnp.where(kept, logits, -jnp.inf))
+    return jnp.take_along_axis(logp, targets[..., None], -1)[..., 0]
+
+
+@pytest.mark.parametrize("chunk_size", [1, 4, 512])
+@pytest.mark.parametrize("top_p", [0.3, 0.9, 1.0])
+def test_kept_tokens_equal_a_masked_softmax_and_its_gradients(chunk_size, top_p):
+    hidden, unembedding, targets = make_inputs()
+    logits = np.asarray(hidden, np.float64) @ np.asarray(unembedding, np.float64).T / 0.6
+    kept, floor = kept_by_sort(logits, top_p)
+    kept |= np.arange(V) == np.asarray(targets)[..., None]  # what was sampled is kept
+    ours = functools.partial(losses.kept_token_logprobs, temperature=0.6, chunk_size=chunk_size)
+    found = jax.jit(ours)(hidden, unembedding, targets, floor)
+    want = masked_softmax(hidden, unembedding, targets, kept, 0.6)
+    np.testing.assert_allclose(found.of_kept, want, rtol=1e-5, atol=1e-5)
+    mass = (np.exp(logits) * kept).sum(-1) / np.exp(logits).sum(-1)
+    np.testing.assert_allclose(found.log_kept, np.log(mass), rtol=1e-4, atol=1e-5)
+    full = losses.token_logprobs(hidden, unembedding, targets, temperature=0.6)
+    for got, same in zip(found[:2], full, strict=True):
+        np.testing.assert_allclose(got, same, rtol=1e-6, atol=1e-6)
+    if top_p == 1:
+        np.testing.assert_array_equal(found.log_kept, 0)
+
+    # Also together with the other outputs: a loss reads all of them.
+    weights = jax.random.normal(jax.random.key(3), (3, B, T))
+
+    def of_ours(hidden, unembedding):
+        found = ours(hidden, unembedding, targets, floor)
+        return jnp.sum(weights * jnp.stack([found.of_kept, found.logprobs, found.entropy]))
+
+    def of_plain(hidden, unembedding):
+        logprobs, entropy = full_logits(hidden, unembedding, targets, 0.6)
+        kept_logprobs = masked_softmax(hidden, unembedding, targets, kept, 0.6)
+        return jnp.sum(weights * jnp.stack([kept_logprobs, logprobs, entropy]))
+
+    got, want = (
+        jax.jit(jax.grad(f, argnums=(0, 1)))(hidden, unembedding) for f in (of_ours, of_plain)
+    )
+    for x, y in zip(got, want, strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-4, atol=2e-5)
+
+
+def test_the_target_is_kept_and_ties_stay_together():
+    hidden = jnp.ones((1, 3, 1))
+    p = jnp.array([0.3, 0.2, 0.2, 0.2, 0.1])
+    targets = jnp.array([[0, 2, 4]])
+    floor = jnp.log(jnp.array([[0.25, 0.14, 0.15]]))  # one is kept, four, and the target besides
+    found = losses.kept_token_logprobs(hidden, jnp.log(p)[:, None], targets, floor)
+    np.testing.assert_allclose(jnp.exp(found.of_kept), [[1.0, 0.2 / 0.9, 0.1 / 1.0]], rtol=1e-5)
+    # Nothing but a target whose probability is no float32: still log 1, with a gradient of 0.
+    far = jnp.array([[0.0], [-200.0]])
+
+    def only_the_target(matrix):
+        target, floor = jnp.array([[1]]), jnp.full((1, 1), jnp.inf)
+        return jnp.sum(losses.kept_token_logprobs(hidden[:, :1], matrix, target, floor).of_kept)
+
+    value, gradient = jax.value_and_grad(only_the_target)(far)
+    assert value == 0 and not np.asarray(gradient).any()
+
+
+def test_a_bfloat16_trainer_finds_the_tokens_that_a_float32_engine_kept():
+    """The floor lies between the kept and the left out, so rounding moves few of them across."""
+    keys = jax.random.split(jax.random.key(4), 2)
+    hidden = jax.random.normal(keys[0], (1, 400, 32))
+    unembedding = 0.5 * jax.random.normal(keys[1], (300, 32))
+    logits = np.asarray(hidden, np.float64) @ np.asarray(unembedding, np.float64).T
+    kept, floor = kept_by_sort(logits, 0.9)
+    targets = jnp.asarray(logits.argmax(-1))
+    low = hidden.astype(jnp.bfloat16), unembedding.astype(jnp.bfloat16)
+    found = losses.kept_token_logprobs(*low, targets, floor)
+    exact = np.log((np.exp(logits) * kept).sum(-1) / np.exp(logits).sum(-1))
+    gaps = np.abs(np.asarray(found.log_kept) - exact)
+    # Without a mask the ratio would be off by -log of the mass, a tenth and more, on every token.
+    assert gaps.mean() < 2e-3 and -exact.mean() > 0.05
+
+
+def test_kept_tokens_under_a_mask_and_vmap_and_junk():
+    hidden, unembedding, targets = make_inputs(2)
+    floor = jnp.full((B, T), -2.5)
+    whole = losses.kept_token_logprobs(hidden, unembedding, targets, floor)
+    each = jax.vmap(lambda h, t, f: losses.kept_token_logprobs(h, unembedding, t, f))(
+        hidden[:, None], targets[:, None], floor[:, None]
+    )
+    for x, y in zip(whole, each, strict=True):
+        np.testing.assert_allclose(x, y[:, 0], atol=1e-5)
+    mask = jnp.arange(T)[None] < jnp.full((B, 1), 4)
+    junk = hidden.at[:, 4:].set(jnp.nan)
+
+    def total(hidden, unembedding):
+        found = losses.kept_token_logprobs(
+            hidden, unembedding, targets, floor, chunk_size=2, mask=mask
+        )
+        return jnp.sum(jnp.where(mask, found.of_kept, 0.0))
+
+    value, grads = jax.value_and_grad(total, argnums=(0, 1))(junk, unembedding)
+    np.testing.assert_allclose(value, jnp.sum(whole.of_kept[:, :4]), rtol=1e-5)
+    assert all(np.isfinite(g).all() for g in grads)
+    with pytest.raises(ValueError, match=r"floor must be \[B, T\] = \(2, 11\)"):
+        losses.kept_token_logprobs(hidden, unembedding, targets, floor[:1])

@@ -220,6 +220,7 @@ def _abstract_batch(shape: BatchShape, scored_steps: int) -> TokenBatch:
         scores=wins if scored_steps else None,
         step_rewards=steps,
         step_mask=steps,
+        floor_logprobs=of(jnp.float32, *rows) if shape.sampling_mask else None,
     )
 
 

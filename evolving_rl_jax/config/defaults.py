@@ -206,6 +206,8 @@ _ALGORITHM = {
     },
     # The policy before the iteration's updates: as the trainer computes it | as the engine recorded it.
     "old_logprobs": one_of("trainer", "rollout"),
+    # Tokens that top-p and top-k left out when sampling, in the ratio of the update: in it | left out.
+    "sampling_mask": one_of("ignore", "replay"),
     "importance": {  # weights of tokens that other weights sampled than those that train
         "kind": one_of("none", "truncated"),
         "cap": above_0(2.0),  # largest weight
@@ -306,6 +308,9 @@ _EVAL = {
     "every": least_0(0),  # iterations between small panels in training (0 = none)
     "every_games": least_1(64),
     "seed": least_0(1),
+    # > 0: no number of an evaluation depends on slots, order or what shares a call, in bfloat16 too:
+    # every call has so many rows, and nothing is shared between sessions.  0 = as in training.
+    "independent_rows": least_0(0),
 }
 
 # Numbers that several keys bound together are checked in `checks`.

@@ -11,7 +11,7 @@ from evolving_rl_jax.data.tasks import list_hash, source_split
 from evolving_rl_jax.eval.growth import stream_result, stream_table
 from evolving_rl_jax.eval.journal import Journal, play_settings
 from evolving_rl_jax.eval.play import make_panel, play_panel
-from evolving_rl_jax.eval.results import success_table, versions
+from evolving_rl_jax.eval.results import batching_note, success_table, versions
 from evolving_rl_jax.eval.stream import (
     STREAM_ITERATION,
     StreamSettings,
@@ -20,7 +20,7 @@ from evolving_rl_jax.eval.stream import (
 from evolving_rl_jax.files import write_json
 from evolving_rl_jax.run import skills as skill_parts
 from evolving_rl_jax.run.console import user_errors
-from evolving_rl_jax.run.engine import make_driver, make_engine
+from evolving_rl_jax.run.engine import evaluating, make_driver, make_engine
 from evolving_rl_jax.run.parts import Parts
 from evolving_rl_jax.run.policy import load_policy
 from evolving_rl_jax.skills.bank import new_bank
@@ -177,13 +177,15 @@ def stream(
     engine = make_engine(parts, params)
     driver = make_driver(parts, engine, STREAM_ITERATION, temperature)
     total = 2 * len(seeds) * min(settings.num_tasks, len(tasks))
-    with parts.progress(f"stream {name}, temperature {temperature:g}", total) as bar:
+    title = f"stream {name}, temperature {temperature:g}"
+    with parts.progress(title, total) as bar, evaluating(config, engine) as batching:
         plays = play_streams(driver, tasks, banks, settings, journal, bar)
-    facts |= {"dataset": data_facts(parts), "versions": versions()}
+    facts |= {"dataset": data_facts(parts), "versions": versions(), "batching": batching}
     result = facts | stream_result(plays, seeds[0])
     write_json(path, result)
     journal.path.unlink()
     print(stream_table(result))
+    print(batching_note(batching))
     print(f"written: {path}")
     return result
 

@@ -23,6 +23,8 @@ def play_settings(config) -> dict[str, Any]:
     chosen = {
         k: v for k, v in flat(config).items() if k.split(".")[0] in groups and k not in RESUMABLE
     }
+    if config.eval.independent_rows:
+        chosen["eval.independent_rows"] = config.eval.independent_rows
     return {f"config.{key}": value for key, value in sorted(chosen.items())}
 
 

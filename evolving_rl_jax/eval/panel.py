@@ -10,7 +10,7 @@ Conditions, all played by the same policy at the same temperature:
 
 Sampling is keyed by the game, the condition and the seed, so two policies are compared on the same
 draws.  In float32 the numbers do not depend on slots or batch size; in bfloat16 a row depends on what
-shares its call, and ``config.rollout.weights_dtype`` float32 is what takes that away.
+shares its call, and ``config.eval.independent_rows`` is what takes that away.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from evolving_rl_jax.eval.results import skill_records, write_result
 from evolving_rl_jax.eval.resume import KeptDriver, forget, panel_journal
 from evolving_rl_jax.generate import Engine
 from evolving_rl_jax.record.figures import pooled
-from evolving_rl_jax.run.engine import make_driver, on_this_host
+from evolving_rl_jax.run.engine import evaluating, make_driver, on_this_host
 from evolving_rl_jax.run.preemption import raise_if_preempted
 from evolving_rl_jax.run.skills import audit_rules, fit_to_prompt, make_retriever
 from evolving_rl_jax.skills.bank import write_bank
@@ -93,7 +93,7 @@ def play_panel(
         driver = make_driver(parts, engine, PANEL_ITERATION + seed, temperature)
         title = f"panel {name}, temperature {temperature:g}"
         title += f", seed {seed}" if len(seeds) > 1 else ""
-        with parts.progress(title) as bar:
+        with parts.progress(title) as bar, evaluating(parts.config, engine) as batching:
             played, found = panel.play(
                 KeptDriver(driver, journal, seed), conditions, bar, seed, hosts=parts.hosts,
                 stop=lambda: parts.preemption.reason,
@@ -107,7 +107,7 @@ def play_panel(
     result = write_result(
         path, panel, games, name=name, iteration=iteration, temperature=temperature,
         seed=seeds[0], conditions=conditions, figures=pooled(figures), data=data,
-        writes=parts.hosts.first,
+        writes=parts.hosts.first, batching=batching,
     )  # fmt: skip
     if parts.hosts.first:
         forget(path)

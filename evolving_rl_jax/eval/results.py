@@ -190,6 +190,7 @@ def write_result(
     figures: dict,
     data: Mapping[str, Any] | None = None,
     writes: bool = True,
+    batching: Mapping[str, Any] | None = None,
 ) -> dict:
     """Writes ``eval/NAME.json`` atomically; docs/metrics.md describes every field.
 
@@ -204,6 +205,7 @@ def write_result(
       figures: on the source episodes.
       data: further facts about the games, such as the hash of the whole data set.
       writes: whether this process does; the others of a run only return the result.
+      batching: whether numbers depend on what shared a call, see `run.engine.evaluating`.
     """
     for game in games:
         game.seed = seed if game.seed is None else game.seed
@@ -220,6 +222,7 @@ def write_result(
             **(data or {}),
         },
         "versions": versions(),
+        **({"batching": dict(batching)} if batching else {}),
         "sources": figures,
         "summary": summarise(games, conditions, seed),
         "games": [_game_record(g) for g in games],
@@ -285,11 +288,26 @@ def success_table(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def batching_note(batching: Mapping[str, Any]) -> str:
+    """One line on what the numbers of an evaluation depend on, see `run.engine.evaluating`."""
+    rows, dtype = batching["independent_rows"], batching["dtype"]
+    if rows:
+        return f"independent of slots and batch size: every call had {rows} rows, {dtype}"
+    if dtype == "float32":
+        return "played in float32: slots and batch size change rounding only"
+    return (
+        f"played in {dtype}: other slots, batch sizes or orders draw other tokens; "
+        "eval.independent_rows makes them the same"
+    )
+
+
 def _notes(result: Mapping[str, Any]) -> list[str]:
     """What a reader of the table must know: several seeds, failures, leaks."""
     seeds, failed, leaks = result["seeds"], result["failures"], result["leaks"]
     notes = [f"seeds {', '.join(map(str, seeds))}; a game's seeds count as one for the intervals"]
     notes = notes if len(seeds) > 1 else []
+    if "batching" in result:
+        notes.append(batching_note(result["batching"]))
     if failed:
         shown = "; ".join(f"{f['id']} ({f['condition']}): {f['status']}" for f in failed[:3])
         notes.append(f"excluded, {len(failed)} plays that the infrastructure failed: {shown}")

@@ -69,6 +69,7 @@ class Engine:
       decode: text of token ids; needed for stop strings only.
       copies_weights: `set_params` will be called with ``copy``; for the memory plan.
       memory_limit: bytes that generation may take on all devices; 0 = what the device has free.
+      fixed_rows: rows of every call while `independent` is set.
 
     Raises:
       ValueError: sizes that cannot work, or that do not fit the device's memory.
@@ -94,6 +95,7 @@ class Engine:
         decode: Callable[[Sequence[int]], str] | None = None,
         copies_weights: bool = False,
         memory_limit: float = 0.0,
+        fixed_rows: int = 0,
     ):
         _check_sizes(num_slots, max_length, decode_window)
         self.cfg = cfg if dtype is None else dataclasses.replace(cfg, dtype=jnp.dtype(dtype).name)
@@ -110,12 +112,13 @@ class Engine:
             rows=row_buckets,
             columns=column_buckets,
             on_cpu=device.platform == "cpu",
+            fixed_rows=fixed_rows,
         )
         self.memory = MemoryPlan.of(
             self.cfg,
             num_slots=num_slots,
             max_length=max_length,
-            rows=programs.rows[-1],
+            rows=programs.most_rows,
             weights=own_weights(params, self.cfg.dtype, copies_weights),
             devices=mesh.size if mesh else 1,
         )
@@ -148,6 +151,28 @@ class Engine:
     def params(self):
         """The weights that play, in the engine's own layout."""
         return self._runner.params
+
+    @property
+    def independent(self) -> bool:
+        """Whether what a session samples depends on nothing but the session, to the last bit.
+
+        Not on the number of slots, nor on which sessions there are, in which order they come and
+        what shares a call.  Every call then has ``fixed_rows`` rows, and the shape that computes a
+        row follows from the row alone; no session continues or copies what another one computed,
+        and none loses its slot before it is closed.
+        """
+        return self._runner.programs.fixed
+
+    @independent.setter
+    def independent(self, value: bool) -> None:
+        programs = self._runner.programs
+        if value and not programs.fixed_rows:
+            raise ValueError("independent needs an Engine with fixed_rows >= 1, got 0")
+        if value != programs.fixed and self._open:
+            raise ValueError(
+                f"independent must be set while no session is open, got {len(self._open)} open"
+            )
+        programs.fixed = value
 
     @property
     def compile_count(self) -> int:
@@ -252,7 +277,8 @@ class Engine:
         if room <= 0:
             nothing = np.zeros(0, np.float32)
             overflow = Generation(session, np.zeros(0, np.int32), nothing, nothing, "overflow")
-            self._finished.append(overflow._replace(version=self.version))
+            overflow = overflow._replace(version=self.version, floor_logprobs=nothing)
+            self._finished.append(overflow)
             return
         session.context, session.request = context, request
         session.turn_reused = session.prefix_reused = session.searched = 0
@@ -298,7 +324,7 @@ class Engine:
         self._evict()
         while self._waiting and self._slots.free:
             session = self._waiting.popleft()
-            slot, source, count = self._slots.find(session.context[:-1])
+            slot, source, count = self._slots.find(session.context[:-1], share=not self.independent)
             copies = self._runner.copies
             if any(slot == other for other, _ in copies.values()):
                 self._runner.copy_ready()  # before the slot is overwritten
@@ -310,6 +336,8 @@ class Engine:
 
     def _evict(self) -> None:
         """Takes slots from the longest idle sessions while others wait and too few slots work."""
+        if self.independent:
+            return  # computed again, by prefill, it would not be the same
         lacking = math.ceil(self._evict_below * self.num_slots) - int(self._slots.active.sum())
         wanted = min(len(self._waiting), lacking) - len(self._slots.free)
         if wanted <= 0:
@@ -337,18 +365,20 @@ class Engine:
     def _finish(self, slot: int, stopped: bool) -> None:
         session = self._slots.owner[slot]
         request = session.request
-        tokens, logprobs = self._slots.end_turn(slot)
+        tokens, (logprobs, sampling_logprobs, floor_logprobs) = self._slots.end_turn(slot)
         cut = "length" if request.limit == request.max_new_tokens else "overflow"
         self._finished.append(
             Generation(
                 session,
                 tokens,
-                *logprobs,
+                logprobs,
+                sampling_logprobs,
                 "stop" if stopped else cut,
                 self.version,
                 session.turn_reused,
                 session.prefix_reused,
-            )  # fmt: skip
+                floor_logprobs,
+            )
         )
         session.context = np.concatenate([session.context, tokens])
         session.turn, session.request = request.turn + 1, None

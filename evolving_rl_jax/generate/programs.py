@@ -62,14 +62,15 @@ def decode(params, cache, ints, floats, *, cfg, window, columns):
       cfg, window, columns: static.
 
     Returns:
-      (cache, tokens [window, R] with -1 after a row's end, logprobs, sampling_logprobs).
+      (cache, tokens [window, R] with -1 after a row's end, logprobs, sampling_logprobs,
+      floor_logprobs), see `sampling.Sampled`.
     """
     slots, start = ints[:, SLOT], ints[:, POSITION]
     rows = gather_rows(cache, slots, columns)
     keys = jax.lax.bitcast_convert_type(ints[:, KEY : KEY + 2], jnp.uint32)
     uniforms = token_uniforms(keys, ints[:, PRODUCED], window)
     zeros = jnp.zeros((window, slots.shape[0]), jnp.float32)
-    out = jnp.full(zeros.shape, -1, jnp.int32), zeros, zeros
+    out = jnp.full(zeros.shape, -1, jnp.int32), zeros, zeros, zeros
 
     def going(state):
         step, _, _, active, _ = state
@@ -130,9 +131,11 @@ class Programs:
         Defaults of rows by device: on a CPU small calls win, as what they compute stays in the
         processor's cache (16 rows measured 2 to 5 times faster per token than 128).
       on_cpu: whether it runs on a CPU.
+      fixed_rows: rows of every call while ``fixed`` is set; 0 = it never is.
 
     Attributes:
       chunks, rows, columns: the same, ascending and within the KV cache.
+      fixed: every call has ``fixed_rows`` rows, however many of them are in use.
     """
 
     def __init__(
@@ -146,8 +149,10 @@ class Programs:
         rows: Sequence[int] | None,
         columns: Sequence[int] | None,
         on_cpu: bool,
+        fixed_rows: int = 0,
     ):
         self.cfg, self.window = cfg, window
+        self.fixed_rows, self.fixed = fixed_rows, False
         self.chunks = _ascending(chunks, max_length)
         default_rows = (16,) if on_cpu else _geometric(8, 4, num_slots)
         self.rows = _ascending(rows or default_rows, num_slots)
@@ -168,7 +173,18 @@ class Programs:
 
     def row_sizes(self, kind: str, size: int) -> tuple[int, ...]:
         """Ascending numbers of rows of calls of one kind; ``size`` is the chunk of a prefill."""
+        if self.fixed:
+            return (self.fixed_rows,)
         return self._prefill_rows[size] if kind == "prefill" else self.rows
+
+    def _all_row_sizes(self, kind: str, size: int) -> set[int]:
+        always = self._prefill_rows[size] if kind == "prefill" else self.rows
+        return {*always, *((self.fixed_rows,) if self.fixed_rows and kind != "copy" else ())}
+
+    @property
+    def most_rows(self) -> int:
+        """The most rows of any call."""
+        return max(self.rows[-1], self.fixed_rows)
 
     def chunk_sizes(self, lengths: np.ndarray) -> np.ndarray:
         """The next chunk for each length: the smallest that takes it all, if half full, else the
@@ -178,13 +194,18 @@ class Programs:
         filled = sizes[np.maximum(np.searchsorted(sizes, lengths, side="right") - 1, 0)]
         return np.where(covering <= 2 * lengths, covering, filled)
 
+    def column_sizes(self, size: int, columns) -> np.ndarray:
+        """How many columns take part in calls of ``size`` that reach ``columns``, one or an array."""
+        found = np.searchsorted(self.columns, np.maximum(size, columns))
+        return np.array(self.columns)[np.minimum(found, len(self.columns) - 1)]
+
     def warmup(self, params, cache) -> None:
         """Compiles every program for which `get` can be asked."""
         sizes = ("decode", self.window), *(("prefill", size) for size in self.chunks), ("copy", 0)
         keys = [
             (kind, rows, size, columns)
             for kind, size in sizes
-            for rows in self.row_sizes(kind, size)
+            for rows in sorted(self._all_row_sizes(kind, size))
             for columns in self.columns
         ]
         lowered = {
@@ -200,7 +221,7 @@ class Programs:
     def get(self, params, cache, kind: str, rows: int, size: int, columns: int):
         """The smallest program of ``kind`` that takes these sizes, and its number of rows."""
         rows = bucket(self.row_sizes(kind, size), rows)
-        key = kind, rows, size, bucket(self.columns, max(size, columns))
+        key = kind, rows, size, int(self.column_sizes(size, columns))
         if key not in self._compiled:
             if self._warm:
                 _LOG.warning("generation engine: compiling the cold shape %s", key)
@@ -228,6 +249,6 @@ class Programs:
             return jitted.lower(params, cache, slots, grid, grid)
         function = functools.partial(decode, cfg=self.cfg, window=size, columns=columns)
         ints, floats = np.zeros((rows, NUM_INTS), np.int32), np.zeros((rows, 2), np.float32)
-        out_shardings = as_given, None, None, None
+        out_shardings = as_given, None, None, None, None
         jitted = jax.jit(function, donate_argnums=1, out_shardings=out_shardings)
         return jitted.lower(params, cache, ints, floats)

@@ -71,10 +71,19 @@ class Runner:
         program, rows = self.programs.get(self.params, self.cache, *sizes)
         return parallel.in_order(program), rows
 
-    def _batches(self, items: np.ndarray, kind: str, size: int) -> list[np.ndarray]:
-        """``items`` cut to the most rows of one call."""
+    def _batches(self, items: np.ndarray, kind: str, size: int, reach=None) -> list[np.ndarray]:
+        """``items`` cut to the most rows of one call.
+
+        While rows are fixed, those of a call also take the same columns, by what each reaches: the
+        shape that computes a row then follows from the row alone.
+        """
+        if self.programs.fixed and reach is not None:
+            columns = self.programs.column_sizes(size, reach)
+            groups = [items[columns == c] for c in np.unique(columns)]
+        else:
+            groups = [items]
         most = self.programs.row_sizes(kind, size)[-1]
-        return [items[first : first + most] for first in range(0, len(items), most)]
+        return [g[first : first + most] for g in groups for first in range(0, len(g), most)]
 
     def copy_ready(self) -> None:
         """Makes the ordered copies whose source is complete."""
@@ -107,7 +116,9 @@ class Runner:
                 continue  # a copy may have made the source of another complete
             sizes = self.programs.chunk_sizes(table.planned[slots] - table.cached[slots])
             for size in np.unique(sizes).tolist():
-                for batch in self._batches(slots[sizes == size], "prefill", size):
+                some = slots[sizes == size]
+                reach = np.minimum(table.cached[some] + size, table.planned[some])
+                for batch in self._batches(some, "prefill", size, reach):
                     self._prefill_chunk(batch, size)
         jax.block_until_ready(self.cache)
         self.stats.seconds_prefill += time.perf_counter() - began
@@ -140,18 +151,23 @@ class Runner:
         """
         slots = np.flatnonzero(self._slots.active)
         slots = slots[np.argsort(self._slots.ints[slots, POSITION], kind="stable")]
-        batches = self._batches(slots, "decode", self.programs.window)
+        reach = self._reach(slots)
+        batches = self._batches(slots, "decode", self.programs.window, reach)
         done = [(batch, self._decode_window(batch)) for batch in batches]
         held = self._slots.cached > 0
         self.stats.columns_used += int(self._slots.cached[held].sum())
         self.stats.columns_held += int(held.sum()) * self._max_length
         return done
 
+    def _reach(self, slots: np.ndarray) -> np.ndarray:
+        """How many columns the next window of each slot reaches."""
+        ints = self._slots.ints[slots]
+        return ints[:, POSITION] + np.minimum(ints[:, REMAINING], self.programs.window)
+
     def _decode_window(self, slots: np.ndarray) -> np.ndarray:
         began, window = time.perf_counter(), self.programs.window
         ints = self._slots.ints[slots]
-        columns = (ints[:, POSITION] + np.minimum(ints[:, REMAINING], window)).max()
-        run, rows = self._program("decode", len(slots), window, columns)
+        run, rows = self._program("decode", len(slots), window, self._reach(slots).max())
         ints = padded(ints, rows, 0)
         ints[len(slots) :, SLOT] = self._num_slots
         floats = padded(self._slots.floats[slots], rows, 1)
@@ -164,5 +180,6 @@ class Runner:
         self.stats.decode_row_steps += steps * rows
         self.stats.decoded_tokens += int((tokens >= 0).sum())
         # A NaN would outlive its session: a masked column has weight 0, and 0 * NaN is NaN.
-        self.poisoned |= not np.isfinite(logprobs).all()
+        # The floor is -inf where nothing was left out.
+        self.poisoned |= not np.isfinite(logprobs[:2]).all()
         return self._slots.record(slots, tokens, np.stack(logprobs))

@@ -21,16 +21,21 @@ _ONE_BITS = 0x3F800000
 
 
 class Sampled(NamedTuple):
-    """One token a row: its id, and its log-probability under two distributions, all [S].
+    """One token a row: its id, its log-probability under two distributions, what was kept; all [S].
 
     ``logprobs`` are under the full softmax at the row's temperature (1 for a greedy row);
     ``sampling_logprobs`` under the distribution that the token was drawn from, top-k and top-p
-    applied (0 for a greedy row).
+    applied (0 for a greedy row).  ``floor_logprobs`` tell the two apart: tokens whose full
+    log-probability lies above it were kept, the others left out.  It lies halfway between the least
+    likely token kept and the most likely one left out, so that who computes the distribution again
+    and rounds differently still finds the same tokens on either side; -inf where nothing was left
+    out, inf for a greedy row, which kept its token alone.
     """
 
     tokens: jax.Array
     logprobs: jax.Array
     sampling_logprobs: jax.Array
+    floor_logprobs: jax.Array
 
 
 def turn_key(seed: int, iteration: int, episode: int, turn: int) -> np.ndarray:
@@ -84,12 +89,15 @@ def sample(
     weights = jnp.exp(tempered)
     log_total = jnp.log(jnp.sum(weights, axis=-1))
     restricted = ~greedy & ((top_p < 1) | (top_k > 0))
-    weights = jax.lax.cond(jnp.any(restricted), _restrict, lambda w, p, k: w, weights, top_p, top_k)
+    weights, log_floor = jax.lax.cond(
+        jnp.any(restricted), _restrict, _keep_all, weights, top_p, top_k
+    )
     tokens = jnp.where(greedy, _first(centred == 0), _draw(weights, uniforms))
     tokens = jnp.clip(tokens, 0, logits.shape[-1] - 1)  # a row of NaN has nothing to draw from
     logprobs = _pick(tempered, tokens) - log_total
     sampling = jnp.log(_pick(weights, tokens)) - jnp.log(jnp.sum(weights, axis=-1))
-    return Sampled(tokens, logprobs, jnp.where(greedy, 0.0, sampling))
+    floor = jnp.where(greedy, jnp.inf, log_floor - log_total)
+    return Sampled(tokens, logprobs, jnp.where(greedy, 0.0, sampling), floor)
 
 
 def _first(marked):
@@ -102,9 +110,18 @@ def _pick(values, tokens):
     return jnp.take_along_axis(values, tokens[:, None], axis=-1)[:, 0]
 
 
+def _keep_all(weights, top_p, top_k):
+    """`_restrict` where nothing is restricted."""
+    return weights, jnp.full_like(top_p, -jnp.inf)
+
+
 def _restrict(weights, top_p, top_k):
-    """Zeroes what top-k and top-p exclude: weights [S, V] in [0, 1], top_p and top_k [S]."""
-    vocab = weights.shape[-1]
+    """Zeroes what top-k and top-p exclude: weights [S, V] in [0, 1], top_p and top_k [S].
+
+    Returns:
+      The weights, and the logarithm [S] of the border between those kept and those left out.
+    """
+    given, vocab = weights, weights.shape[-1]
     k = jnp.where(top_k > 0, jnp.minimum(top_k, vocab), vocab)
     kth = _largest_threshold(lambda t: jnp.sum(weights >= t, axis=-1) >= k, weights)
     weights = jnp.where(weights >= kth, weights, 0)
@@ -113,7 +130,10 @@ def _restrict(weights, top_p, top_k):
     nucleus = _largest_threshold(
         lambda t: jnp.sum(jnp.where(weights >= t, weights, 0), axis=-1) >= mass, weights
     )
-    return jnp.where((weights >= nucleus) | (top_p >= 1)[:, None], weights, 0)
+    weights = jnp.where((weights >= nucleus) | (top_p >= 1)[:, None], weights, 0)
+    least = jnp.min(jnp.where(weights > 0, weights, 1), axis=-1)
+    next_one = jnp.max(jnp.where(weights > 0, 0, given), axis=-1)  # 0: nothing was left out
+    return weights, 0.5 * (jnp.log(least) + jnp.log(next_one))
 
 
 def _largest_threshold(enough, weights):

@@ -77,7 +77,8 @@ class Generation(NamedTuple):
     """A finished turn.  ``tokens`` includes the stop token when ``reason`` is ``stop``.
 
     ``logprobs`` are under the full softmax at the temperature of sampling, ``sampling_logprobs`` after
-    temperature, top-k and top-p (0 when greedy).  All are [n].  ``reason`` is ``stop`` (a stop
+    temperature, top-k and top-p (0 when greedy), ``floor_logprobs`` the border between the tokens
+    that those kept and left out, see `sampling.Sampled`.  All are [n].  ``reason`` is ``stop`` (a stop
     token, or the text of a stop string, whose last token is then the last one), ``length``
     (max_new_tokens reached) or ``overflow`` (max_length reached; no token when nothing fits).
     ``version`` is that of the weights that sampled the last token; ``turn_reused`` and
@@ -92,6 +93,7 @@ class Generation(NamedTuple):
     version: Any = None
     turn_reused: int = 0
     prefix_reused: int = 0
+    floor_logprobs: np.ndarray | None = None
 
 
 def tokens_to_stop(

@@ -29,7 +29,7 @@ class Slots:
       owner: the session of every slot, or None.
       active: [S] bool, which slots have a turn under way.
       ints, floats: what decoding takes for every slot, see `programs`.
-      logprobs: [2, S, C] float32, the two log-probabilities of the sampled tokens.
+      logprobs: [3, S, C] float32, those of the sampled tokens in the order of `sampling.Sampled`.
     """
 
     def __init__(self, num_slots: int, max_length: int):
@@ -41,7 +41,7 @@ class Slots:
         self.active = np.zeros(num_slots, bool)
         self.ints = np.full((num_slots, NUM_INTS), -1, np.int32)
         self.floats = np.ones((num_slots, 2), np.float32)
-        self.logprobs = np.zeros((2, num_slots, max_length), np.float32)
+        self.logprobs = np.zeros((3, num_slots, max_length), np.float32)
 
     def _shared_prefix(self, context: np.ndarray) -> np.ndarray:
         """[S] how many leading tokens of ``context`` each slot holds or will hold."""
@@ -51,13 +51,18 @@ class Slots:
         lengths = np.where(equal.all(axis=1), len(context), equal.argmin(axis=1))
         return np.minimum(lengths, self.planned)
 
-    def find(self, context: np.ndarray) -> tuple[int, int, int]:
+    def find(self, context: np.ndarray, *, share: bool = True) -> tuple[int, int, int]:
         """A free slot for a context of n tokens, and how to come by the most of them.
+
+        Without ``share`` all of them are computed.
 
         Returns:
           (slot, source, count): the first ``count`` tokens are in ``source``, which is ``slot``
           itself unless they have to be copied from another.
         """
+        if not share:
+            slot = next(iter(self.free))
+            return slot, slot, 0
         shared = self._shared_prefix(context)
         free = np.fromiter(self.free, np.int64)
         slot, source = int(free[shared[free].argmax()]), int(shared.argmax())
@@ -118,7 +123,7 @@ class Slots:
         Args:
           slots: [R], distinct.
           tokens: [R, W] int32, -1 after a row's end.
-          logprobs: [2, R, W] float32.
+          logprobs: [3, R, W] float32.
 
         Returns:
           [R] bool, which of them sampled one of their stop tokens.
@@ -151,7 +156,7 @@ class Slots:
         self.cached[slot] = self.planned[slot] = start + count - 1
 
     def end_turn(self, slot: int) -> tuple[np.ndarray, np.ndarray]:
-        """(tokens [n], logprobs [2, n]) of the turn; its session keeps the slot."""
+        """(tokens [n], logprobs [3, n]) of the turn; its session keeps the slot."""
         tokens = self.turn_tokens(slot).copy()
         start = len(self.owner[slot].context)
         self.active[slot] = False

@@ -13,7 +13,7 @@ from evolving_rl_jax.losses.advantages import (
     skill_advantages,
     step_advantages,
 )
-from evolving_rl_jax.losses.logprobs import token_logprobs
+from evolving_rl_jax.losses.logprobs import KeptLogprobs, kept_token_logprobs, token_logprobs
 from evolving_rl_jax.losses.policy import (
     clipped_policy_loss,
     evolving_rl_loss,
@@ -30,6 +30,7 @@ from evolving_rl_jax.losses.variants import (
 
 __all__ = [
     "CovarianceLimits",
+    "KeptLogprobs",
     "SkillAdvantages",
     "cispo_loss",
     "clipped_policy_loss",
@@ -37,6 +38,7 @@ __all__ = [
     "covariance_outliers",
     "evolving_rl_loss",
     "group_normalize",
+    "kept_token_logprobs",
     "kl_estimate",
     "sequence_logprobs",
     "skill_advantages",

@@ -9,6 +9,7 @@ Axis letters: B rows, T tokens a row, D model width, V vocabulary, C chunks, P t
 from __future__ import annotations
 
 import numbers
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -62,6 +63,72 @@ def token_logprobs(
       >>> round(float(entropy[0, 0]), 4)
       1.3863
     """
+    outputs = _all_tokens(hidden, unembedding, targets, None, temperature, chunk_size, mask)
+    return tuple(outputs)
+
+
+class KeptLogprobs(NamedTuple):
+    """What `kept_token_logprobs` gives, all float32 [B, T], nats.
+
+    ``logprobs`` and ``entropy`` as of `token_logprobs`, over the whole vocabulary; ``log_kept`` the
+    logarithm of the probability of all tokens kept, or None where all were.
+    """
+
+    logprobs: jax.Array
+    entropy: jax.Array
+    log_kept: jax.Array | None
+
+    @property
+    def of_kept(self) -> jax.Array:
+        """Log-probabilities [B, T] under the distribution renormalised over the tokens kept."""
+        return self.logprobs if self.log_kept is None else self.logprobs - self.log_kept
+
+
+def kept_token_logprobs(
+    hidden: jax.Array,
+    unembedding: jax.Array,
+    targets: jax.Array,
+    floor: jax.Array,
+    *,
+    temperature: float = 1.0,
+    chunk_size: int = 512,
+    mask: jax.Array | None = None,
+) -> KeptLogprobs:
+    """`token_logprobs`, and the probability of the tokens that sampling kept (top-p, top-k).
+
+    A token is kept where its log-probability (of the whole vocabulary, at ``temperature``) is at
+    least ``floor``; so no sort is needed.  The target is always kept: it was sampled, whatever
+    another rounding says now.  Which tokens are kept is a constant for gradients.
+
+    Args:
+      hidden, unembedding, targets, temperature, chunk_size, mask: as for `token_logprobs`.
+      floor: [B, T], best halfway between the least likely token kept and the most likely one left
+        out, so that rounding moves none across; -inf keeps all, inf the target alone.
+
+    Returns:
+      `KeptLogprobs`; its ``of_kept`` is the log-probability that top-p or top-k sampled with.
+
+    Raises:
+      ValueError: as `token_logprobs`, or a wrong shape of ``floor``.
+
+    Example:
+      Probabilities 0.5, 0.3 and 0.2; the last token was left out.
+
+      >>> import jax.numpy as jnp
+      >>> p = jnp.array([0.5, 0.3, 0.2])
+      >>> found = kept_token_logprobs(
+      ...     jnp.ones((1, 1, 1)), jnp.log(p)[:, None], jnp.array([[0]]), jnp.log(jnp.array([[0.25]])))
+      >>> jnp.exp(found.of_kept).round(4).tolist(), jnp.exp(found.logprobs).round(4).tolist()
+      ([[0.625]], [[0.5]])
+
+    Source: "Keep Sampling Mask" of DeepSeek-V3.2, arXiv 2512.02556.
+    """
+    outputs = _all_tokens(hidden, unembedding, targets, floor, temperature, chunk_size, mask)
+    return KeptLogprobs(*outputs)
+
+
+def _all_tokens(hidden, unembedding, targets, floor, temperature, chunk_size, mask):
+    """[logprobs, entropy], and log_kept with a floor."""
     check_rank("hidden", hidden, "BTD")
     rows, length, width = jnp.shape(hidden)
     check_rank("unembedding", unembedding, "VD")
@@ -78,70 +145,86 @@ def token_logprobs(
     if mask is not None:
         check_shape("mask", mask, (rows, length), "[B, T]")
         used = jnp.any(_split(jnp.asarray(mask), chunks) != 0, axis=1)
+    if floor is not None:
+        check_shape("floor", floor, (rows, length), "[B, T]")
+        floor = _split(jnp.asarray(floor, jnp.float32), chunks)
     scale = 1.0 / jnp.asarray(temperature, jnp.float32)
     # Narrow integers cannot count to V.
     targets = jnp.asarray(targets).astype(jnp.int32)
     hidden, targets = _split(jnp.asarray(hidden), chunks), _split(targets, chunks)
-    inputs = _equally_varying(hidden, jnp.asarray(unembedding), targets, scale, used)
-    logprobs, entropy = _chunked(*inputs)
-    return _join(logprobs, rows, length), _join(entropy, rows, length)
+    inputs = _equally_varying(hidden, jnp.asarray(unembedding), targets, scale, used, floor)
+    return [_join(x, rows, length) for x in _chunked(*inputs)]
 
 
 @jax.custom_vjp
-def _chunked(hidden, unembedding, targets, scale, used):
-    """hidden [C, P, D], unembedding [V, D], targets [C, P], used [C] or None -> logprobs and
-    entropy [C, P]."""
-    return _forward(hidden, unembedding, targets, scale, used)[0]
+def _chunked(hidden, unembedding, targets, scale, used, floor):
+    """hidden [C, P, D], unembedding [V, D], targets [C, P], used [C] or None, floor [C, P] or None
+    -> logprobs and entropy [C, P], and log_kept [C, P] with a floor."""
+    return _forward(hidden, unembedding, targets, scale, used, floor)[0]
 
 
-def _forward(hidden, unembedding, targets, scale, used):
+def _forward(hidden, unembedding, targets, scale, used, floor):
     """Of plain arrays, or (to be differentiated) of pairs: a value, and whether it is varied."""
-    inputs = (hidden, unembedding, targets, scale, used)
+    inputs = (hidden, unembedding, targets, scale, used, floor)
     trained = getattr(unembedding, "perturbed", True)
-    hidden, unembedding, targets, scale, used = (getattr(x, "value", x) for x in inputs)
+    hidden, unembedding, targets, scale, used, floor = (getattr(x, "value", x) for x in inputs)
 
-    def compute(states, target):
-        logits = _logits(states, unembedding, scale)
-        peak = jnp.max(logits, -1, keepdims=True)
-        logits = logits - peak
+    def compute(states, target, floor):
+        given = _logits(states, unembedding, scale)
+        peak = jnp.max(given, -1, keepdims=True)
+        logits = given - peak
         exp = jnp.exp(logits)
         total = jnp.sum(exp, -1)
         log_total = jnp.log(total)
         # A masked sum instead of a gather: it stays local when V is sharded.
         chosen = jnp.sum(jnp.where(_is_target(target, logits), logits, 0.0), -1)
         entropy = log_total - jnp.sum(exp * logits, -1) / total
-        return chosen - log_total, entropy, log_total + peak[:, 0]
+        norm = log_total + peak[:, 0]
+        if floor is None:
+            return chosen - log_total, entropy, norm
+        kept = _is_kept(given - norm[:, None], target, floor)
+        # The target is kept even where its probability is too small for a float32.
+        log_sum = jnp.maximum(jnp.log(jnp.sum(jnp.where(kept, exp, 0.0), -1)), chosen)
+        return chosen - log_total, entropy, norm, log_sum - log_total
 
-    def skip(states, target):
-        return (jnp.zeros_like(target, jnp.float32),) * 3
+    def skip(states, target, floor):
+        return (jnp.zeros_like(target, jnp.float32),) * (3 if floor is None else 4)
 
     def chunk(_, inputs):
         wanted, *inputs = inputs
         return None, _where(wanted, compute, skip, *inputs)
 
-    _, (logprobs, entropy, log_norm) = jax.lax.scan(chunk, None, (used, hidden, targets))
+    _, found = jax.lax.scan(chunk, None, (used, hidden, targets, floor))
+    logprobs, entropy, log_norm, *log_kept = found
     # Where the matrix's gradient is summed, in float32 whatever its dtype; () = nobody asks for it.
     start = jnp.zeros_like(unembedding, jnp.float32) if trained else ()
-    saved = (hidden, unembedding, targets, scale, used, entropy, log_norm, start)
-    return (logprobs, entropy), saved
+    saved = (hidden, unembedding, targets, scale, used, floor, entropy, log_norm, log_kept, start)
+    return (logprobs, entropy, *log_kept), saved
 
 
 def _backward(saved, cotangents):
-    hidden, unembedding, targets, scale, used, entropy, log_norm, start = saved
+    hidden, unembedding, targets, scale, used, floor, entropy, log_norm, log_kept, start = saved
     trained = not isinstance(start, tuple)
     cotangents = [
         jnp.zeros_like(entropy) if isinstance(c, jax.custom_derivatives.SymbolicZero) else c
         for c in cotangents
     ]
 
-    def compute(grad_unembedding, states, target, h, norm, grad_logprob, grad_entropy):
+    def compute(grad_unembedding, states, target, h, norm, kept, grad_logprob, grad_entropy):
         # A state whose results nobody uses may hold anything: 0 * nan would reach every weight.
         live = ((grad_logprob != 0) | (grad_entropy != 0))[:, None]
+        if kept:
+            floor, log_mass, grad_mass = kept
+            live = live | (grad_mass != 0)[:, None]
         states = jnp.where(live, states, 0)
         logp = _logits(states, unembedding, scale) - norm[:, None]
         # d logprob / dz = onehot - p;  d entropy / dz = -p * (log p + entropy)
         slope = grad_logprob[:, None] + grad_entropy[:, None] * (logp + h[:, None])
         grad = jnp.where(_is_target(target, logp), grad_logprob[:, None], 0.0)
+        if kept:  # d log_kept / dz = p / (sum of p kept) where kept, - p everywhere
+            slope = slope + grad_mass[:, None]
+            share = jnp.where(_is_kept(logp, target, floor), jnp.exp(logp - log_mass[:, None]), 0.0)
+            grad = grad + share * grad_mass[:, None]
         grad = jnp.where(live, scale * (grad - jnp.exp(logp) * slope), 0.0)
         dtype = jnp.promote_types(states.dtype, unembedding.dtype)
         grad = grad.astype(dtype)
@@ -157,10 +240,12 @@ def _backward(saved, cotangents):
         wanted, *inputs = inputs
         return _where(wanted, compute, skip, grad_unembedding, *inputs)
 
-    inputs = (used, hidden, targets, entropy, log_norm, *cotangents)
+    grad_logprob, grad_entropy, *grad_mass = cotangents
+    kept = (floor, *log_kept, *grad_mass) if log_kept else ()
+    inputs = (used, hidden, targets, entropy, log_norm, kept, grad_logprob, grad_entropy)
     grad_unembedding, grad_hidden = jax.lax.scan(chunk, start, inputs)
     grad_unembedding = grad_unembedding.astype(unembedding.dtype) if trained else None
-    return grad_hidden, grad_unembedding, None, jnp.zeros_like(scale), None
+    return grad_hidden, grad_unembedding, None, jnp.zeros_like(scale), None, None
 
 
 def _where(wanted, compute, skip, *inputs):
@@ -199,6 +284,11 @@ def _dot(a, b, contract):
 
 def _is_target(target, logits):
     return jax.lax.broadcasted_iota(target.dtype, logits.shape, 1) == target[:, None]
+
+
+def _is_kept(logp, target, floor):
+    """[P, V]: at least the floor [P], or the target, which was sampled."""
+    return (logp >= floor[:, None]) | _is_target(target, logp)
 
 
 def _split(x, chunks):

@@ -22,7 +22,7 @@ from evolving_rl_jax.losses._ratio import difference, log_ratio
 
 _MAX_LOW_VAR_KL = 10.0
 _KL_KINDS = ("k1", "k2", "k3", "low_var_kl")
-_TOKEN_INPUTS = "old_logprobs ref_logprobs entropy importance_weights log_ratio_coef mask"
+_TOKEN_INPUTS = "old_logprobs ref_logprobs entropy importance_weights log_ratio_coef kl_logprobs mask"
 _SEQUENCE_INPUTS = "advantages entropy_coef kl_coef"
 _RATIOS = ("ppo", "cispo", "gspo")
 
@@ -180,6 +180,7 @@ def evolving_rl_loss(
     dual_clip: float | None = None,
     token_divisor: float | jax.Array | None = None,
     log_ratio_coef: jax.Array | None = None,
+    kl_logprobs: jax.Array | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The Evolving-RL objective of a batch of packed sequences, as a sum over sequences.
 
@@ -213,6 +214,9 @@ def evolving_rl_loss(
         tokens (DAPO); a constant, for example the longest answer, is Dr. GRPO's.
       log_ratio_coef: [B, T], weight of ``|logprobs - old_logprobs|`` of each token (KL-Cov, see
         ``covariance_outliers``); None = 0.
+      kl_logprobs: [B, T], what the KL compares with ``ref_logprobs``; None = ``logprobs``.  For
+        ``logprobs`` that are renormalised over kept tokens (``kept_token_logprobs``): the reference
+        kept others, so the two are compared under the full softmax.
 
     Returns:
       ``(loss_sum, metrics)``.  In metrics, ``loss``, ``policy_loss``, ``entropy``, ``kl``,
@@ -241,15 +245,17 @@ def evolving_rl_loss(
     if ratio not in _RATIOS:
         raise ValueError(f"ratio must be one of {_RATIOS}, got {ratio!r}")
     check_rank("logprobs", logprobs, "BT")
-    tokens = (old_logprobs, ref_logprobs, entropy, importance_weights, log_ratio_coef, mask)
+    optional = (importance_weights, log_ratio_coef, kl_logprobs)
+    tokens = (old_logprobs, ref_logprobs, entropy, *optional, mask)
     _check_shapes(_TOKEN_INPUTS, tokens, jnp.shape(logprobs), "[B, T]")
     sequences = (advantages, entropy_coef, kl_coef)
     _check_shapes(_SEQUENCE_INPUTS, sequences, (num_sequences,), "[M]")
     weights, ids, counts = _token_weights(mask, sequence_ids, num_sequences)
     # Untrained tokens are replaced before any arithmetic: a nan times a zero weight is still nan.
-    new, old, ref, entropy = (
+    full = logprobs if kl_logprobs is None else kl_logprobs
+    new, old, ref, entropy, full = (
         jnp.where(weights > 0, jnp.asarray(x, jnp.float32), 0.0)
-        for x in (logprobs, old_logprobs, ref_logprobs, entropy)
+        for x in (logprobs, old_logprobs, ref_logprobs, entropy, full)
     )
     advantage, entropy_coef, kl_coef = (
         jnp.where(weights > 0, jnp.asarray(x, jnp.float32)[ids], 0.0)
@@ -265,7 +271,7 @@ def evolving_rl_loss(
         policy = policy * jnp.where(weights > 0, importance_weights, 0.0)
     if log_ratio_coef is not None:
         policy += jnp.where(weights > 0, log_ratio_coef, 0.0) * jnp.abs(difference(new, old))
-    kl = kl_estimate(new, ref, kind=kl_kind)
+    kl = kl_estimate(full, ref, kind=kl_kind)
     divided = weights
     if token_divisor is not None:
         divided = jnp.where(weights > 0, 1.0, 0.0) / token_divisor

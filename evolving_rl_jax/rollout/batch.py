@@ -21,7 +21,8 @@ class BatchShape:
     """The sizes of a TokenBatch: G, K, N, R of types.py, T = row_length.
 
     ``episode_samples`` is the most sequences of one episode, ``longest`` the most tokens of a sequence
-    (0 = T).
+    (0 = T).  With ``sampling_mask`` a batch has what an update needs to leave out what top-p and top-k
+    left out.
     """
 
     g: int
@@ -32,6 +33,7 @@ class BatchShape:
     micro_batch_rows: int
     episode_samples: int = 1
     longest: int = 0
+    sampling_mask: bool = False
 
     @classmethod
     def from_config(cls, config) -> BatchShape:
@@ -46,6 +48,7 @@ class BatchShape:
             t.micro_batch_rows,
             r.max_steps if r.context == "recent" else 1,
             r.max_length,
+            config.algorithm.sampling_mask == "replay",
         )
 
     @property
@@ -77,8 +80,11 @@ def make_batch(experience: Experience, shape: BatchShape) -> TokenBatch:
     """Packs the sequences of ``experience`` into rows; see ``types.TokenBatch`` for the fields."""
     samples, role, index, step = _collect(experience, shape)
     rows, _ = pack_rows([len(s.tokens) for s in samples], shape.row_length)
+    filled = fill_rows(
+        samples, rows, shape.num_rows, shape.row_length, sampling_mask=shape.sampling_mask
+    )
     return TokenBatch(
-        **fill_rows(samples, rows, shape.num_rows, shape.row_length),
+        **filled,
         **experience.arrays(),
         role=role,
         index=index,
@@ -112,7 +118,12 @@ def _collect(experience: Experience, shape: BatchShape):
 
 
 def fill_rows(
-    samples: Sequence[Sample], rows: list[list[int]], num_rows: int, row_length: int
+    samples: Sequence[Sample],
+    rows: list[list[int]],
+    num_rows: int,
+    row_length: int,
+    *,
+    sampling_mask: bool = False,
 ) -> dict[str, np.ndarray]:
     """The fields [B, T] of a TokenBatch.
 
@@ -121,11 +132,21 @@ def fill_rows(
       rows: numbers of the sequences that lie in each row, see `pack_rows`.
       num_rows: B; rows that are not used are padding.
       row_length: T.
+      sampling_mask: with ``floor_logprobs``, and ``rollout_logprobs`` under what was sampled from.
+
+    Raises:
+      ValueError: a sequence has no record of its floors.
     """
     shape = num_rows, row_length
     ints = {f: np.zeros(shape, np.int32) for f in ("tokens", "positions", "segment_ids")}
     ints["sequence_ids"] = np.full(shape, -1, np.int32)
     floats = {f: np.zeros(shape, np.float32) for f in ("loss_mask", "rollout_logprobs")}
+    if sampling_mask:
+        floats["floor_logprobs"] = np.zeros(shape, np.float32)
+        if any(s.floor_logprobs is None for s in samples):
+            raise ValueError(
+                "config.algorithm.sampling_mask 'replay' needs sequences with floor_logprobs, got some without"
+            )
     for row, members in enumerate(rows):
         start = 0
         for segment, m in enumerate(members, start=1):
@@ -135,7 +156,11 @@ def fill_rows(
             ints["segment_ids"][row, start:end] = segment
             ints["sequence_ids"][row, start:end] = m
             floats["loss_mask"][row, start:end] = s.loss_mask
-            floats["rollout_logprobs"][row, start:end] = s.logprobs
+            if sampling_mask:
+                floats["rollout_logprobs"][row, start:end] = s.sampling_logprobs
+                floats["floor_logprobs"][row, start:end] = s.floor_logprobs
+            else:
+                floats["rollout_logprobs"][row, start:end] = s.logprobs
             start = end
     return ints | floats
 

@@ -27,27 +27,29 @@ class Transcript:
         self.mask: list[np.ndarray] = []
         self.logprobs: list[np.ndarray] = []
         self.sampling: list[np.ndarray] = []
+        self.floors: list[np.ndarray | None] = []
 
     def append_forced(self, ids) -> None:
         """Adds tokens that the policy was given."""
         zeros = np.zeros(len(ids), np.float32)
-        self._append(np.asarray(ids, np.int32), zeros, zeros, zeros)
+        self._append(np.asarray(ids, np.int32), zeros, zeros, zeros, zeros)
 
-    def append_sampled(self, ids, logprobs, sampling_logprobs) -> None:
-        """Adds tokens that the policy sampled."""
-        self._append(
-            np.asarray(ids, np.int32), np.ones(len(ids), np.float32), logprobs, sampling_logprobs
-        )
+    def append_sampled(self, ids, logprobs, sampling_logprobs, floor_logprobs=None) -> None:
+        """Adds tokens that the policy sampled; ``floor_logprobs`` None: nobody recorded them."""
+        ids = np.asarray(ids, np.int32)
+        mask = np.ones(len(ids), np.float32)
+        self._append(ids, mask, logprobs, sampling_logprobs, floor_logprobs)
 
-    def _append(self, ids, mask, logprobs, sampling):
+    def _append(self, ids, mask, logprobs, sampling, floors):
         self.tokens.append(ids)
         self.mask.append(mask)
         self.logprobs.append(np.asarray(logprobs, np.float32))
         self.sampling.append(np.asarray(sampling, np.float32))
+        self.floors.append(None if floors is None else np.asarray(floors, np.float32))
 
     def drop_last(self) -> None:
         """Takes the last addition back."""
-        for parts in (self.tokens, self.mask, self.logprobs, self.sampling):
+        for parts in (self.tokens, self.mask, self.logprobs, self.sampling, self.floors):
             parts.pop()
 
     @property
@@ -61,11 +63,13 @@ class Transcript:
         def join(parts, dtype):
             return np.concatenate(parts) if parts else np.zeros(0, dtype)
 
+        recorded = all(part is not None for part in self.floors)
         return Sample(
             tokens=join(self.tokens, np.int32),
             loss_mask=join(self.mask, np.float32),
             logprobs=join(self.logprobs, np.float32),
             sampling_logprobs=join(self.sampling, np.float32),
+            floor_logprobs=join(self.floors, np.float32) if recorded else None,
             step=step,
         )
 
@@ -163,10 +167,10 @@ class FullContext(_Context):
         self._seen.pop()
         self._transcript.drop_last()
 
-    def act(self, ids, logprobs, sampling_logprobs) -> None:
-        """Adds what the policy sampled."""
+    def act(self, ids, *logprobs) -> None:
+        """Adds what the policy sampled, see `Transcript.append_sampled`."""
         self._seen[-1].ids = [int(i) for i in ids]
-        self._transcript.append_sampled(ids, logprobs, sampling_logprobs)
+        self._transcript.append_sampled(ids, *logprobs)
 
     def samples(self) -> list[Sample]:
         """The one sequence; none where the policy sampled nothing."""
@@ -219,11 +223,11 @@ class RecentContext(_Context):
         self._seen.pop()
         self._unread += 1
 
-    def act(self, ids, logprobs, sampling_logprobs) -> None:
-        """Adds what the policy sampled."""
+    def act(self, ids, *logprobs) -> None:
+        """Adds what the policy sampled, see `Transcript.append_sampled`."""
         transcript = Transcript()
         transcript.append_forced(self._prompt)
-        transcript.append_sampled(ids, logprobs, sampling_logprobs)
+        transcript.append_sampled(ids, *logprobs)
         self._samples.append(transcript.sample(step=len(self._seen) - 1 + self._unread))
         self._seen[-1].ids = [int(i) for i in ids]
         self._held = self._prompt + self._seen[-1].ids

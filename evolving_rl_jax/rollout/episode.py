@@ -273,7 +273,12 @@ class Driver:
         owner = self._sessions[generation.session]
         self._count_reused(owner, generation)
         unread = generation.reason == "overflow" and not len(generation.tokens)
-        sampled = generation.tokens, generation.logprobs, generation.sampling_logprobs
+        sampled = (
+            generation.tokens,
+            generation.logprobs,
+            generation.sampling_logprobs,
+            generation.floor_logprobs,
+        )
         text = self.prompts.tokenizer.decode(
             _without_stop(generation.tokens, self.prompts.stop_ids)
         )

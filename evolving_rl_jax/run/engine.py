@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -42,6 +44,7 @@ def make_engine(parts, params: Any) -> Engine:
             decode=parts.tokenizer.decode,
             copies_weights=bool(r.overlap),
             memory_limit=r.memory_limit_gb * 1e9,
+            fixed_rows=parts.config.eval.independent_rows,
         )
 
 
@@ -51,6 +54,23 @@ def on_this_host(parts, params: Any) -> Any:
         return params
     local = parallel.generation_mesh(parts.model_cfg.num_kv_heads, jax.local_devices())
     return parallel.on_this_host(params, local, parts.model_cfg.dtype)
+
+
+@contextlib.contextmanager
+def evaluating(config, engine: Engine) -> Iterator[dict[str, Any]]:
+    """Inside, ``engine`` plays as ``config.eval.independent_rows`` says.
+
+    Yields:
+      What a result says of it, see `eval.results.write_result`: ``dtype`` of generation and
+      ``independent_rows``.
+    """
+    rows = config.eval.independent_rows
+    engine.independent = rows > 0
+    try:
+        dtype = config.rollout.weights_dtype or config.model.dtype
+        yield {"dtype": dtype, "independent_rows": rows}
+    finally:
+        engine.independent = False
 
 
 def make_driver(parts, engine: Engine, iteration: int, temperature: float) -> Driver:

@@ -17,7 +17,7 @@ from evolving_rl_jax import parallel
 from evolving_rl_jax.rollout.batch import BatchShape
 from evolving_rl_jax.rollout.evolve import Experience, Source
 from evolving_rl_jax.run.hosts import Hosts
-from evolving_rl_jax.types import ROLE_EXTRACTOR, ROLE_SOLVER, Sample, TokenBatch
+from evolving_rl_jax.types import ROLE_EXTRACTOR, ROLE_SOLVER, ROW_FIELDS, Sample, TokenBatch
 
 
 def source_numbers(num_sources: int, minibatches: int, hosts: Hosts) -> list[int]:
@@ -58,7 +58,7 @@ def global_batch(batch: TokenBatch, shape: BatchShape, hosts: Hosts, mesh: Mesh)
 
 
 # All but the rows [B, T].
-_SMALL = TokenBatch._fields[TokenBatch._fields.index("wins") :]
+_SMALL = tuple(name for name in TokenBatch._fields if name not in ROW_FIELDS)
 
 
 def _merge(parts: list[dict[str, np.ndarray]], shape: BatchShape) -> dict[str, np.ndarray]:
@@ -136,5 +136,6 @@ def _lengths_only(sample: Sample) -> Sample:
     mask = sample.loss_mask[sample.loss_mask > 0]
     empty = np.zeros(0, np.int32)
     return dataclasses.replace(
-        sample, tokens=empty, loss_mask=mask, logprobs=empty, sampling_logprobs=empty
-    )
+        sample, tokens=empty, loss_mask=mask, logprobs=empty, sampling_logprobs=empty,
+        floor_logprobs=None,
+    )  # fmt: skip

@@ -76,13 +76,14 @@ def make_loss(config, model_cfg, lora, ref_params, batch, advantages, mesh, atte
 
     def loss_fn(params, rows):
         policy = lora_lib.attach(ref_params, params, lora) if lora else params
-        logprobs, entropy = logprobs_of(policy, rows)
+        found = logprobs_of(policy, rows)
+        logprobs, entropy, sampled = found.logprobs, found.entropy, found.of_kept
         ref_logprobs = jax.lax.stop_gradient(logprobs)
         if uses_reference:
-            ref_logprobs, _ = logprobs_of(ref_params, rows)
-        old_logprobs, weights = agreement.importance(algorithm, logprobs, rows)
+            ref_logprobs = logprobs_of(ref_params, rows._replace(floor_logprobs=None)).logprobs
+        old_logprobs, weights = agreement.importance(algorithm, sampled, rows)
         loss, parts = losses.evolving_rl_loss(
-            logprobs,
+            sampled,
             old_logprobs,
             ref_logprobs,
             entropy,
@@ -94,12 +95,13 @@ def make_loss(config, model_cfg, lora, ref_params, batch, advantages, mesh, atte
             kl_coef=kl_coef,
             kl_kind=algorithm.kl_kind,
             **variant.options(rows, weights),
+            kl_logprobs=None if found.log_kept is None else logprobs,
         )
         sums = {n: parts[n] for n in _PER_SEQUENCE}
         kl = losses.kl_estimate(logprobs, ref_logprobs, kind=algorithm.kl_kind)
         is_extractor = gather(extractor, rows.sequence_ids)
-        sums |= agreement.sums(algorithm, rows, logprobs, weights, centre)
-        return loss, _token_sums(rows, logprobs, entropy, kl, is_extractor, sums)
+        sums |= agreement.sums(algorithm, rows, sampled, weights, centre)
+        return loss, _token_sums(rows, sampled, entropy, kl, is_extractor, sums)
 
     return loss_fn
 

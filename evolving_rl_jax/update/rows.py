@@ -29,6 +29,7 @@ class Rows(NamedTuple):
     sequence_ids: Any
     rollout_logprobs: Any  # as the engine recorded them
     old_logprobs: Any = None  # as in TokenBatch
+    floor_logprobs: Any = None  # likewise
 
 
 def make_rows(
@@ -39,14 +40,15 @@ def make_rows(
     sequence_ids=None,
     rollout_logprobs=None,
     old_logprobs=None,
+    floor_logprobs=None,
 ) -> Rows:
     """Moves what belongs to a token to the column that predicts it, the one before, and sorts.
 
     Args:
       tokens, positions, segment_ids: [B, T] as in TokenBatch.
       loss_mask: [B, T], > 0 = train on this token.
-      sequence_ids, rollout_logprobs, old_logprobs: [B, T], carried along; None where the loss has
-        no use for them.
+      sequence_ids, rollout_logprobs, old_logprobs, floor_logprobs: [B, T], carried along; None
+        where the loss has no use for them.
     """
 
     def after(x):
@@ -71,6 +73,7 @@ def make_rows(
         ordered(sequence_ids),
         ordered(rollout_logprobs, after),
         ordered(old_logprobs, after),
+        ordered(floor_logprobs, after),
     )
 
 
@@ -84,7 +87,7 @@ def row_logprobs(
     mesh: Mesh,
     temperature: float = 1.0,
     attention: str = "auto",
-) -> tuple[jax.Array, jax.Array]:
+) -> losses.KeptLogprobs:
     """Log-probabilities of the targets and entropies of their distributions, both [B, T].
 
     Args:
@@ -98,7 +101,8 @@ def row_logprobs(
       attention: its implementation, see `models.apply`.
 
     Returns:
-      float32 in the order of ``rows.columns``; 0 in chunks in which no row has a trained token.
+      ``(logprobs, entropy, log_kept)``, float32 in the order of ``rows.columns``; 0 in chunks in
+      which no row has a trained token.  ``log_kept`` is None without ``rows.floor_logprobs``.
     """
     hidden, _ = models.apply(
         params,
@@ -121,19 +125,20 @@ def row_logprobs(
             compute,
             mesh=mesh,
             axis_names=set(parallel.ROWS),
-            in_specs=(by_row, PartitionSpec(), by_row, by_row, by_row),
-            out_specs=(by_row, by_row),
+            in_specs=(by_row, PartitionSpec(), by_row, by_row, by_row, by_row),
+            out_specs=by_row,
             check_vma=False,
         )
-    return compute(hidden, matrix, rows.columns, rows.targets, rows.mask)
+    return compute(hidden, matrix, rows.columns, rows.targets, rows.mask, rows.floor_logprobs)
 
 
-def _sorted_logprobs(hidden, matrix, columns, targets, mask, *, chunk, temperature):
+def _sorted_logprobs(hidden, matrix, columns, targets, mask, floors, *, chunk, temperature):
     """`losses.token_logprobs` with the hidden states in the order of ``columns``."""
     states = jnp.take_along_axis(hidden, columns[:, :, None], axis=1)
-    return losses.token_logprobs(
-        states, matrix, targets, temperature=temperature, chunk_size=chunk, mask=mask
-    )
+    sizes = {"temperature": temperature, "chunk_size": chunk, "mask": mask}
+    if floors is None:
+        return losses.KeptLogprobs(*losses.token_logprobs(states, matrix, targets, **sizes), None)
+    return losses.kept_token_logprobs(states, matrix, targets, floors, **sizes)
 
 
 def in_token_order(values: jax.Array, rows: Rows) -> jax.Array:

@@ -13,6 +13,9 @@ What the paper (arXiv 2605.10663) leaves open and this file decides:
    that sampled is the weight of the token (``algorithm.importance.kind`` truncated) and the metrics
    ``logprob_*``.  ``algorithm.old_logprobs`` rollout takes the engine's record instead.
 4. An update whose gradient is not finite, or whose batch is empty, is left out and counted.
+5. With ``algorithm.sampling_mask`` replay the ratio (with its clip and importance weight) is between
+   distributions renormalised over the tokens that top-p and top-k kept; KL and entropy stay those of
+   the full softmax, so that the reference, which kept other tokens, can be compared with.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from evolving_rl_jax import models, parallel
 from evolving_rl_jax.models import lora as lora_lib
 from evolving_rl_jax.models.attention import check_platform
-from evolving_rl_jax.types import ROLE_EXTRACTOR, ROLE_NONE, ROLE_SOLVER, TokenBatch
+from evolving_rl_jax.types import ROLE_EXTRACTOR, ROLE_NONE, ROLE_SOLVER, ROW_FIELDS, TokenBatch
 from evolving_rl_jax.update import microbatch
 from evolving_rl_jax.update import rows as rows_lib
 from evolving_rl_jax.update import state as state_lib
@@ -106,8 +109,7 @@ def batch_shardings(mesh: Mesh) -> TokenBatch:
     """NamedShardings of a TokenBatch: rows over the data axes, all else on every device."""
     rows = NamedSharding(mesh, PartitionSpec(parallel.ROWS))
     everywhere = NamedSharding(mesh, PartitionSpec())
-    others = [everywhere] * (len(TokenBatch._fields) - 7)
-    return TokenBatch(*([rows] * 6), *others, old_logprobs=rows)
+    return TokenBatch(*(rows if name in ROW_FIELDS else everywhere for name in TokenBatch._fields))
 
 
 def make_train_step(
@@ -176,7 +178,8 @@ def make_scoring(
     """Compiles ``score(state, batch) -> old_logprobs [B, T]``, for `TokenBatch.old_logprobs`.
 
     The log-probability of each trained token under the policy of ``state``, at the temperature of
-    sampling, 0 elsewhere; one forward pass.  For the batches of an iteration that the policy has
+    sampling (and renormalised over what was kept, where the batch says what that was), 0 elsewhere;
+    one forward pass.  For the batches of an iteration that the policy has
     left behind when their update comes.
 
     Args:
@@ -190,10 +193,10 @@ def make_scoring(
         rows, size = microbatch.split_rows(rows, config.train.micro_batch_rows, mesh)
 
         def micro(rows):
-            found, _ = policy_logprobs(
+            found = policy_logprobs(
                 policy, model_cfg, config, rows, mesh, attention, at_temperature=True
             )
-            return rows_lib.in_token_order(found, rows)
+            return rows_lib.in_token_order(found.of_kept, rows)
 
         found = microbatch.map_micro(micro, rows, (batch.num_rows + size - 1) // size)
         shape = batch.tokens.shape
@@ -295,9 +298,9 @@ def make_cloning_score(
 
 def _cloning_sums(policy, model_cfg, config, rows, mesh, attention):
     """Sums over the demonstrated tokens of one micro-batch."""
-    logprobs, _ = policy_logprobs(
+    logprobs = policy_logprobs(
         policy, model_cfg, config, rows, mesh, attention, at_temperature=False
-    )
+    ).logprobs
     trained = rows.mask > 0
     return {
         "loss": -jnp.sum(jnp.where(trained, logprobs, 0.0)),
@@ -367,5 +370,5 @@ def _rows(batch: TokenBatch) -> rows_lib.Rows:
     mask = jnp.where(in_use, batch.loss_mask, 0.0)
     return rows_lib.make_rows(
         batch.tokens, batch.positions, batch.segment_ids, mask, ids, batch.rollout_logprobs,
-        batch.old_logprobs,
+        batch.old_logprobs, batch.floor_logprobs,
     )  # fmt: skip

@@ -159,7 +159,8 @@ def _with_engine(options, folder, config, banks) -> dict[str, Any]:
         from evolving_rl_jax import models
         from evolving_rl_jax.eval.fingerprint import fingerprint
         from evolving_rl_jax.eval.panel import PANEL_ITERATION
-        from evolving_rl_jax.run.engine import make_driver, make_engine
+        from evolving_rl_jax.eval.results import batching_note
+        from evolving_rl_jax.run.engine import evaluating, make_driver, make_engine
 
         with user_errors((ValueError, FileNotFoundError), "--policy"):
             params, _ = models.load_hf(config.model.hf_path)
@@ -177,7 +178,10 @@ def _with_engine(options, folder, config, banks) -> dict[str, Any]:
             "weights": fingerprint(params),
             "style": config.rollout.style,
         }
-        return _play(options, folder, config, banks, parts.tasks, driver, render, facts)
+        with evaluating(config, engine) as batching:
+            result = _play(options, folder, config, banks, parts.tasks, driver, render, facts)
+        print(batching_note(batching))
+        return result
 
 
 def _over_http(options, folder, config, banks) -> dict[str, Any]:

@@ -352,13 +352,14 @@ def _play_pair(parts, engine, panel, written: dict, path: pathlib.Path, iteratio
     """One solver, whose parameters the engine holds, with the skills of one evaluation."""
     from evolving_rl_jax.eval.panel import PANEL_ITERATION
     from evolving_rl_jax.eval.results import write_result
-    from evolving_rl_jax.run.engine import make_driver
+    from evolving_rl_jax.run.engine import evaluating, make_driver
 
     temperature, seed = written["temperature"], written["seed"]
     records = {g["id"]: g for g in written["games"] if g["conditions"]["own"]["status"] in SCORED}
     skills = {i: g["conditions"]["own"]["skill"] for i, g in records.items()}
     driver = make_driver(parts, engine, PANEL_ITERATION + seed, temperature)
-    with parts.progress(path.stem, len(skills)) as bar:
+    title = path.stem
+    with parts.progress(title, len(skills)) as bar, evaluating(parts.config, engine) as batching:
         games = panel.play_given(driver, skills, bar, seed)
     tasks = {t.id: t for t in parts.tasks}
     for game in games:  # those with one source share one skill
@@ -366,5 +367,5 @@ def _play_pair(parts, engine, panel, written: dict, path: pathlib.Path, iteratio
         game.similarity = records[game.task.id]["retrieved"]["similarity"]
     write_result(
         path, panel, games, name=path.stem, iteration=iteration, temperature=temperature,
-        seed=seed, conditions=("own",), figures=written["sources"],
+        seed=seed, conditions=("own",), figures=written["sources"], batching=batching,
     )  # fmt: skip
