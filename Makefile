@@ -50,7 +50,7 @@ docs: install
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -q tests/test_docs.py tests/test_readme.py
 
 bench: install
-	for name in train_step generation alfworld_env mind2web_env; do $(BIN)/python benchmarks/$$name.py || exit 1; done
+	for name in train_step generation memory alfworld_env mind2web_env; do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

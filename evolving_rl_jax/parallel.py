@@ -133,9 +133,19 @@ def cast(params: Any, dtype: Any) -> Any:
     The scales of norms act in float32 whatever that dtype is, so they stay as they are.
     """
 
+    def one(x, wanted):
+        return x if x.dtype == wanted else x.astype(wanted)
+
+    return jax.tree.map(one, params, cast_dtypes(params, dtype))
+
+
+def cast_dtypes(params: Any, dtype: Any) -> Any:
+    """The dtype of every leaf after `cast`."""
+    dtype = jnp.dtype(dtype)
+
     def one(path, x):
         is_scale = jax.tree_util.keystr(path, simple=True, separator="/").endswith("norm")
-        return x if is_scale else x.astype(dtype)
+        return jnp.dtype(x.dtype) if is_scale else dtype
 
     return jax.tree_util.tree_map_with_path(one, params)
 

@@ -161,7 +161,8 @@ class Episode:
 
 
 class TokenBatch(NamedTuple):
-    """The only training data that crosses from host to device.  Shapes follow from the config alone.
+    """The only training data that crosses from host to device.  Shapes follow from the config alone,
+    but for B, which has one of a few sizes (`rollout.batch.Batcher`).
 
     Several sequences may share a row; ``segment_ids`` tells them apart inside the row (0 = padding,
     1.. = sequence) and ``sequence_ids`` globally (-1 = padding).  ``loss_mask[b, t] = 1`` when
@@ -182,7 +183,7 @@ class TokenBatch(NamedTuple):
     # [M] int32: flat index into [G, K, N, R] (solver) or [G, N] (extractor); many to one
     index: Any
     step: Any  # [M] int32: the turn that a sequence trains, see Sample.step
-    num_rows: Any  # [] int32: rows in use, the trip count of the micro-batch loop follows from it
+    num_rows: Any  # [] int32: rows in use
     # Of environments that score every step, else None.  S here: config.rollout.max_steps.
     scores: Any = None  # [G, K, N, R] float32: what an episode counts for the reward of its skill
     step_rewards: Any = None  # [G, K, N, R, S] float32: > 0 = a correct step

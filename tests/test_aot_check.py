@@ -124,6 +124,20 @@ def test_what_fits_exits_0_and_prints_every_part(monkeypatch, capsys, small, rep
     assert "small on v5e:1x1: 1 devices" in out
 
 
+def test_with_overlap_both_programs_are_alive(report):
+    """A rollout plays while the step trains: the temporaries of both count, and are shown."""
+    step, *generation = report.programs
+    largest = max(p.temporary + p.other for p in generation)
+    both = dataclasses.replace(report, overlap=True)
+    assert both.total(step) == report.total(step) + largest
+    assert both.total(generation[0]) == report.total(generation[0]) + step.temporary + step.other
+    assert "beside it (overlap)" in compile_report.render(both)
+    assert "overlap" not in compile_report.render(report)
+    chip = stand_in(report.total(step) + largest / 2)[0]
+    assert dataclasses.replace(report, chip=chip).total(step) <= chip.memory
+    assert not dataclasses.replace(both, chip=chip).fits
+
+
 def test_what_hardly_fits_is_said(report):
     most = max(report.total(p) for p in report.programs)
     report.chip = stand_in(most / 0.97)[0]

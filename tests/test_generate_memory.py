@@ -11,7 +11,7 @@ import pytest
 from evolving_rl_jax import models
 from evolving_rl_jax.config import ConfigError, default_config, validate
 from evolving_rl_jax.generate import Engine, MemoryPlan, memory
-from evolving_rl_jax.generate.weights import Relayout
+from evolving_rl_jax.generate.weights import Relayout, changes
 
 CFG = models.ModelConfig(61, 32, 48, 2, 4, 2, 8, qk_norm=True, model_type="qwen3")
 PARAMS = models.init(CFG, jax.random.key(0))
@@ -160,3 +160,45 @@ def test_bfloat16_generation_of_a_float32_policy():
     assert params["final_norm"].dtype == params["layers"]["mlp"]["norm"].dtype == jnp.float32
     assert params["embedding"].dtype == jnp.bfloat16
     assert params["layers"]["mlp"]["up_proj"]["kernel"].dtype == jnp.bfloat16
+
+
+def test_taking_weights_traces_nothing(monkeypatch):
+    """Whether a cast changes them is read off their dtypes."""
+    mixed = {"a": np.ones(3, np.float32), "input_norm": np.ones(2, np.float32)}
+    assert changes(mixed, "bfloat16") and not changes(mixed, "float32")
+    half = {**mixed, "a": jnp.ones(3, jnp.bfloat16)}
+    assert not changes(half, "bfloat16")  # the scales of norms stay in float32
+    assert changes(half, "float32")
+
+    def refuse(*_args, **_options):
+        raise AssertionError("traced")
+
+    monkeypatch.setattr(jax, "eval_shape", refuse)
+    assert not changes(PARAMS, CFG.dtype) and changes(PARAMS, "bfloat16")
+
+
+def test_after_the_warm_up_the_plan_is_the_compilers():
+    engine = make_engine()
+    planned = engine.memory
+    assert not planned.compiled
+    engine.warmup()
+    programs = engine._runner.programs._compiled
+    largest = max(p.memory_analysis().temp_size_in_bytes for p in programs.values())
+    assert engine.memory.compiled and engine.memory.working == largest > planned.working
+    assert engine.memory.cache == planned.cache and engine.memory.weights == planned.weights
+    # A limit that the plan kept and the programs do not.
+    tight = make_engine(memory_limit=planned.total + 1)
+    with pytest.raises(ValueError, match="GB of working memory"):
+        tight.warmup()
+
+
+def test_weights_that_only_change_their_layout_are_counted():
+    whole = sum(x.nbytes for x in jax.tree.leaves(PARAMS))
+    device = jax.local_devices()[0]
+    assert memory.own_weights(PARAMS, CFG.dtype, place=device) == 0
+    assert memory.own_weights(jax.device_get(PARAMS), CFG.dtype, place=device) == whole
+    if jax.device_count() > 1:
+        elsewhere = jax.device_put(PARAMS, jax.local_devices()[1])
+        assert memory.own_weights(elsewhere, CFG.dtype, place=device) == whole
+    assert memory.own_weights(PARAMS, CFG.dtype, copy=True, place=device) == whole
+    assert memory.own_weights(PARAMS, "bfloat16", place=device) < whole

@@ -34,6 +34,21 @@ def play(mesh):
     return sorted(turns, key=lambda t: t[:2]), shards[0].data.shape
 
 
+# The cache is made where it belongs: never whole on one device.
+shapes, zeros = [], jax.numpy.zeros
+jax.numpy.zeros = lambda *a, **k: (lambda x: shapes.append(x.sharding) or x)(zeros(*a, **k))
+Engine(cfg, params, num_slots=4, max_length=32, prefill_chunk=(8,), decode_window=4, mesh=mesh)
+jax.numpy.zeros = zeros
+assert shapes and all(s.num_devices == 4 for s in shapes), shapes
+
+# Weights that the trainer shares out otherwise are copied, which the plan counts.
+from evolving_rl_jax.generate.memory import own_weights
+training = parallel.make_mesh(1, 4, 1)
+theirs = jax.device_put(params, parallel.shardings(params, training))
+moved = own_weights(theirs, cfg.dtype, place=mesh)
+placed = jax.device_put(theirs, parallel.shardings(params, mesh))
+assert moved > 0 and own_weights(placed, cfg.dtype, place=mesh) == 0, moved
+
 (one, whole), (four, part) = play(None), play(mesh)
 assert whole == (4, 4, 32, 8) and part == (4, 1, 32, 8), (whole, part)
 assert [t[:3] for t in one] == [t[:3] for t in four]

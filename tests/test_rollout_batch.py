@@ -8,6 +8,7 @@ import pytest
 
 from evolving_rl_jax.config import default_config
 from evolving_rl_jax.rollout.batch import (
+    Batcher,
     BatchShape,
     make_batch,
     pack_rows,
@@ -233,3 +234,59 @@ def test_rows_are_never_overfull_and_no_two_could_be_one(seed):
     assert len(some) <= 3
     assert sorted([m for row in some for m in row] + rest) == list(range(len(lengths)))
     assert pack_rows(lengths, 40) == (rows, left)
+
+
+# -- no more rows than a batch needs ---------------------------------------------------------------
+
+# The paper's web setting: 8 or so rows in use of a worst case of thousands.
+WIDE = BatchShape(
+    g=16, k=4, n=8, r=1, row_length=16384, micro_batch_rows=8, episode_samples=14, longest=16384
+)
+
+
+def test_buckets_of_rows_are_few_and_reach_the_worst_case():
+    assert WIDE.num_rows == 7296
+    assert WIDE.row_buckets == (64, 128, 256, 512, 1024, 2048, 4096, 7296)
+    assert SHAPE.row_buckets == (SHAPE.num_rows,)  # where nothing is to be saved there is one
+    for shape in (WIDE, SHAPE):
+        assert all(n % shape.micro_batch_rows == 0 for n in shape.row_buckets)
+
+
+def test_a_batch_is_as_large_as_what_it_holds_and_never_smaller_than_the_last(monkeypatch):
+    monkeypatch.setattr("evolving_rl_jax.rollout.batch._LEAST_TOKENS", 8 * SHAPE.row_length)
+    told = []
+    batcher = Batcher(SHAPE, lambda n: told.append(n) or n)
+    assert SHAPE.row_buckets == (8, 16, 32, 64)
+    empty = Experience(
+        [Source(task=None) for _ in range(SHAPE.g)],
+        *(np.zeros((SHAPE.g, SHAPE.k, SHAPE.n, SHAPE.r), np.float32) for _ in range(2)),
+        np.zeros((SHAPE.g, SHAPE.n), np.float32),
+    )
+    full, _ = random_experience(0)
+    sizes = []
+    for shares in ([empty], [empty, full], [full], [empty]):
+        batches = batcher(shares)
+        whole = [make_batch(share, SHAPE) for share in shares]
+        assert told[-1] == max(int(b.num_rows) for b in whole)  # what the hosts agree on
+        assert len({b.tokens.shape for b in batches}) == 1
+        sizes.append(len(batches[0].tokens))
+        for small, large in zip(batches, whole, strict=True):
+            assert small.num_rows == large.num_rows <= sizes[-1]
+            for name in ("tokens", "segment_ids", "sequence_ids", "loss_mask", "rollout_logprobs"):
+                cut = getattr(large, name)[: sizes[-1]]
+                np.testing.assert_array_equal(getattr(small, name), cut)
+    assert sizes[0] == 8 and sizes[1] == sizes[2] == sizes[3] > told[1] > 8
+    # The largest of several hosts decides.
+    assert len(Batcher(SHAPE, lambda n: 33)([empty])[0].tokens) == 64
+
+
+@pytest.mark.parametrize("shards", [1, 2, 4, 8])
+def test_rows_in_use_come_first_on_every_device(shards):
+    shape = dataclasses.replace(SHAPE, shards=shards)
+    experience, _ = random_experience(1)
+    plain, dealt = make_batch(experience, SHAPE), make_batch(experience, shape)
+    used = (dealt.segment_ids > 0).any(axis=1).reshape(shards, -1)
+    assert (np.diff(used.astype(int), axis=1) <= 0).all()
+    assert used.sum() == plain.num_rows and np.ptp(used.sum(axis=1)) <= 1
+    rows = [{r.tobytes() for r in b.tokens} for b in (plain, dealt)]
+    assert rows[0] == rows[1]

@@ -15,7 +15,15 @@ import sys
 import jax
 import numpy as np
 import pytest
-from small_updates import MODEL, make_batch, make_sequences, mesh_of, run, small_config
+from small_updates import (
+    MODEL,
+    make_batch,
+    make_sequences,
+    mesh_of,
+    new_state,
+    run,
+    small_config,
+)
 
 from evolving_rl_jax import parallel
 from evolving_rl_jax.models import lora as lora_lib
@@ -85,6 +93,13 @@ def test_eight_devices_equal_one(tmp_path):
             )
 
 
+def test_no_row_of_a_batch_moves_to_another_device():
+    """What a device keeps beside its own rows does not grow with the rows of the batch."""
+    few, many = (int(line) for line in on_eight_devices("memory").split())
+    own = (4096 - 64) * 24 * 4 // 8  # bytes of one array [B, T], of a device, in the larger batch
+    assert many - few < 16 * own  # about ten arrays; whole ones would be 80 times
+
+
 def _name(path):
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
@@ -122,5 +137,19 @@ def _compile_meshes():
             print(name, json.dumps(sizes), float(metrics["loss"]), flush=True)
 
 
+def _print_memory():
+    """Bytes of temporaries of a device, for a batch of few rows and one of many."""
+    sizes = {"data": 2, "fsdp": 4, "tensor": 1}
+    for rows in (64, 4096):
+        batch = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(np.shape(x), np.asarray(x).dtype),
+            make_batch(make_sequences(), num_rows=rows),
+        )
+        train_step, state = new_state(small_config(), sizes)
+        analysis = train_step.lower(state, batch).compile().memory_analysis()
+        print(analysis.temp_size_in_bytes, flush=True)
+
+
 if __name__ == "__main__":
-    _compile_meshes() if sys.argv[1] == "all" else _write_meshes(sys.argv[1])
+    commands = {"all": _compile_meshes, "memory": _print_memory}
+    commands.get(sys.argv[1], lambda: _write_meshes(sys.argv[1]))()

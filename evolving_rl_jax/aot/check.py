@@ -3,7 +3,7 @@
 The TPU compiler runs on any machine; it is given shapes and shardings only, so neither weights nor
 a tokenizer are needed.  What training and generation keep in memory at the same time is added up:
 the state, the engine's weights and its cache stay, the temporaries are those of one program at a
-time.
+time; with ``config.rollout.overlap`` those of the train step and of the largest program of generation.
 """
 
 from __future__ import annotations
@@ -67,10 +67,20 @@ class Report:
     shards: int  # data x fsdp
     micro_tokens: int  # of a micro-batch, all devices
     num_micro: int  # micro-batches of the largest step
+    overlap: bool = False  # config.rollout.overlap
+
+    def beside(self, program: Program) -> float:
+        """Bytes of what runs at the same time: with overlap a rollout beside the train step."""
+        if not self.overlap:
+            return 0
+        step, *generation = self.programs
+        others = generation if program is step else [step]
+        return max(other.temporary + other.other for other in others)
 
     def total(self, program: Program) -> float:
         """Bytes that a device needs while ``program`` runs."""
-        return sum(self.resident.values()) + program.temporary + program.other
+        own = program.temporary + program.other
+        return sum(self.resident.values()) + own + self.beside(program)
 
     def seconds(self, program: Program) -> float:
         """What ``program`` takes at the chip's peak rate, a lower bound; no measurement."""
@@ -181,6 +191,7 @@ def check(config, config_file: str, topology: str) -> Report:
         shards=mesh.shape["data"] * mesh.shape["fsdp"],
         micro_tokens=shape.micro_batch_rows * shape.row_length,
         num_micro=shape.num_rows // shape.micro_batch_rows,
+        overlap=bool(config.rollout.overlap),
     )  # fmt: skip
 
 

@@ -31,6 +31,8 @@ def _memory(report: Report) -> list[str]:
     lines += [_row(part, [_gib(size)] * len(programs)) for part, size in report.resident.items()]
     lines.append(_row("activations, gradients", [_gib(p.temporary) for p in programs]))
     lines.append(_row("batch, code, padding", [_gib(p.other) for p in programs]))
+    if report.overlap:
+        lines.append(_row("beside it (overlap)", [_gib(report.beside(p)) for p in programs]))
     lines.append(_row("total", [_gib(report.total(p)) for p in programs]))
     lines.append(_row(f"HBM of {report.chip.name}", [_gib(report.chip.memory)] * len(programs)))
     return lines

@@ -119,12 +119,13 @@ class Engine:
             num_slots=num_slots,
             max_length=max_length,
             rows=programs.most_rows,
-            weights=own_weights(params, self.cfg.dtype, copies_weights),
+            weights=own_weights(params, self.cfg.dtype, copies_weights, mesh or device),
             devices=mesh.size if mesh else 1,
         )
-        self.memory.check(free_bytes(device), f"{device}")
+        self._limits = [(free_bytes(device), f"{device}")]
         if memory_limit:
-            self.memory.check(memory_limit / self.memory.devices, "memory_limit")
+            self._limits.append((memory_limit / self.memory.devices, "memory_limit"))
+        self._check_memory()
         self._slots = Slots(num_slots, max_length)
         self._runner = Runner(programs, self._slots, max_length, pad_id, mesh or device)
         self._waiting: collections.deque[Session] = collections.deque()
@@ -156,10 +157,9 @@ class Engine:
     def independent(self) -> bool:
         """Whether what a session samples depends on nothing but the session, to the last bit.
 
-        Not on the number of slots, nor on which sessions there are, in which order they come and
-        what shares a call.  Every call then has ``fixed_rows`` rows, and the shape that computes a
-        row follows from the row alone; no session continues or copies what another one computed,
-        and none loses its slot before it is closed.
+        Not on slots, other sessions, their order and what shares a call: every call then has
+        ``fixed_rows`` rows, and the shape that computes a row follows from the row alone; no session
+        continues or copies what another one computed, and none loses its slot while it is open.
         """
         return self._runner.programs.fixed
 
@@ -168,10 +168,8 @@ class Engine:
         programs = self._runner.programs
         if value and not programs.fixed_rows:
             raise ValueError("independent needs an Engine with fixed_rows >= 1, got 0")
-        if value != programs.fixed and self._open:
-            raise ValueError(
-                f"independent must be set while no session is open, got {len(self._open)} open"
-            )
+        if value != programs.fixed and (n := len(self._open)):
+            raise ValueError(f"independent must be set while no session is open, got {n} open")
         programs.fixed = value
 
     @property
@@ -180,8 +178,20 @@ class Engine:
         return self._runner.programs.compile_count
 
     def warmup(self) -> None:
-        """Compiles all that the engine can ever need; later compilations log a warning."""
+        """Compiles all that the engine can ever need; later compilations log a warning.
+
+        Raises:
+          ValueError: the compiler says that it does not fit the device's memory after all.
+        """
+        before, programs = self.compile_count, self._runner.programs
         self._runner.warmup()
+        if programs.compile_count > before and (working := programs.working_bytes()) is not None:
+            self.memory = dataclasses.replace(self.memory, working=working, compiled=True)
+            self._check_memory()
+
+    def _check_memory(self) -> None:
+        for limit, name in self._limits:
+            self.memory.check(limit, name)
 
     @property
     def stats(self) -> Stats:
@@ -375,9 +385,7 @@ class Engine:
                 sampling_logprobs,
                 "stop" if stopped else cut,
                 self.version,
-                session.turn_reused,
-                session.prefix_reused,
-                floor_logprobs,
+                *(session.turn_reused, session.prefix_reused, floor_logprobs),
             )
         )
         session.context = np.concatenate([session.context, tokens])

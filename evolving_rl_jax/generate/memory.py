@@ -1,4 +1,4 @@
-"""What generation keeps on a device, known before anything is allocated or compiled."""
+"""What generation keeps on a device: planned before anything is allocated, then as the compiler says."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ class MemoryPlan:
 
     Attributes:
       cache: the KV cache, slots x length x layers x 2 x kv heads x head size x bytes.
-      working: the rows and columns that the largest call works on, a copy of that part.
+      working: what the largest call needs beside its inputs.  Before anything is compiled, the copy
+        of the rows and columns that it works on, a lower bound; after the warm-up, what the compiler
+        says.
       weights: of the engine's own copy; 0 when it uses the trainer's arrays.
       num_slots, max_length: S and C.
       devices: how many share the heads and weights.
@@ -31,6 +33,7 @@ class MemoryPlan:
     num_slots: int
     max_length: int
     devices: int = 1
+    compiled: bool = False  # whether ``working`` is what the compiler says
 
     @classmethod
     def of(
@@ -53,7 +56,7 @@ class MemoryPlan:
           devices: how many.
         """
         whole = cache_bytes(cfg, num_slots, max_length)
-        part = whole * min(rows, num_slots) // num_slots
+        part = whole * rows // num_slots
         return cls(
             whole // devices, part // devices, weights // devices, num_slots, max_length, devices
         )
@@ -78,7 +81,8 @@ class MemoryPlan:
         raise ValueError(
             f"num_slots x max_length must fit what {name} leaves, {free / 1e9:.3g} GB a device, got "
             f"{self.num_slots} x {self.max_length}: {self.cache / 1e9:.3g} GB of cache, "
-            f"{self.working / 1e9:.3g} GB of working rows, {self.weights / 1e9:.3g} GB of weights; "
+            f"{self.working / 1e9:.3g} GB of working {'memory' if self.compiled else 'rows'}, "
+            f"{self.weights / 1e9:.3g} GB of weights; "
             f"{advice}: lower num_slots, max_length or row_buckets, or take bfloat16"
         )
 
@@ -91,10 +95,37 @@ def free_bytes(device: jax.Device) -> int | None:
     return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
 
 
-def own_weights(params: Any, dtype, copy: bool = False) -> int:
-    """Bytes of the weights in ``dtype`` that an engine keeps beside the trainer's; 0 when it makes
-    no copy, neither for another dtype nor because ``copy`` asks for one."""
+def own_weights(params: Any, dtype, copy: bool = False, place: Any = None) -> int:
+    """Bytes of the weights in ``dtype`` that an engine keeps beside the trainer's.
+
+    Args:
+      params: the trainer's.
+      dtype: of generation; where it differs for any of them, all are made anew.
+      copy: whether the engine is asked to keep buffers of its own.
+      place: the engine's device or mesh; what lies elsewhere, or shared out in another way, is
+        copied.  None = where it is.
+    """
+    kinds = jax.tree.leaves(parallel.cast_dtypes(params, dtype))
+    leaves = jax.tree.leaves(params)
+    moved = [True] * len(leaves)
     if not copy and not changes(params, dtype):
-        return 0
-    kept = jax.eval_shape(lambda p: parallel.cast(p, dtype), params)
-    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(kept))
+        moved = [False] * len(leaves) if place is None else _moved(params, place)
+    return sum(
+        x.size * kind.itemsize for x, kind, own in zip(leaves, kinds, moved, strict=True) if own
+    )
+
+
+def _moved(params: Any, place: Any) -> list[bool]:
+    """Of every leaf, whether it lies otherwise than an engine at ``place`` wants it."""
+    on_mesh = isinstance(place, jax.sharding.Mesh)
+    leaves = jax.tree.leaves(params)
+    one_device = None if on_mesh else jax.sharding.SingleDeviceSharding(place)
+    wanted = (
+        jax.tree.leaves(parallel.shardings(params, place))
+        if on_mesh
+        else [one_device] * len(leaves)
+    )
+    return [
+        not (isinstance(x, jax.Array) and x.sharding.is_equivalent_to(sharding, x.ndim))
+        for x, sharding in zip(leaves, wanted, strict=True)
+    ]

@@ -218,6 +218,14 @@ class Programs:
             self._compiled.update(zip(lowered, compiled, strict=True))
         self._warm = True
 
+    def working_bytes(self) -> int | None:
+        """What the largest compiled program needs on a device beside its inputs; None where the
+        backend does not say."""
+        found = [compiled.memory_analysis() for compiled in self._compiled.values()]
+        if not found or any(analysis is None for analysis in found):
+            return None
+        return max(analysis.temp_size_in_bytes for analysis in found)
+
     def get(self, params, cache, kind: str, rows: int, size: int, columns: int):
         """The smallest program of ``kind`` that takes these sizes, and its number of rows."""
         rows = bucket(self.row_sizes(kind, size), rows)

@@ -57,11 +57,9 @@ class Runner:
             self.cache = self._new_cache()
 
     def _new_cache(self):
-        cache = models.init_cache(self.programs.cfg, self._num_slots, self._max_length)
         on_mesh = isinstance(self._place, jax.sharding.Mesh)
-        return jax.device_put(
-            cache, parallel.cache_sharding(self._place) if on_mesh else self._place
-        )
+        place = parallel.cache_sharding(self._place) if on_mesh else self._place
+        return models.init_cache(self.programs.cfg, self._num_slots, self._max_length, device=place)
 
     def warmup(self) -> None:
         """Compiles all that can ever be needed."""

@@ -41,9 +41,14 @@ class Relayout:
 
 
 def changes(params: Any, dtype: Any) -> bool:
-    """Whether a cast to ``dtype`` (`parallel.cast`) changes any array."""
-    return jax.eval_shape(lambda p: parallel.cast(p, dtype), params) != jax.eval_shape(
-        lambda p: p, params
+    """Whether a cast to ``dtype`` (`parallel.cast`) changes any array; nothing is traced."""
+    return any(
+        leaf.dtype != wanted
+        for leaf, wanted in zip(
+            jax.tree.leaves(params),
+            jax.tree.leaves(parallel.cast_dtypes(params, dtype)),
+            strict=True,
+        )
     )
 
 

@@ -99,14 +99,15 @@ def init(cfg: ModelConfig, key: jax.Array) -> dict[str, Any]:
 
 
 def init_cache(
-    cfg: ModelConfig, batch: int, length: int, dtype=None
+    cfg: ModelConfig, batch: int, length: int, dtype=None, *, device=None
 ) -> dict[str, tuple[jax.Array, ...]]:
     """An empty KV cache: for ``k`` and ``v`` one ``[B, Hkv, C, d]`` array per layer, C =
-    ``length``."""
+    ``length``.  ``device``: where it is made, a device or a sharding."""
     shape = (batch, cfg.num_kv_heads, length, cfg.head_dim)
     dtype = dtype or cfg.dtype
     return {
-        name: tuple(jnp.zeros(shape, dtype) for _ in range(cfg.num_layers)) for name in ("k", "v")
+        name: tuple(jnp.zeros(shape, dtype, device=device) for _ in range(cfg.num_layers))
+        for name in ("k", "v")
     }
 
 

@@ -1,19 +1,22 @@
-"""Episodes -> one fixed-shape TokenBatch.
+"""Episodes -> one TokenBatch of one of few shapes.
 
-Shapes follow from the configuration alone: M and B are the worst case (every episode played, with as many
-sequences as it can have, all as long as the context), rounded up to whole micro-batches, and the number of
-rows in use decides how many micro-batches the step runs.
+M is the worst case (every episode played, with as many sequences as it can have).  That of B, all of them
+as long as the context, can be a thousand times what a batch needs: B is one of a few sizes up to it, see
+`Batcher`.  The rows in use decide how many micro-batches the step runs; they come first on every device.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from evolving_rl_jax.rollout.evolve import Experience
 from evolving_rl_jax.types import ROLE_EXTRACTOR, ROLE_NONE, ROLE_SOLVER, Sample, TokenBatch
+
+# Tokens below which a smaller B would save nothing: 25 MB of host arrays.
+_LEAST_TOKENS = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +25,7 @@ class BatchShape:
 
     ``episode_samples`` is the most sequences of one episode, ``longest`` the most tokens of a sequence
     (0 = T).  With ``sampling_mask`` a batch has what an update needs to leave out what top-p and top-k
-    left out.
+    left out.  ``shards`` is over how many devices of this host its rows are shared out, in blocks.
     """
 
     g: int
@@ -34,6 +37,7 @@ class BatchShape:
     episode_samples: int = 1
     longest: int = 0
     sampling_mask: bool = False
+    shards: int = 1
 
     @classmethod
     def from_config(cls, config) -> BatchShape:
@@ -61,7 +65,17 @@ class BatchShape:
         """B.  First fit opens a row only when all others have less than ``longest`` left, so each of
         them holds at least T // longest sequences."""
         a_row = self.row_length // min(self.longest or self.row_length, self.row_length)
-        rows = -(-self.num_sequences // a_row)
+        return self._whole(-(-self.num_sequences // a_row))
+
+    @property
+    def row_buckets(self) -> tuple[int, ...]:
+        """What B may be, ascending: doubled from a size that costs nothing up to `num_rows`."""
+        sizes = [min(self._whole(-(-_LEAST_TOKENS // self.row_length)), self.num_rows)]
+        while sizes[-1] < self.num_rows:
+            sizes.append(min(2 * sizes[-1], self.num_rows))
+        return tuple(sizes)
+
+    def _whole(self, rows: int) -> int:
         return -(-rows // self.micro_batch_rows) * self.micro_batch_rows
 
 
@@ -76,13 +90,62 @@ def split_experience(experience: Experience, parts: int) -> list[Experience]:
     ]
 
 
-def make_batch(experience: Experience, shape: BatchShape) -> TokenBatch:
-    """Packs the sequences of ``experience`` into rows; see ``types.TokenBatch`` for the fields."""
+class Batcher:
+    """Makes the batches of an iteration, with no more rows than they need.
+
+    B is one of ``shape.row_buckets`` and never shrinks, so a run compiles its update a few times at
+    most; some room above what is needed makes it rarer still.
+
+    Args:
+      shape: of this host's part; B is then the same for all batches of an iteration.
+      agree: a number -> the largest of all hosts; every one of them makes the same calls.
+
+    Attributes:
+      num_rows: B of the newest batches.
+    """
+
+    def __init__(self, shape: BatchShape, agree: Callable[[int], int] = int):
+        self._shape, self._agree = shape, agree
+        self.num_rows = shape.row_buckets[0]
+
+    def __call__(self, shares: Sequence[Experience]) -> list[TokenBatch]:
+        """A batch for each share of the sources, see `make_batch`."""
+        packed = [_pack(share, self._shape) for share in shares]
+        needed = self._agree(max(len(rows) for _, rows, *_ in packed))
+        if needed > self.num_rows:
+            wanted = min(needed + needed // 4, self._shape.num_rows)
+            self.num_rows = next(n for n in self._shape.row_buckets if n >= wanted)
+        return [
+            _fill(share, self._shape, self.num_rows, *parts)
+            for share, parts in zip(shares, packed, strict=True)
+        ]
+
+
+def make_batch(
+    experience: Experience, shape: BatchShape, num_rows: int | None = None
+) -> TokenBatch:
+    """Packs the sequences of ``experience`` into rows; see ``types.TokenBatch`` for the fields.
+
+    Args:
+      experience: of one minibatch.
+      shape: its sizes.
+      num_rows: B, enough for what there is; by default the worst case.
+    """
+    return _fill(experience, shape, num_rows or shape.num_rows, *_pack(experience, shape))
+
+
+def _pack(experience, shape):
+    """(samples, numbers of the samples of each row, role, index, step)."""
     samples, role, index, step = _collect(experience, shape)
     rows, _ = pack_rows([len(s.tokens) for s in samples], shape.row_length)
+    return samples, rows, role, index, step
+
+
+def _fill(experience, shape, num_rows, samples, rows, role, index, step) -> TokenBatch:
     filled = fill_rows(
-        samples, rows, shape.num_rows, shape.row_length, sampling_mask=shape.sampling_mask
-    )
+        samples, rows, num_rows, shape.row_length,
+        sampling_mask=shape.sampling_mask, shards=shape.shards,
+    )  # fmt: skip
     return TokenBatch(
         **filled,
         **experience.arrays(),
@@ -124,15 +187,18 @@ def fill_rows(
     row_length: int,
     *,
     sampling_mask: bool = False,
+    shards: int = 1,
 ) -> dict[str, np.ndarray]:
     """The fields [B, T] of a TokenBatch.
 
     Args:
       samples: the sequences.
       rows: numbers of the sequences that lie in each row, see `pack_rows`.
-      num_rows: B; rows that are not used are padding.
+      num_rows: B, a multiple of ``shards``; rows that are not used are padding.
       row_length: T.
       sampling_mask: with ``floor_logprobs``, and ``rollout_logprobs`` under what was sampled from.
+      shards: blocks of equally many rows; they are dealt out, so that each block has as many
+        of them, and has them first.
 
     Raises:
       ValueError: a sequence has no record of its floors.
@@ -147,8 +213,8 @@ def fill_rows(
             raise ValueError(
                 "config.algorithm.sampling_mask 'replay' needs sequences with floor_logprobs, got some without"
             )
-    for row, members in enumerate(rows):
-        start = 0
+    for i, members in enumerate(rows):
+        row, start = i % shards * (num_rows // shards) + i // shards, 0
         for segment, m in enumerate(members, start=1):
             s, end = samples[m], start + len(samples[m].tokens)
             ints["tokens"][row, start:end] = s.tokens

@@ -8,6 +8,7 @@ the same sources on one host and on many.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -28,12 +29,14 @@ def source_numbers(num_sources: int, minibatches: int, hosts: Hosts) -> list[int
     return [g for start in starts for g in range(start, start + own)]
 
 
-def host_shape(shape: BatchShape, hosts: Hosts) -> BatchShape:
-    """The sizes of one host's part of a batch."""
+def host_shape(shape: BatchShape, hosts: Hosts, mesh: Mesh | None = None) -> BatchShape:
+    """The sizes of one host's part of a batch; ``mesh`` is that of the update."""
+    shards = math.prod(mesh.shape[a] for a in parallel.ROWS) if mesh else 1
     return dataclasses.replace(
         shape,
         g=shape.g // hosts.count,
         micro_batch_rows=max(1, shape.micro_batch_rows // hosts.count),
+        shards=max(1, shards // hosts.count),
     )
 
 

@@ -8,7 +8,7 @@ import jax
 
 from evolving_rl_jax.record.figures import cost_figures, rollout_figures, update_figures
 from evolving_rl_jax.report.page import before_after_table, write_report
-from evolving_rl_jax.rollout.batch import make_batch, split_experience
+from evolving_rl_jax.rollout.batch import split_experience
 from evolving_rl_jax.run.parts import Parts
 from evolving_rl_jax.run.preemption import Preempted, announced, raise_if_preempted
 from evolving_rl_jax.train.collapse import RESTORE_BEST, STOP, Collapse
@@ -48,7 +48,7 @@ def train(parts: Parts) -> None:
                 # Learn: an optimizer step for each share of the sources.
                 before, steps = clock(), []
                 shares = split_experience(rollout.experience, config.train.minibatches)
-                batches = [make_batch(share, run.shape) for share in shares]
+                batches = run.batches(shares)
                 batches = [global_batch(b, run.shape, hosts, run.mesh) for b in batches]
                 for batch in run.with_old_logprobs(state, batches):
                     state, metrics = run.train_step(state, batch)

@@ -13,7 +13,7 @@ from evolving_rl_jax.eval.play import Panels
 from evolving_rl_jax.models import lora as lora_lib
 from evolving_rl_jax.parallel import in_order
 from evolving_rl_jax.record.run import RunRecord
-from evolving_rl_jax.rollout.batch import BatchShape
+from evolving_rl_jax.rollout.batch import Batcher, BatchShape
 from evolving_rl_jax.run.engine import make_engine
 from evolving_rl_jax.run.parts import Parts, training_mesh
 from evolving_rl_jax.train.collapse import CollapseLog
@@ -37,6 +37,7 @@ class Run:
       with_old_logprobs: (state, batches of an iteration) -> the batches, those after the first with
         the log-probabilities of ``state``, see `TokenBatch.old_logprobs`.
       shape: of this host's part of a batch.
+      batches: shares of an iteration's experience -> this host's part of the batch of each.
       sources: numbers of the source tasks, out of the iteration's G, that this host plays.
       weights: state -> the whole policy; with LoRA valid until the next call, see `lora.Merger`.
       collector: plays iterations.
@@ -51,6 +52,7 @@ class Run:
     train_step: Callable[..., tuple[TrainState, dict[str, Any]]]
     with_old_logprobs: Callable[[TrainState, list[TokenBatch]], list[TokenBatch]]
     shape: BatchShape
+    batches: Batcher
     sources: Sequence[int]
     weights: Callable[[TrainState], Any]
     collector: Collector
@@ -84,11 +86,13 @@ def set_up(parts: Parts) -> tuple[Run, TrainState, int]:
     engine = make_engine(parts, weights(state))
     sources = source_numbers(config.rollout.num_sources, config.train.minibatches, hosts)
     collector = make_collector(parts, engine, sources, weights)
+    shape = host_shape(BatchShape.from_config(config), hosts, mesh)
     run = Run(
         mesh=mesh,
         train_step=in_order(train_step),
         with_old_logprobs=_scorer(parts, optimizer, mesh, lora),
-        shape=host_shape(BatchShape.from_config(config), hosts),
+        shape=shape,
+        batches=Batcher(shape, lambda rows: max(hosts.gather(rows))),
         sources=sources,
         weights=weights,
         collector=collector,

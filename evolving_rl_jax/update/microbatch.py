@@ -23,9 +23,9 @@ class MicroResult(NamedTuple):
 def split_rows(rows: Any, wanted: int, mesh: Mesh) -> tuple[Any, int]:
     """Leaves [B, ...] -> [micro-batches, size, ...]; each micro-batch is spread over the mesh.
 
-    Micro-batch i holds rows ``i * size ..``, so a batch whose used rows come first fills the first
-    micro-batches.  The last one is filled up with rows of zeros.  The re-distribution moves token
-    ids only, which is cheap.
+    No row moves to another device: micro-batch i holds the i-th part of each device's own rows.  So
+    a batch whose used rows come first on every device fills the first micro-batches.  The last one is
+    filled up with rows of zeros.
 
     Args:
       rows: pytree of arrays that share their leading axis B.
@@ -46,14 +46,42 @@ def split_rows(rows: Any, wanted: int, mesh: Mesh) -> tuple[Any, int]:
             f"config.train.micro_batch_rows (and the rows of the batch) must be a multiple of the "
             f"mesh's data x fsdp = {shards}, got {wanted} (and {num_rows})"
         )
+    if num_rows % shards:
+        raise ValueError(
+            f"a batch must have a number of rows that data x fsdp = {shards} divides, got {num_rows}"
+        )
+    by_shard = NamedSharding(mesh, PartitionSpec(parallel.ROWS))
     sharding = NamedSharding(mesh, PartitionSpec(None, parallel.ROWS))
 
     def split(x):
-        x = jnp.pad(x, ((0, -num_rows % size),) + ((0, 0),) * (x.ndim - 1))
-        x = x.reshape(-1, size, *x.shape[1:])
+        x = x.reshape(shards, num_rows // shards, *x.shape[1:])
+        x = jax.lax.with_sharding_constraint(x, by_shard)
+        part = size // shards
+        x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % part)) + ((0, 0),) * (x.ndim - 2))
+        x = jnp.moveaxis(x.reshape(shards, -1, part, *x.shape[2:]), 1, 0)
+        x = x.reshape(x.shape[0], size, *x.shape[3:])
         return jax.lax.with_sharding_constraint(x, sharding)
 
     return jax.tree.map(split, rows), size
+
+
+def join_rows(split: jax.Array, num_rows: int, mesh: Mesh) -> jax.Array:
+    """The inverse of `split_rows` for one array: [micro-batches, size, ...] -> [B, ...]."""
+    shards = math.prod(mesh.shape[a] for a in parallel.ROWS)
+    x = split.reshape(split.shape[0], shards, -1, *split.shape[2:])
+    x = jnp.moveaxis(x, 0, 1).reshape(shards, -1, *split.shape[2:])
+    x = x[:, : num_rows // shards].reshape(num_rows, *split.shape[2:])
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(parallel.ROWS)))
+
+
+def count_used(used: jax.Array) -> jax.Array:
+    """How many micro-batches must run, []: up to the last with a row in use.
+
+    Args:
+      used: [micro-batches, size] bool.
+    """
+    number = jnp.arange(1, used.shape[0] + 1, dtype=jnp.int32)
+    return jnp.max(jnp.where(jnp.any(used, axis=1), number, 0), initial=0)
 
 
 def _at(rows: Any, i: jax.Array) -> Any:

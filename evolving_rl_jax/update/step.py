@@ -151,10 +151,7 @@ def make_train_step(
         loss_fn = make_loss(
             config, model_cfg, lora, state.ref_params, batch, advantages, mesh, attention
         )
-        order = _used_first(batch)
-        rows = jax.tree.map(lambda x: x[order], _rows(batch))
-        rows, size = microbatch.split_rows(rows, config.train.micro_batch_rows, mesh)
-        num_micro = (batch.num_rows + size - 1) // size
+        rows, num_micro = _micro_batches(batch, config, mesh)
         grads, total = microbatch.accumulate_gradients(loss_fn, state.params, rows, num_micro, mesh)
         count = jnp.sum(batch.role != ROLE_NONE).astype(jnp.float32)
         grads = jax.tree.map(lambda g: g / jnp.maximum(count, 1.0), grads)
@@ -188,9 +185,7 @@ def make_scoring(
 
     def score(state, batch):
         policy = lora_lib.attach(state.ref_params, state.params, lora) if lora else state.params
-        order = _used_first(batch)
-        rows = jax.tree.map(lambda x: x[order], _rows(batch))
-        rows, size = microbatch.split_rows(rows, config.train.micro_batch_rows, mesh)
+        rows, num_micro = _micro_batches(batch, config, mesh)
 
         def micro(rows):
             found = policy_logprobs(
@@ -198,9 +193,8 @@ def make_scoring(
             )
             return rows_lib.in_token_order(found.of_kept, rows)
 
-        found = microbatch.map_micro(micro, rows, (batch.num_rows + size - 1) // size)
-        shape = batch.tokens.shape
-        return jnp.zeros(shape).at[order].set(found.reshape(-1, shape[1])[: shape[0]])
+        found = microbatch.map_micro(micro, rows, num_micro)
+        return microbatch.join_rows(found, batch.tokens.shape[0], mesh)
 
     abstract = state_lib.abstract_state(model_cfg, optimizer, mesh, lora=lora)
     by_row = NamedSharding(mesh, PartitionSpec(parallel.ROWS))
@@ -358,9 +352,10 @@ def _outcome_metrics(batch, result):
     }
 
 
-def _used_first(batch: TokenBatch) -> jax.Array:
-    """An order [B] of the rows; hosts put their own into the batch, so unused ones lie anywhere."""
-    return jnp.argsort(jnp.all(batch.segment_ids == 0, axis=1), stable=True)
+def _micro_batches(batch: TokenBatch, config, mesh: Mesh):
+    """(rows as `microbatch.split_rows` gives them, how many micro-batches hold any in use)."""
+    rows, _ = microbatch.split_rows(_rows(batch), config.train.micro_batch_rows, mesh)
+    return rows, microbatch.count_used(jnp.any(rows.segment_ids > 0, axis=2))
 
 
 def _rows(batch: TokenBatch) -> rows_lib.Rows:
