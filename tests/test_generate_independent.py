@@ -27,10 +27,10 @@ def make_params():
     return params
 
 
-def make_engine(num_slots, rows=(2, 4, 16), fixed_rows=8):
+def make_engine(num_slots, rows=(2, 4, 16), fixed_rows=8, chunks=(4, 16), columns=(32,)):
     return Engine(
-        MODEL, make_params(), num_slots=num_slots, max_length=64, prefill_chunk=(4, 16),
-        decode_window=4, row_buckets=rows, column_buckets=(32,), seed=7, fixed_rows=fixed_rows,
+        MODEL, make_params(), num_slots=num_slots, max_length=64, prefill_chunk=chunks,
+        decode_window=4, row_buckets=rows, column_buckets=columns, seed=7, fixed_rows=fixed_rows,
     )  # fmt: skip
 
 
@@ -96,7 +96,7 @@ def test_other_slots_rows_and_neighbours_change_no_bit(alone, num_slots, rows, t
 
 
 def test_nothing_is_compiled_after_the_warm_up_either_way():
-    engine = make_engine(num_slots=3, rows=(3,), fixed_rows=2)
+    engine = make_engine(3, rows=(3,), fixed_rows=2, chunks=(8,), columns=(64,))
     engine.warmup()
     count = engine.compile_count
     play(engine, EPISODES[:3])
