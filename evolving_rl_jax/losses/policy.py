@@ -22,7 +22,9 @@ from evolving_rl_jax.losses._ratio import difference, log_ratio
 
 _MAX_LOW_VAR_KL = 10.0
 _KL_KINDS = ("k1", "k2", "k3", "low_var_kl")
-_TOKEN_INPUTS = "old_logprobs ref_logprobs entropy importance_weights log_ratio_coef kl_logprobs mask"
+_TOKEN_INPUTS = (
+    "old_logprobs ref_logprobs entropy importance_weights log_ratio_coef kl_logprobs mask"
+)
 _SEQUENCE_INPUTS = "advantages entropy_coef kl_coef"
 _RATIOS = ("ppo", "cispo", "gspo")
 
