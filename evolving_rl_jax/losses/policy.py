@@ -23,7 +23,7 @@ from evolving_rl_jax.losses._ratio import difference, log_ratio
 _MAX_LOW_VAR_KL = 10.0
 _KL_KINDS = ("k1", "k2", "k3", "low_var_kl")
 _TOKEN_INPUTS = (
-    "old_logprobs ref_logprobs entropy importance_weights log_ratio_coef kl_logprobs mask"
+    "old_logprobs ref_logprobs entropy importance_weights log_ratio_coef mask kl_logprobs"
 )
 _SEQUENCE_INPUTS = "advantages entropy_coef kl_coef"
 _RATIOS = ("ppo", "cispo", "gspo")
@@ -247,9 +247,8 @@ def evolving_rl_loss(
     if ratio not in _RATIOS:
         raise ValueError(f"ratio must be one of {_RATIOS}, got {ratio!r}")
     check_rank("logprobs", logprobs, "BT")
-    optional = (importance_weights, log_ratio_coef, kl_logprobs)
-    tokens = (old_logprobs, ref_logprobs, entropy, *optional, mask)
-    _check_shapes(_TOKEN_INPUTS, tokens, jnp.shape(logprobs), "[B, T]")
+    tokens = (old_logprobs, ref_logprobs, entropy, importance_weights, log_ratio_coef, mask)
+    _check_shapes(_TOKEN_INPUTS, (*tokens, kl_logprobs), jnp.shape(logprobs), "[B, T]")
     sequences = (advantages, entropy_coef, kl_coef)
     _check_shapes(_SEQUENCE_INPUTS, sequences, (num_sequences,), "[M]")
     weights, ids, counts = _token_weights(mask, sequence_ids, num_sequences)
