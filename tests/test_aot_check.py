@@ -30,7 +30,8 @@ def get_config():
     config.model.update(vocab_size=512, hidden_size=256, intermediate_size=256, num_layers=2,
                         num_heads=2, num_kv_heads=2, dtype="bfloat16")
     config.rollout.update(num_sources=2, num_retrieved=1, num_skills=2, num_slots=8,
-                          max_length=256, decode_window=8, prefill_buckets=(64,), row_buckets=(8,))
+                          max_length=256, max_skill_tokens=64, decode_window=8,
+                          prefill_buckets=(64,), row_buckets=(8,))
     config.train.update(row_length=256, micro_batch_rows=4, logprob_chunk=128)
     config.mesh.update(data=1, fsdp=-1, tensor=1)
     return config
