@@ -242,6 +242,115 @@ def test_the_share_of_extractions_is_what_is_asked_for(shared, tmp_path, share):
         assert 0.1 < found < 0.45
 
 
+def _talk(i):
+    turns = [("user", f"Where is mug {i}?"), ("assistant", f"In cabinet {i % 3}.")]
+    return {"messages": [{"role": r, "content": c} for r, c in turns]}
+
+
+GIVEN = {"warmstart__source": "conversations", **CHAT}
+
+
+def test_conversations_are_learned_and_held_out_by_line(shared, tmp_path):
+    path = tmp_path / "talk.jsonl"
+    path.write_text("".join(json.dumps(_talk(i)) + "\n" for i in range(20)))
+    config = load(shared, rollout__style="chat", warmstart__path=path, **GIVEN)
+    start(config, tmp_path / "run", begin_training)
+    held = [r["held_out_loss"] for r in log_of(tmp_path / "run") if "held_out_loss" in r]
+    assert held[-1] < held[0] - 0.5
+    path.unlink()  # a warm start that is made needs it no longer
+    start(config, tmp_path / "run", lambda parts, mesh: None)
+
+
+def test_conversations_that_cannot_be_used_are_counted_and_nothing_is_written(shared, tmp_path):
+    path = tmp_path / "talk.jsonl"
+    bad = {"messages": [{"role": "tool", "content": "x"}]}
+    path.write_text("".join(json.dumps(x) + "\n" for x in (_talk(0), bad, _talk(1))))
+    config = load(shared, rollout__style="chat", warmstart__path=path, **GIVEN)
+    message = (
+        r"config.warmstart.path .* 1 of 3 conversations: 1 with an unknown role \(line 2 \(tool"
+    )
+    with pytest.raises(ConfigError, match=message):
+        start(config, tmp_path / "run", begin_training)
+    assert not (tmp_path / "run").exists()
+    changes = {**GIVEN, "warmstart__skip_bad": True, "rollout__style": "chat"}
+    config = load(shared, warmstart__path=path, **changes)
+    lessons = start(config, tmp_path / "run", lambda parts, _: make_lessons(parts))
+    assert len(lessons.taught) == len(lessons.held_out) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"warmstart__source": "episodes"},
+            "config.warmstart.path must be the file or folder with",
+        ),
+        (
+            {"warmstart__path": "x"},
+            "config.warmstart.path must be empty with warmstart.source 'demo",
+        ),
+        (
+            {"warmstart__source": "conversations", "warmstart__path": "x"},
+            "config.rollout.style must be a chat style with warmstart.source 'conversations'",
+        ),
+        (
+            {
+                "warmstart__source": "episodes",
+                "warmstart__path": "x",
+                "warmstart__extraction_share": 0.5,
+            },
+            "config.warmstart.extraction_share must be 0 with warmstart.source 'episodes'",
+        ),
+    ],
+)
+def test_sources_that_do_not_fit_are_one_line_with_the_key(shared, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        load(shared, **changes)
+
+
+def test_a_run_learns_from_what_another_has_won(shared, tmp_path):
+    """The record of a demonstration, as an episode of an earlier run, is the demonstration."""
+    from types import SimpleNamespace
+
+    from evolving_rl_jax.record.episodes import source_record
+    from evolving_rl_jax.types import OK, Episode
+
+    config = load(shared, warmstart__held_out=0)
+
+    def record(parts, _mesh):
+        samples = make_lessons(parts).taught[:6]
+        task = parts.tasks[0]
+        records = []
+        for sample in samples:
+            episode = Episode(task, [], True, OK, [sample])
+            source = SimpleNamespace(episode=episode, candidates=[], episodes={}, retrieved=[task])
+            records.append(
+                source_record(
+                    source,
+                    "x",
+                    0,
+                    extractor=np.zeros(1),
+                    solver=np.zeros((1, 1, 1)),
+                    decode=parts.tokenizer.decode,
+                )  # fmt: skip
+            )
+        parts.folder.write_episodes(0, records)
+        return samples
+
+    samples = start(config, tmp_path / "first", record)
+    changes = {"warmstart__source": "episodes", "warmstart__path": tmp_path / "first" / "episodes"}
+    config = load(shared, warmstart__held_out=0, **changes)
+    lessons = start(config, tmp_path / "second", lambda parts, _: make_lessons(parts))
+    assert len(lessons.taught) == len(samples)
+    for ours, theirs in zip(lessons.taught, samples, strict=True):
+        assert ours.tokens.tolist() == theirs.tokens.tolist()
+        assert ours.loss_mask.tolist() == theirs.loss_mask.tolist()
+    config = load(shared, **{**changes, "warmstart__path": tmp_path})
+    with pytest.raises(ConfigError, match=r"config.warmstart.path: .* must hold \*.jsonl.gz"):
+        start(config, tmp_path / "third", begin_training)
+    assert not (tmp_path / "third").exists()
+
+
 def test_without_two_groups_nothing_can_be_held_out():
     with pytest.raises(
         ConfigError, match="config.warmstart.held_out must be 0 where there are not"

@@ -28,6 +28,7 @@ def validate(config: ConfigDict) -> None:
         _require(bool(test(lookup(config, key))), key, words, lookup(config, key))
     for rules in (
         _model,
+        _warmstart,
         _algorithm,
         _variants,
         _lengths,
@@ -133,6 +134,26 @@ def _model(config: ConfigDict) -> Iterator[Rule]:
         m.vocab_size >= LEAST_VOCABULARY,
         "model.vocab_size",
         f">= {LEAST_VOCABULARY} (all bytes and the special tokens)",
+    )
+
+
+def _warmstart(config: ConfigDict) -> Iterator[Rule]:
+    w = config.warmstart
+    scripted = w.source == "demonstrations"
+    yield (
+        bool(w.path) != scripted,
+        "warmstart.path",
+        f"{'empty' if scripted else 'the file or folder'} with warmstart.source {w.source!r}",
+    )
+    yield (
+        w.source != "conversations" or config.rollout.style != "compact",
+        "rollout.style",
+        "a chat style with warmstart.source 'conversations' (they are written by a chat template)",
+    )
+    yield (
+        scripted or not w.extraction_share,
+        "warmstart.extraction_share",
+        f"0 with warmstart.source {w.source!r} (only scripted players can play more of them)",
     )
 
 

@@ -281,6 +281,11 @@ _COLLAPSE = {  # limits that end in a collapse; 0 = off
 
 _WARMSTART = {
     "enabled": False,
+    # Of scripted players | a file of chats (JSON lines, "messages") | what an earlier run won.
+    "source": one_of("demonstrations", "conversations", "episodes"),
+    "path": "",  # of the conversations: the file; of the episodes: RUN/episodes
+    "skip_bad": False,  # leave out conversations that cannot be used, instead of refusing the file
+    "min_reward": share(0.5),  # of episodes' extractions: share won with the skill
     "splits": names("warmstart"),  # whose tasks the teachers play
     "episodes": least_1(4000),
     "steps": Key(800, Accepted(">= 2 (the first warms up)", lambda x: x >= 2)),

@@ -192,6 +192,7 @@ RESUMABLE = (
 # Keys that name the user's folders.  Their paths are kept absolute, and may change when the folders
 # move; what they hold may not (see run.inputs).
 FOLDERS = ("data.games", "model.hf_path", "skills.embedder", "model.lora_adapter")
+FOLDERS += ("warmstart.path",)
 
 
 def schedule_change(old: ConfigDict, new: ConfigDict) -> str:

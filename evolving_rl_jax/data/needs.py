@@ -119,7 +119,8 @@ def _demonstrations(config, games: Sequence[Any], sizes: Counter[str]) -> Iterat
     silent = Counter(
         t.split for t in games if isinstance(t, Task) and not benchmark(t.env).teaches(t)
     )
-    for split in config.warmstart.splits if config.warmstart.enabled else ():
+    w = config.warmstart
+    for split in w.splits if w.enabled and w.source == "demonstrations" else ():
         if not sizes[split]:
             yield _Gap(
                 f"config.warmstart.enabled must be False without games in the split {split!r}, got "

@@ -10,6 +10,7 @@ whole conversation; what the policy samples is kept as sampled, and never render
 from __future__ import annotations
 
 import datetime
+import functools
 import json
 import re
 from collections.abc import Iterable, Sequence
@@ -61,8 +62,15 @@ class ChatFormat:
         self.end_id = tokenizer.special_ids[start.group()]
         self._turn = self._turn[start.end() :]
 
-    def opening(self, system: str, user: str) -> list[int]:
-        """Ids up to where the assistant's first turn begins."""
+    def opening(self, system: str | None, user: str) -> list[int]:
+        """Ids up to where the assistant's first turn begins; ``system`` None = there is no such message.
+
+        Raises:
+          ValueError: the template wants one.
+        """
+        if system is None:
+            before, after = self._without_system
+            return self._ids([(before, True), (user.strip(), False), (after, True)])
         return self._ids(
             [(self._before, True), (system.strip(), False), (self._between, True)]
             + [(user.strip(), False), (self._after, True)]
@@ -83,11 +91,16 @@ class ChatFormat:
         """Ids of an assistant's turn as a teacher writes it, end token included."""
         return [*self.tokenizer.encode(text), self.end_id]
 
-    def render(self, messages: Sequence[str]) -> str:
-        """The conversation [system, user, assistant, user, ...] as the template writes it."""
+    def render(self, messages: Sequence[str], *, system: bool = True) -> str:
+        """The conversation [system, user, assistant, user, ...] as the template writes it.
+
+        Args:
+          messages: in this order.
+          system: whether the first one is the system message.
+        """
         import jinja2
 
-        roles = ["system", *("user", "assistant") * len(messages)]
+        roles = [*["system"] * system, *("user", "assistant") * len(messages)]
         conversation = [{"role": r, "content": m} for r, m in zip(roles, messages, strict=False)]
         try:
             return self._template.render(
@@ -166,7 +179,17 @@ class ChatFormat:
             raise self._error(f"user turns are not all written alike: {after!r} and {end!r}")
         return before, between, after, turn
 
-    def _split(self, text: str, marks: tuple[str, str]) -> list[str]:
+    @functools.cached_property
+    def _without_system(self) -> tuple[str, str]:
+        """(before, after) the first user message of a conversation without a system message."""
+        before, after = self._split(self.render(_MARKS[1:2], system=False), _MARKS[1:2])
+        if after != self._after:
+            raise self._error(
+                f"user turns are not all written alike: {self._after!r} and {after!r}"
+            )
+        return before, after
+
+    def _split(self, text: str, marks: Sequence[str]) -> list[str]:
         parts = re.split("|".join(marks), text)
         if re.findall("|".join(marks), text) != list(marks):
             raise self._error(f"messages must come once each and in order, got {text[:200]!r}")

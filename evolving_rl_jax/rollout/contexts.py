@@ -40,6 +40,11 @@ class Transcript:
         mask = np.ones(len(ids), np.float32)
         self._append(ids, mask, logprobs, sampling_logprobs, floor_logprobs)
 
+    def append_taught(self, ids) -> None:
+        """Adds tokens as a policy would have sampled them, without log-probabilities."""
+        zeros = np.zeros(len(ids), np.float32)
+        self.append_sampled(ids, zeros, zeros)
+
     def _append(self, ids, mask, logprobs, sampling, floors):
         self.tokens.append(ids)
         self.mask.append(mask)

@@ -151,7 +151,7 @@ class Demonstrator:
             transcript = Transcript()
             transcript.append_forced(ids)
             transcript.append_forced(request)
-            transcript.append_sampled(*_taught(self.prompts.skill_ids(text)))
+            transcript.append_taught(self.prompts.skill_ids(text))
             extraction = transcript.sample()
         return Demonstration(run.task, reply.won, run.context.samples(), extraction)
 

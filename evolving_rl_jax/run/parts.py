@@ -15,6 +15,7 @@ from evolving_rl_jax import envs
 from evolving_rl_jax.config import ConfigError
 from evolving_rl_jax.data.tasks import TaskOrder, copies_of, select, source_split
 from evolving_rl_jax.envs.pool.pool import EnvPool
+from evolving_rl_jax.rollout.past_episodes import episode_files
 from evolving_rl_jax.rollout.prompts import (
     COMPACT_MARKERS,
     COMPACT_SPECIAL_TOKENS,
@@ -24,6 +25,7 @@ from evolving_rl_jax.run.console import progress, say, user_errors
 from evolving_rl_jax.run.environments import make_pool, prepare_games
 from evolving_rl_jax.run.folder import RunFolder
 from evolving_rl_jax.run.hosts import ALONE, Hosts, check_hosts
+from evolving_rl_jax.run.lessons import given_lessons
 from evolving_rl_jax.run.preemption import Preemption
 from evolving_rl_jax.run.skills import check_embedder, check_tasks
 from evolving_rl_jax.types import Task
@@ -99,15 +101,14 @@ def open_parts(
       ConfigError: something is missing or cannot be combined.
     """
     check_models(config)
+    _check_lessons(config, folder)
     tasks = prepare_games(config, folder, hosts)
     panel = panel_tasks(config, tasks)
     train = training_tasks(config, tasks, panel)
     check_tasks(config, train, tasks)
     with make_pool(config, tasks, hosts, token_counter(config)) as pool:
         tokenizer = prepare_tokenizer(config, folder, hosts, pool, tasks, train)
-        with user_errors((ValueError,), "config"):
-            texts = envs.benchmark(config.env.name).texts
-            prompts = make_prompts(config.rollout.style, tokenizer, texts)
+        prompts = make_prompts_of(config, tokenizer)
         yield Parts(
             config=config,
             folder=folder,
@@ -122,6 +123,17 @@ def open_parts(
             prompts=prompts,
             model_cfg=model_config(config, tokenizer.vocab_size),
         )
+
+
+def make_prompts_of(config, tokenizer) -> Any:
+    """The prompts of a run.
+
+    Raises:
+      ConfigError: the tokenizer cannot be used for them.
+    """
+    with user_errors((ValueError,), "config"):
+        texts = envs.benchmark(config.env.name).texts
+        return make_prompts(config.rollout.style, tokenizer, texts)
 
 
 def panel_tasks(config, tasks: Sequence[Task]) -> list[Task]:
@@ -256,6 +268,20 @@ def check_models(config) -> None:
             _marker_places(config, load_tokenizer(config.model.hf_path))
         read_adapter(config, model_config(config, 0))
     check_embedder(config.skills.embedder)
+
+
+def _check_lessons(config, folder: RunFolder) -> None:
+    """Raises ConfigError where a warm start yet to be made is given what it cannot learn from."""
+    w = config.warmstart
+    if not (w.enabled and folder.trains) or (folder.path / "warmstart" / "done").is_file():
+        return
+    if w.source == "conversations":
+        from evolving_rl_jax.models.tokenizer import load_tokenizer
+
+        given_lessons(config, make_prompts_of(config, load_tokenizer(config.model.hf_path)))
+    elif w.source == "episodes":
+        with user_errors((OSError,), "config.warmstart.path"):
+            episode_files(w.path)
 
 
 def read_adapter(config, model_cfg) -> Any:

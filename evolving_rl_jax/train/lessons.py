@@ -12,17 +12,11 @@ import numpy as np
 from evolving_rl_jax.config import ConfigError
 from evolving_rl_jax.rollout.batch import fill_rows, pack_rows
 from evolving_rl_jax.rollout.demonstrations import Demonstrator
+from evolving_rl_jax.run.lessons import Lesson, given_lessons
 from evolving_rl_jax.run.skills import fit_to_prompt
 from evolving_rl_jax.types import Sample, Task
 
 FIELDS = ("tokens", "positions", "segment_ids", "loss_mask")  # of a batch to clone
-
-
-class Lesson(NamedTuple):
-    """One sequence, and whether it teaches to extract or to solve."""
-
-    sample: Sample
-    extraction: bool
 
 
 class Lessons(NamedTuple):
@@ -41,6 +35,10 @@ def make_lessons(parts) -> Lessons:
       ConfigError: there are none, or none that fits a row.
     """
     w = parts.config.warmstart
+    if w.source != "demonstrations":
+        found = given_lessons(parts.config, parts.prompts, parts.say)
+        taught, others = split_groups(found, lambda x: x.group, w.held_out, parts.config.seed)
+        return Lessons(_fitting(parts, taught), _fitting(parts, others) if others else [])
     tasks = [task for name in w.splits for task in parts.split(name)]
     taught, held_out = split_groups(tasks, lambda t: t.group or t.id, w.held_out, parts.config.seed)
     samples = demonstrations(parts, taught, w.episodes)
@@ -124,9 +122,9 @@ def demonstrations(
     lessons = []
     for demonstration in played:
         episode = [] if extracted else demonstration.episode
-        lessons += [Lesson(sample, False) for sample in episode]
+        lessons += [Lesson(sample, False, demonstration.task.id) for sample in episode]
         if demonstration.extraction is not None:
-            lessons.append(Lesson(demonstration.extraction, True))
+            lessons.append(Lesson(demonstration.extraction, True, demonstration.task.id))
     return lessons
 
 
