@@ -14,6 +14,7 @@ pytest.importorskip("jinja2")
 
 from evolving_rl_jax.envs.alfworld.texts import TEXTS
 from evolving_rl_jax.models.tokenizer import load_tokenizer
+from evolving_rl_jax.rollout.contexts import make_context
 from evolving_rl_jax.rollout.episode import Driver, PlaySettings
 from evolving_rl_jax.rollout.evolve import make_candidate
 from evolving_rl_jax.rollout.prompts import STYLES, ChatPrompts, make_prompts
@@ -156,9 +157,69 @@ def test_an_answer_that_was_cut_off_is_closed_before_the_next_turn(prompts):
 
 def test_styles_have_the_same_interface():
     names = [{n for n in dir(style) if not n.startswith("_")} for style in STYLES.values()]
-    assert names[0] == names[1]
-    with pytest.raises(ValueError, match="rollout.style must be one of compact, chat, got 'x'"):
+    assert names[0] == names[1] == names[2]
+    wanted = "rollout.style must be one of compact, chat, chat_short, got 'x'"
+    with pytest.raises(ValueError, match=wanted):
         make_prompts("x", compact_prompts().tokenizer, TEXTS)
+
+
+ACTIONS = (("look", "go to x", "go to y"), ("look", "go to x", "open y"), ("look",))
+
+
+def shown(style, show_actions, tokenizer):
+    """The user messages of three turns."""
+    prompts = make_prompts(style, tokenizer, TEXTS, show_actions)
+    context, texts = make_context("full", 0, prompts, make_task("t0"), ""), []
+    for text, actions in zip((FIRST, "You arrive.", "You look."), ACTIONS, strict=True):
+        texts.append(
+            tokenizer.decode(context.observe(text, actions)[0]).split("<|im_start|>user")[1]
+        )
+        context.act(*[prompts.action_ids("mug", "look")] * 3)
+    return texts
+
+
+@pytest.mark.parametrize("style", ["chat", "chat_short"])
+def test_admissible_actions_stand_where_they_are_asked_for(prompts, style):
+    tokenizer = prompts["chatml"].tokenizer
+    known = set(sum(ACTIONS, ()))
+    counts = {
+        kind: [sum(a in text for a in known) for text in shown(style, kind, tokenizer)]
+        for kind in ("all", "first", "changed", "none")
+    }
+    # "You look." has an action's word in it.
+    assert counts == {"all": [3, 3, 1], "first": [3, 0, 1], "changed": [3, 2, 3], "none": [0, 0, 1]}
+    new, gone = {
+        "chat": ("Admissible now too:\n- open y", "No longer admissible:\n- go to y"),
+        "chat_short": ("\nNew: open y", "\nGone: go to y"),
+    }[style]
+    assert new in shown(style, "changed", tokenizer)[1]
+    assert gone in shown(style, "changed", tokenizer)[1]
+
+
+def test_rules_name_the_commands_where_their_list_is_not_at_every_turn():
+    long, short = TEXTS.chat, TEXTS.chat_short
+    assert "take X from Y" not in long.system() and long.system() == long.system(show_actions="all")
+    for kind in ("first", "changed", "none"):
+        text = long.system("A skill.", show_actions=kind)
+        assert "take X from Y" in text and "of the latest observation" not in text
+    assert "take X from Y" in short.system()
+
+
+def test_a_short_answer_is_one_line_and_a_short_skill_what_it_says(prompts):
+    style = make_prompts("chat_short", prompts["chatml"].tokenizer, TEXTS)
+    taught = style.action_ids("mug", "go to x")
+    assert style.tokenizer.decode(taught[:-1]) == "go to x" and taught[-1] == style.chat.end_id
+    assert style.parse_action(" Go to x\n") == ("go to x", True)
+    assert style.parse_action("I think\ngo to x") == ("i think", False)
+    assert style.parse_action("") == ("", False)
+    skill, _ = parse_skill(json.dumps(SKILL))
+    assert style.render_skill(skill) == "Where mugs are.\nTry cabinet 3."
+    asked = style.tokenizer.decode(style.extractor_prompt(False, "The end."))
+    assert "not completed." in asked and '"decision_rules"' in asked and "{{" not in asked
+    with pytest.raises(
+        ValueError, match="must be one that the benchmark has texts for, got 'chat_sh"
+    ):
+        make_prompts("chat_short", style.tokenizer, TEXTS._replace(chat_short=None))
 
 
 def test_a_tokenizer_without_a_usable_template_is_refused_at_the_start(tmp_path):

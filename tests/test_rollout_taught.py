@@ -66,12 +66,18 @@ def same(sample, other) -> bool:
 
 
 @pytest.mark.parametrize("context", ["full", "recent"])
-@pytest.mark.parametrize("style", ["compact", "chat"])
-@pytest.mark.parametrize("env", ["alfworld", "mind2web"])
+@pytest.mark.parametrize(
+    ("env", "style"),
+    [
+        *(("alfworld", s) for s in ("compact", "chat", "chat changed", "chat_short changed")),
+        *(("mind2web", s) for s in ("compact", "chat")),
+    ],
+)
 def test_a_demonstration_is_an_episode_that_says_the_same(tasks, tokenizer, env, style, context):
     benchmark, chosen = envs.benchmark(env), tasks[env]
+    style, _, shown = style.partition(" ")
     prompts = make_prompts(
-        style, tokenizer if style == "chat" else ByteTokenizer(), benchmark.texts
+        style, ByteTokenizer() if style == "compact" else tokenizer, benchmark.texts, shown or "all"
     )
     with EnvPool(env, num_workers=0) as pool:
         demonstrator = Demonstrator(pool, prompts, rollout(context), QUALITY, SEED)

@@ -139,7 +139,10 @@ _MODEL = {
 }
 
 _ROLLOUT = {
-    "style": one_of("compact", "chat"),  # policies from scratch | imported language models
+    # policies from scratch, and imported ones with its markers | long | short chats of language models
+    "style": one_of("compact", "chat", "chat_short"),
+    # of a chat: admissible actions at every turn | at the first | what changed since | never
+    "show_actions": one_of("all", "first", "changed", "none"),
     "num_sources": least_1(16),  # G
     "num_retrieved": least_1(4),  # K
     "num_skills": least_1(8),  # N

@@ -63,6 +63,26 @@ def parse_compact(text: str) -> tuple[str, str, bool]:
     return target, action, valid
 
 
+def parse_line(text: str) -> tuple[str, bool]:
+    """Reads an answer that is one action on one line.
+
+    Args:
+      text: model output; blanks and newlines around it are ignored.
+
+    Returns:
+      ``(action, valid)``: the first line in lower case.  Valid needs one line that is not empty and has
+      no Chinese character.
+
+    >>> parse_line(" Open fridge 1\\n")
+    ('open fridge 1', True)
+    >>> parse_line("look\\nopen fridge 1")
+    ('look', False)
+    """
+    lines = text.strip().lower().splitlines()
+    action = lines[0].strip() if lines else ""
+    return action, len(lines) == 1 and not _CHINESE.search(action)
+
+
 def between(text: str, tags: tuple[re.Pattern[str], re.Pattern[str]]) -> str | None:
     """The text between the first opening tag and the next closing one, in linear time."""
     start = tags[0].search(text)

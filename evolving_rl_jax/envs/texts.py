@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from evolving_rl_jax.envs.answers import parse_compact, parse_tagged
+from evolving_rl_jax.envs.answers import parse_compact, parse_line, parse_tagged
 from evolving_rl_jax.types import Task
 
-__all__ = ["ChatTexts", "CompactTexts", "PromptTexts"]
+__all__ = ["ChatTexts", "CompactTexts", "PromptTexts", "ShortChatTexts"]
 
 
 class CompactTexts:
@@ -66,14 +66,20 @@ class ChatTexts:
     request: str
     thought = "The next thing I need is the {target}."
 
-    def system(self, skill_text: str = "", switch: str = "") -> str:
+    def system(self, skill_text: str = "", switch: str = "", show_actions: str = "all") -> str:
         """The system message: the rules, and the skill if there is one.
 
         Args:
           skill_text: empty for none.
           switch: what a chat template needs to be told, after the rules.
+          show_actions: ``config.rollout.show_actions``.
         """
-        return self.rules + switch + (_SKILL + skill_text if skill_text else "")
+        skill = _SKILL + skill_text if skill_text else ""
+        return self.rules_for(show_actions) + switch + skill
+
+    def rules_for(self, show_actions: str) -> str:
+        """The rules where admissible actions are shown so; those of all turns unless overridden."""
+        return self.rules
 
     def opening(self, task: Task, observation: str, actions: Sequence[str] = ()) -> str:
         """The first user message: the task, what is seen, what can be done."""
@@ -84,6 +90,14 @@ class ChatTexts:
         text = f"Observation:\n{observation.strip()}"
         if actions:
             text += "\n\nAdmissible actions:\n" + "\n".join(f"- {a}" for a in actions)
+        return text
+
+    def changed(self, observation: str, new: Sequence[str], gone: Sequence[str]) -> str:
+        """A later user message that says how what can be done has changed."""
+        text = self.following(observation)
+        for title, actions in (("Admissible now too:", new), ("No longer admissible:", gone)):
+            if actions:
+                text += f"\n\n{title}\n" + "\n".join(f"- {a}" for a in actions)
         return text
 
     def ending(self, observation: str) -> str:
@@ -110,11 +124,40 @@ class ChatTexts:
         return parse_tagged(text)
 
 
+class ShortChatTexts(ChatTexts):
+    """Short chats: no headings, no reasoning, and an answer of one line, the action."""
+
+    def opening(self, task: Task, observation: str, actions: Sequence[str] = ()) -> str:
+        """The first user message: the task, what is seen, what can be done."""
+        return f"Task: {task.text.strip()}\n{self.following(observation, actions)}"
+
+    def following(self, observation: str, actions: Sequence[str] = ()) -> str:
+        """A later user message: what the action did, what can be done."""
+        text = " ".join(observation.split())
+        return f"{text}\nActions: {', '.join(actions)}" if actions else text
+
+    def changed(self, observation: str, new: Sequence[str], gone: Sequence[str]) -> str:
+        """A later user message that says how what can be done has changed."""
+        text = self.following(observation)
+        for title, actions in (("New", new), ("Gone", gone)):
+            text += f"\n{title}: {', '.join(actions)}" if actions else ""
+        return text
+
+    def answer(self, target: str, action: str) -> str:
+        """A turn as a teacher writes it: the action."""
+        return action
+
+    def parse(self, text: str) -> tuple[str, bool]:
+        """(action, valid) of a turn."""
+        return parse_line(text)
+
+
 class PromptTexts(NamedTuple):
-    """The texts of a benchmark in both forms."""
+    """The texts of a benchmark in all forms; a short chat that it has not is None."""
 
     compact: CompactTexts
     chat: ChatTexts
+    chat_short: ShortChatTexts | None = None
 
 
 _SKILL = """

@@ -108,7 +108,9 @@ class _Context:
     def _following(self, shown: list[_Seen]) -> list[list[int]]:
         """The ids that each turn but the first adds: what was read, then what was answered."""
         return [
-            self._prompts.next_turn(after.text, after.actions, last_id=(before.ids or [None])[-1])
+            self._prompts.next_turn(
+                after.text, after.actions, before=before.actions, last_id=(before.ids or [None])[-1]
+            )
             + after.ids
             for before, after in itertools.pairwise(shown)
         ]
@@ -163,7 +165,8 @@ class FullContext(_Context):
         if last_id is None:
             ids = self._opening(self._seen[-1])
         else:
-            ids = self._prompts.next_turn(text, actions, last_id=last_id)
+            before = self._seen[-2].actions
+            ids = self._prompts.next_turn(text, actions, before=before, last_id=last_id)
         self._transcript.append_forced(ids)
         return ids, False
 

@@ -65,7 +65,12 @@ class CompactPrompts:
         return [*ids, *self._seen(self.texts.opening(observation)), self.ids[ACT]]
 
     def next_turn(
-        self, observation: str, actions: Sequence[str] = (), *, last_id: int | None = None
+        self,
+        observation: str,
+        actions: Sequence[str] = (),
+        *,
+        before: Sequence[str] = (),
+        last_id: int | None = None,
     ) -> list[int]:
         """Ids appended after an action: what it did, and the marker of the next turn."""
         return [*self._seen(self.texts.following(observation)), self.ids[ACT]]
@@ -107,13 +112,14 @@ class ChatPrompts:
     Args:
       tokenizer: with a chat template.
       texts: of the benchmark.
+      show_actions: at which turns admissible actions are listed, ``config.rollout.show_actions``.
 
     Raises:
       ValueError: the template cannot be used, see `ChatFormat`.
     """
 
-    def __init__(self, tokenizer, texts: ChatTexts):
-        self.tokenizer, self.texts = tokenizer, texts
+    def __init__(self, tokenizer, texts: ChatTexts, show_actions: str = "all"):
+        self.tokenizer, self.texts, self.show_actions = tokenizer, texts, show_actions
         self.chat = ChatFormat(tokenizer)
         self.chat.check()
         self.stop_ids = tuple(dict.fromkeys((self.chat.end_id, *tokenizer.stop_ids)))
@@ -124,14 +130,34 @@ class ChatPrompts:
         self, task: Task, skill_text: str, observation: str, actions: Sequence[str] = ()
     ) -> list[int]:
         """Ids that open an episode: rules, the skill if there is one, the task, what is seen."""
-        system = self.texts.system(skill_text, self._switch)
-        return self.chat.opening(system, self.texts.opening(task, observation, actions))
+        system = self.texts.system(skill_text, self._switch, self.show_actions)
+        shown = () if self.show_actions == "none" else actions
+        return self.chat.opening(system, self.texts.opening(task, observation, shown))
 
     def next_turn(
-        self, observation: str, actions: Sequence[str] = (), *, last_id: int | None = None
+        self,
+        observation: str,
+        actions: Sequence[str] = (),
+        *,
+        before: Sequence[str] = (),
+        last_id: int | None = None,
     ) -> list[int]:
-        """Ids appended after an action: the end of its turn if it has none, what it did."""
-        return self.chat.next_turn(self.texts.following(observation, actions), last_id)
+        """Ids appended after an action: the end of its turn if it has none, what it did.
+
+        Args:
+          observation: what the action did.
+          actions: that are admissible now.
+          before: those of the turn before.
+          last_id: of the sequence so far.
+        """
+        return self.chat.next_turn(self._following(observation, actions, before), last_id)
+
+    def _following(self, observation: str, actions: Sequence[str], before: Sequence[str]) -> str:
+        if self.show_actions == "changed":
+            new = [a for a in actions if a not in before]
+            gone = [a for a in before if a not in actions]
+            return self.texts.changed(observation, new, gone)
+        return self.texts.following(observation, actions if self.show_actions == "all" else ())
 
     def extractor_prompt(
         self, won: bool, observation: str = "", *, last_id: int | None = None
@@ -157,11 +183,37 @@ class ChatPrompts:
         return render_skill(skill, "markdown")
 
 
-STYLES = {"compact": CompactPrompts, "chat": ChatPrompts}
+class ShortChatPrompts(ChatPrompts):
+    """Short chats of the same form: an answer is one line, and a skill is shown by what it says."""
+
+    def render_skill(self, skill: Skill) -> str:
+        """The skill as the solver reads it: what it says, without its title."""
+        return "\n".join([skill.description, *skill.decision_rules]).strip()
 
 
-def make_prompts(style: str, tokenizer, texts: PromptTexts):
-    """The prompts of ``style`` with the texts of a benchmark; ``ValueError`` for an unknown one."""
+STYLES = {"compact": CompactPrompts, "chat": ChatPrompts, "chat_short": ShortChatPrompts}
+
+
+def make_prompts(style: str, tokenizer, texts: PromptTexts, show_actions: str = "all"):
+    """The prompts of ``style`` with the texts of a benchmark.
+
+    Args:
+      style: ``config.rollout.style``.
+      tokenizer: of the policy.
+      texts: of the benchmark.
+      show_actions: ``config.rollout.show_actions``; the compact form never lists actions.
+
+    Raises:
+      ValueError: an unknown style, one that the benchmark has no texts for, or a tokenizer that cannot
+        be used for it.
+    """
     if style not in STYLES:
         raise ValueError(f"rollout.style must be one of {', '.join(STYLES)}, got {style!r}")
-    return STYLES[style](tokenizer, getattr(texts, style))
+    of_style = getattr(texts, style)
+    if of_style is None:
+        raise ValueError(
+            f"rollout.style must be one that the benchmark has texts for, got {style!r}"
+        )
+    if style == "compact":
+        return CompactPrompts(tokenizer, of_style)
+    return STYLES[style](tokenizer, of_style, show_actions)

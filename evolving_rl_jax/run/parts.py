@@ -133,7 +133,8 @@ def make_prompts_of(config, tokenizer) -> Any:
     """
     with user_errors((ValueError,), "config"):
         texts = envs.benchmark(config.env.name).texts
-        return make_prompts(config.rollout.style, tokenizer, texts)
+        style, shown = config.rollout.style, config.rollout.show_actions
+        return make_prompts(style, tokenizer, texts, shown)
 
 
 def panel_tasks(config, tasks: Sequence[Task]) -> list[Task]:

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from evolving_rl_jax.envs.alfworld.households.problem import receptacle_classes
-from evolving_rl_jax.envs.texts import ChatTexts, CompactTexts, PromptTexts
+from evolving_rl_jax.envs.texts import ChatTexts, CompactTexts, PromptTexts, ShortChatTexts
 from evolving_rl_jax.types import Task
 
 __all__ = ["TEXTS"]
@@ -27,6 +27,27 @@ Every answer has two parts:
 
 Keep in mind what you have already seen, look in new places until you have found what the task \
 needs, and do not repeat an action that changed nothing."""
+
+_CHOICE = "one of the admissible actions of the latest observation, copied word for word"
+_COMMANDS = (
+    "go to X, open X, close X, take X from Y, move X to Y, clean X with Y, heat X with Y, cool X with Y, "
+    "use X, examine X, look, inventory"
+)
+# By rollout.show_actions, where not all admissible actions stand at every turn.
+_CHOICES = {
+    "first": "one admissible action: the first observation lists some, and what you find has its own",
+    "changed": "one admissible action, copied word for word; later lists say what has changed",
+    "none": "one command",
+}
+
+_SHORT_RULES = f"""\
+You play a household text game. Answer every observation with one command on one line and nothing \
+else, with names as the game writes them: {_COMMANDS}."""
+
+_SHORT_REQUEST = """\
+The task was {outcome}. Write one skill for similar tasks: what holds beyond this episode, such as \
+where kinds of things are found. Answer with one JSON object: {{"name": a short title, "description": \
+what to know, in one or two sentences, "decision_rules": a list of rules}}."""
 
 _REQUEST = """\
 The episode is over: the task was {outcome}.
@@ -84,5 +105,22 @@ class HouseholdChat(ChatTexts):
         """The first user message: the task, what is seen, what can be done."""
         return super().opening(task, _without_banner(observation), actions)
 
+    def rules_for(self, show_actions: str) -> str:
+        """The rules, which name the commands where their list does not stand at every turn."""
+        if show_actions == "all":
+            return self.rules
+        choice = f"{_CHOICES[show_actions]} (commands: {_COMMANDS})"
+        return self.rules.replace(_CHOICE, choice)
 
-TEXTS = PromptTexts(HouseholdCompact(), HouseholdChat())
+
+class HouseholdShortChat(ShortChatTexts):
+    """Short chats: the commands are named once, in the rules."""
+
+    rules, request = _SHORT_RULES, _SHORT_REQUEST
+
+    def opening(self, task: Task, observation: str, actions: Sequence[str] = ()) -> str:
+        """The first user message: the task, what is seen, what can be done."""
+        return super().opening(task, _without_banner(observation), actions)
+
+
+TEXTS = PromptTexts(HouseholdCompact(), HouseholdChat(), HouseholdShortChat())

@@ -141,7 +141,7 @@ def policy_config(config, policy: str, overrides: dict[str, str]):
     config.model.lora.rank = 0
     config.warmstart.enabled = False
     compact = all(marker in tokenizer.special_ids for marker in COMPACT_MARKERS)
-    if not compact and config.rollout.style != "chat":
+    if not compact and config.rollout.style == "compact":
         config.rollout.style = "chat"
         defaults = default_config()
         for key in _CHAT_KEYS:
