@@ -4,7 +4,11 @@ import gzip
 import json
 import pathlib
 
+from official_games import no_bar
+
+from evolving_rl_jax.envs.alfworld.alfred.convert import convert
 from evolving_rl_jax.envs.alfworld.households import scenes
+from evolving_rl_jax.envs.alfworld.tasks import load_tasks
 
 # (task type, object, where it lies, target, where it is put, scene); receptacles are ids of the layouts.
 TASKS = (
@@ -169,3 +173,20 @@ def write_published(folder: pathlib.Path, split: str, records) -> None:
         data |= {"turk_annotations": {"anns": anns}, "images": [{"image_name": "0.png"}] * 3}
         data["plan"] = data["plan"] | {"low_actions": [{"api_action": {"action": "MoveAhead"}}]}
         path.write_text(json.dumps(data))
+
+
+def records():
+    return [trial(*task, number) for number, task in enumerate(TASKS)]
+
+
+def made(tmp_path, jobs=1, goals="alfworld", **splits):
+    for split, rows in splits.items():
+        write_lines(tmp_path / "alfred", split, rows)
+    out = tmp_path / "out"
+    report = convert([str(tmp_path / "alfred")], out, progress=no_bar, jobs=jobs, goals=goals)
+    return report, load_tasks(out)
+
+
+def only(tasks):
+    (task,) = tasks
+    return task

@@ -1,7 +1,6 @@
 """ALFRED's trajectories as games: where they come from, where things lie, what is left out."""
 
 import json
-import os
 import pathlib
 
 import pytest
@@ -10,9 +9,12 @@ from alfred_records import (
     TASKS,
     goto,
     ids,
+    made,
+    only,
     pick,
     point,
     put,
+    records,
     trial,
     write_lines,
     write_published,
@@ -26,29 +28,10 @@ from evolving_rl_jax.envs.alfworld.alfred.placement import left_one_out
 from evolving_rl_jax.envs.alfworld.alfred.scene import make_scene
 from evolving_rl_jax.envs.alfworld.alfred.survey import Survey
 from evolving_rl_jax.envs.alfworld.alfred.trial import parse_trial
-from evolving_rl_jax.envs.alfworld.check import compare
 from evolving_rl_jax.envs.alfworld.folder import alfworld_task
-from evolving_rl_jax.envs.alfworld.tasks import load_tasks
 from evolving_rl_jax.envs.base import TaskError
 
 pytest.importorskip("alfworld")
-
-
-def records():
-    return [trial(*task, number) for number, task in enumerate(TASKS)]
-
-
-def made(tmp_path, jobs=1, goals="alfworld", **splits):
-    for split, rows in splits.items():
-        write_lines(tmp_path / "alfred", split, rows)
-    out = tmp_path / "out"
-    report = convert([str(tmp_path / "alfred")], out, progress=no_bar, jobs=jobs, goals=goals)
-    return report, load_tasks(out)
-
-
-def only(tasks):
-    (task,) = tasks
-    return task
 
 
 @pytest.fixture(scope="module")
@@ -416,47 +399,3 @@ def test_an_interrupted_conversion_is_simply_run_again(tmp_path):
     (pathlib.Path(tasks[0].path) / "game.tw-pddl").write_text("{")  # killed while it was written
     made(tmp_path, train=records()[:3])
     assert index.read_bytes() == whole
-
-
-# -- the real records: EVOLVING_RL_ALFRED names their folder ----------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def real(tmp_path_factory):
-    source = os.environ.get("EVOLVING_RL_ALFRED")
-    if not source:
-        pytest.skip("EVOLVING_RL_ALFRED must name the folder of ALFRED's records, it is not set")
-    out = tmp_path_factory.mktemp("real") / "out"
-    report = convert([source], out, progress=no_bar)
-    print("\n".join(report.lines()))
-    return report, load_tasks(out)
-
-
-@pytest.mark.slow
-def test_real_records_become_games(real):
-    report, tasks = real
-    assert sum(report.types["valid_seen"].values()) >= 168
-    assert report.num_games + sum(map(len, report.left_out.values())) == sum(
-        report.records.values()
-    )
-    accuracy = {row.rule: row.right / row.total for row in report.accuracy}
-    assert accuracy["nearest_pickup"] > 0.96 and accuracy["both rules"] > 0.95
-    assert len(tasks) == report.num_games
-
-
-@pytest.mark.slow
-def test_real_games_are_won_by_their_walkthroughs_on_the_published_engine(real):
-    engine = envs.make("alfworld", engine="stock")
-    for task in (t for t in real[1] if t.split in ("valid_seen", "heldout_types_seen")):
-        engine.reset(task)
-        assert [engine.step(c).won for c in task.meta["walkthrough"]][-1], task.path
-
-
-@pytest.mark.slow
-def test_our_engine_plays_real_games_as_the_published_one_does(real):
-    seen = [t for t in real[1] if t.split in ("valid_seen", "heldout_types_seen")]
-    native, stock = (envs.make("alfworld", engine=name) for name in ("native", "stock"))
-    steps = [
-        compare(native, stock, t, t.meta["walkthrough"]) for t in seen[:: len(seen) // 60][:60]
-    ]
-    assert len(steps) == 60 and sum(steps) >= 2000
