@@ -82,7 +82,10 @@ def test_the_defaults_are_valid_and_new_every_time():
             {"env__engine": "fast"},
             "config.env.engine must be one of native, stock, got 'fast'",
         ),
-        ({"rollout__style": "x"}, "config.rollout.style must be one of compact, chat, got 'x'"),
+        (
+            {"rollout__style": "x"},
+            "config.rollout.style must be one of compact, chat, chat_short, got 'x'",
+        ),
         ({"eval__conditions": ("own", "best")}, "config.eval.conditions must be a tuple of none, "),
         ({"rollout__top_p": 0.0}, "config.rollout.top_p must be in (0, 1], got 0.0"),
         ({"rollout__temperature": 0.0}, "config.rollout.temperature must be > 0, got 0.0"),

@@ -39,9 +39,6 @@ def twelve(tmp_path_factory):
     return made(tmp_path_factory.mktemp("alfred"), train=records())
 
 
-# -- games -------------------------------------------------------------------------------------------
-
-
 def test_every_task_type_becomes_a_game(twelve):
     report, tasks = twelve
     assert report.num_games == len(tasks) == 12 and not report.left_out

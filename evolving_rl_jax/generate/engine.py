@@ -157,8 +157,7 @@ class Engine:
     def independent(self) -> bool:
         """Whether what a session samples depends on nothing but the session, to the last bit.
 
-        Not on slots, other sessions, their order and what shares a call: every call then has
-        ``fixed_rows`` rows, and the shape that computes a row follows from the row alone; no session
+        Every call then has ``fixed_rows`` rows, of a shape that follows from the row alone; no session
         continues or copies what another one computed, and none loses its slot while it is open.
         """
         return self._runner.programs.fixed
@@ -287,8 +286,7 @@ class Engine:
         if room <= 0:
             nothing = np.zeros(0, np.float32)
             overflow = Generation(session, np.zeros(0, np.int32), nothing, nothing, "overflow")
-            overflow = overflow._replace(version=self.version, floor_logprobs=nothing)
-            self._finished.append(overflow)
+            self._finished.append(overflow._replace(version=self.version, floor_logprobs=nothing))
             return
         session.context, session.request = context, request
         session.turn_reused = session.prefix_reused = session.searched = 0
@@ -398,7 +396,5 @@ def _check_sizes(num_slots: int, max_length: int, decode_window: int) -> None:
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
     if max_length < max(2, decode_window):
-        raise ValueError(
-            "max_length must be at least 2 and at least decode_window = "
-            f"{decode_window}, got {max_length}"
-        )
+        least = f"at least 2 and at least decode_window = {decode_window}"
+        raise ValueError(f"max_length must be {least}, got {max_length}")
