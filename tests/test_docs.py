@@ -122,7 +122,8 @@ def test_metrics_page_names_every_field_of_a_panel_file(tmp_path):
     settings = {"name": "final", "iteration": 1, "temperature": 1.0, "seed": 0, "figures": figures}
     data = {"environment": "", "from": "", "all_games": 1, "all_games_hash": ""}
     path = tmp_path / "final-t1.json"
-    write_result(path, panel, games, conditions=("none", "own"), data=data, **settings)
+    settings |= {"data": data, "batching": {"dtype": "float32", "independent_rows": 0}}
+    write_result(path, panel, games, conditions=("none", "own"), **settings)
     written = _leaves(json.loads(path.read_text()))
     assert _documented("eval/NAME-tTEMPERATURE.json") == written
 

@@ -179,9 +179,7 @@ class Engine:
     def warmup(self) -> None:
         """Compiles all that the engine can ever need; later compilations log a warning.
 
-        Raises:
-          ValueError: the compiler says that it does not fit the device's memory after all.
-        """
+        Raises ValueError where the compiler says that it does not fit the memory after all."""
         before, programs = self.compile_count, self._runner.programs
         self._runner.warmup()
         if programs.compile_count > before and (working := programs.working_bytes()) is not None:
@@ -373,17 +371,16 @@ class Engine:
     def _finish(self, slot: int, stopped: bool) -> None:
         session = self._slots.owner[slot]
         request = session.request
-        tokens, (logprobs, sampling_logprobs, floor_logprobs) = self._slots.end_turn(slot)
+        tokens, (*logprobs, floors) = self._slots.end_turn(slot)
         cut = "length" if request.limit == request.max_new_tokens else "overflow"
         self._finished.append(
             Generation(
                 session,
                 tokens,
-                logprobs,
-                sampling_logprobs,
+                *logprobs,
                 "stop" if stopped else cut,
                 self.version,
-                *(session.turn_reused, session.prefix_reused, floor_logprobs),
+                *(session.turn_reused, session.prefix_reused, floors),
             )
         )
         session.context = np.concatenate([session.context, tokens])
