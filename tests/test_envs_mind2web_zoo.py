@@ -231,6 +231,15 @@ def test_the_text_before_a_shown_control_stays_with_it():
     assert len(buttons) > 10 and sum(i - 1 in shown for i in buttons) >= len(buttons) - 1
 
 
+def test_parts_and_wrappers_of_shown_controls_do_not_crowd_out_other_controls():
+    parts = []
+    for i in range(100):
+        names = [("group", WRAPPER), ("button", 0), ("text", 2)]
+        parts += [Element(f"{role}{i}", role, "Select", rank, context=f"Row {i}") for role, rank in names]  # fmt: skip
+    shown = snapshot(Page(tuple(parts)), "zzz", ("Select",), 900).shown
+    assert sum(i % 3 == 1 for i in shown) / len(shown) > 0.5
+
+
 def test_the_history_ranks_by_labels_and_values_not_by_operations():
     rows = [Element(str(i), "button", "Select", context=f"Lamp {i}") for i in range(100)]
     page = Page((*rows, *(Element(f"l{i}", "link", f"Color {i}") for i in range(100))))

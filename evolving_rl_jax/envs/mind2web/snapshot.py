@@ -7,7 +7,8 @@ the page.  Relevance knows the page, the task and the earlier actions, never the
 
 with TF-IDF over the page's elements (character 3- and 4-grams within words, so that "flights" finds
 "flight"; a cosine below 0.1 counts as 0).  Of earlier actions the labels and values count, not the operations.  Neighbours of one name (a
-control and its text, a text and what wraps it) are taken together, and a control with the text before it.
+control and its text, a text and what wraps it) are taken together among the 16 best, after that the control or
+text first and what has its name at the end; a control comes with the text before it.
 Among equally relevant ones roles take turns, new labels come before repeated ones, and both evenly over the
 page, so that the menus of its header do not crowd out the rest.
 """
@@ -26,6 +27,7 @@ __all__ = ["Snapshot", "count_tokens", "element_line", "ranking", "shown_options
 
 SHOWN_OPTIONS = 12
 HISTORY_WEIGHT, WRAPPER_WEIGHT, LEAST_COSINE, RECENT_ACTIONS = 0.5, 0.1, 0.1, 3
+WHOLE_UNITS = 16  # best units that are taken with all their elements
 _BESIDE = 3  # how many elements before a control its text may be
 _WORD = re.compile(r"\w+")
 _STEM = 5  # letters of a word that are compared
@@ -127,14 +129,20 @@ def ranking(page: Page, task: str, history: Sequence[str]) -> list[int]:
         for unit, r in zip(units, rank, strict=True)
     ]
     turn = _turns([_kind(page.elements, unit) for unit in units])
+    best = sorted(range(len(units)), key=lambda u: (-worth[u], turn[u]))
     order: list[int] = []
+    doubles: list[int] = []  # of units further down, whose names are shown once before any twice
     taken: set[int] = set()
-    for u in sorted(range(len(units)), key=lambda u: (-worth[u], turn[u])):
+    for place, u in enumerate(best):
         for unit in (u, _text_before(u, units, rank)):
-            if unit not in taken:
-                taken.add(unit)
-                order += units[unit]
-    return order
+            if unit in taken:
+                continue
+            taken.add(unit)
+            members = sorted(units[unit], key=lambda i: page.elements[i].rank)
+            whole = len(members) if place < WHOLE_UNITS else 1
+            order += members[:whole]
+            doubles += members[whole:]
+    return order + doubles
 
 
 def _relevance(page: Page, task: str, history: Sequence[str]) -> list[float]:
