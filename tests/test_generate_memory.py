@@ -81,7 +81,9 @@ def test_free_bytes_are_what_the_device_says():
 
 def test_the_configuration_is_checked_before_a_run_starts():
     config = default_config()
-    config.rollout.update(num_slots=100, max_length=1000, memory_limit_gb=0.05)
+    config.rollout.update(
+        num_slots=100, max_length=1000, max_skill_tokens=100, memory_limit_gb=0.05
+    )
     config.train.row_length = 1000
     with pytest.raises(ConfigError, match="100 x 1000 = 0.102 GB"):
         validate(config)
