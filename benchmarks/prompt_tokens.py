@@ -79,7 +79,7 @@ def count(prompts, task, episode) -> dict[str, float]:
     }
     found |= {"turn": float(np.mean(forced[1:]))} if len(forced) > 1 else {}
     if skill:
-        _, request = context.extraction(won, read[-1][0], 0)
+        _, request = context.extraction(won, read[-1][0], 1 << 30)
         found["extraction"] = len(request) + len(prompts.skill_ids(skill))
     return found
 
