@@ -180,6 +180,24 @@ def test_a_cap_that_holds_one_request_at_a_time_is_used_up():
     assert client.usage.cost > 0.7
 
 
+def test_nobody_waits_for_what_rounding_leaves_of_requests_that_have_ended():
+    """0.1 + 0.3 - 0.1 - 0.3 is not 0: whoever took that for a request under way waited for ever."""
+    prices = {"price_in": 0.0, "price_out": 1e6}
+    with serve(echo) as (_, url):
+        client = ChatClient(settings(url, max_cost=0.5, **prices))
+        for worst in (0.1, 0.3):
+            client._reserve(worst)
+        for worst in (0.1, 0.3):
+            client._release(worst)
+        client.usage.cost = 0.45
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            asked = pool.submit(client._reserve, 0.1)
+            try:
+                assert type(asked.exception(timeout=30)) is BudgetSpent
+            finally:
+                client.close()
+
+
 def test_what_is_thrown_away_at_the_end_is_booked():
     asked = threading.Event()
     with serve(echo, lambda n: asked.set() or (200, {}, "stall")) as (_, url):

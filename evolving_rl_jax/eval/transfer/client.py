@@ -120,6 +120,7 @@ class ChatClient:
         self._thread.start()
         self._lock = threading.Condition()
         self._reserved = 0.0  # worst-case cost of requests under way
+        self._under_way = 0  # requests that have set something aside
         self._next_start = 0.0
         self._stopped = threading.Event()
 
@@ -179,9 +180,7 @@ class ChatClient:
             self._count(*tokens)
             return text
         finally:
-            with self._lock:
-                self._reserved -= worst
-                self._lock.notify_all()
+            self._release(worst)
 
     def _post(self, messages, size: int) -> tuple[tuple[int, int, bool], str]:
         s = self.settings
@@ -252,7 +251,7 @@ class ChatClient:
         """Sets the worst case aside; waits for requests under way where only these stand in its way."""
         cap = self.settings.max_cost
         with self._lock:
-            while cap and self._reserved and self.usage.cost + self._reserved + worst > cap:
+            while cap and self._under_way and self.usage.cost + self._reserved + worst > cap:
                 if self._stopped.is_set():
                     raise TimeoutError("the run was stopped")
                 self._lock.wait()
@@ -262,7 +261,16 @@ class ChatClient:
                     f"request may cost {worst:.4g}"
                 )
             self._reserved += worst
+            self._under_way += 1
             self.usage.requests += 1
+
+    def _release(self, worst: float) -> None:
+        """Gives back what `_reserve` set aside."""
+        with self._lock:
+            self._under_way -= 1
+            # Sums of floats in another order leave a rest, which is no request to wait for.
+            self._reserved = self._reserved - worst if self._under_way else 0.0
+            self._lock.notify_all()
 
     # -- waiting ---------------------------------------------------------------------------------
 
