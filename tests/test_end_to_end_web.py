@@ -23,17 +23,17 @@ def get_config():
     spec.loader.exec_module(quickstart)
     config = quickstart.get_config()
     config.data.sites.update(
-        num_train=4, tasks_per_site=4, test_tasks=4, num_test=2, warmstart_sites=8,
-        tasks_per_warmstart_site=4,
+        num_train=4, tasks_per_site=4, test_tasks=4, num_test=2, warmstart_sites=16,
+        tasks_per_warmstart_site=8,
     )
-    config.model.update(hidden_size=32, intermediate_size=64, num_heads=2, num_kv_heads=2)
+    config.model.update(hidden_size=48, intermediate_size=96, num_heads=2, num_kv_heads=2)
     config.rollout.update(
         num_sources=2, num_retrieved=2, num_skills=2, num_slots=16, column_buckets=(192,),
         max_length=192, prefill_buckets=(64,), temperature=0.5,
     )
     config.algorithm.entropy_coef.update(solver=0.01, extractor=0.01)  # a gradient without any win
     config.train.update(num_iterations=3, minibatches=1, micro_batch_rows=4, row_length=192)
-    config.warmstart.update(steps=180, learning_rate=1e-2, episodes=192, batch_rows=8)
+    config.warmstart.update(steps=1000, learning_rate=1e-2, episodes=512, batch_rows=8)
     config.eval.update(temperatures=(0.5,), num_games=3)
     return config
 """
