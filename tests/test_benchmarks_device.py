@@ -6,6 +6,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -56,8 +57,17 @@ def test_a_hanging_step_and_its_children_end_at_the_limit(steps, tmp_path):
     line = one(steps, tmp_path, code, limit=10.0)
     assert line["code"] == "time limit" and not line["ok"]
     child = int((tmp_path / "one.log").read_text().split()[0])
-    status = pathlib.Path(f"/proc/{child}/stat")
-    assert not status.exists() or status.read_text().split()[2] in "ZX"
+    status, end = pathlib.Path(f"/proc/{child}/stat"), time.monotonic() + 60
+
+    def runs():  # killed, but perhaps not yet gone
+        try:
+            return status.read_text().split()[2] not in "ZX"
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+
+    while runs() and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not runs()
 
 
 def test_later_steps_survive_and_missing_pieces_are_said(steps, tmp_path, monkeypatch):

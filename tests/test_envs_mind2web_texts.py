@@ -90,7 +90,9 @@ def test_prompts_of_a_step_do_not_depend_on_how_it_was_reached(tokenizer, tasks)
     assert prompts.solver_prompt(tasks[0], "", OBSERVATION) == prompts.solver_prompt(
         tasks[0], "", OBSERVATION
     )
-    with pytest.raises(ValueError, match="rollout.style must be one of compact, chat, got 'x'"):
+    with pytest.raises(
+        ValueError, match="rollout.style must be one of compact, chat, chat_short, got 'x'"
+    ):
         make_prompts("x", tokenizer, TEXTS)
 
 

@@ -164,7 +164,7 @@ def test_engine_with_merged_weights_agrees_with_the_trainer(start, place, mesh):
         tokens, np.arange(length)[None], np.ones((1, length), np.int32), jnp.asarray(mask)
     )
     policy = lora_lib.attach(state.ref_params, state.params, LORA)
-    trainer, _ = jax.jit(
+    trainer, *_ = jax.jit(
         lambda p: rows_lib.row_logprobs(p, MODEL, rows, chunk=8, remat="none", mesh=mesh)
     )(policy)
     assert len(sampled) == 16
