@@ -15,9 +15,9 @@ pytest.importorskip("ml_collections")
 from evolving_rl_jax import config as config_lib
 from evolving_rl_jax import envs
 from evolving_rl_jax.config import ConfigError, default_config
+from evolving_rl_jax.config.accepted import names_attribute
 from evolving_rl_jax.envs.base import TaskError
 from evolving_rl_jax.envs.conformance import checks
-from evolving_rl_jax.envs.custom import contract
 from evolving_rl_jax.run.skills import audit_rules
 
 PAGE = pathlib.Path(__file__).parents[1] / "docs" / "add-an-environment.md"
@@ -160,7 +160,7 @@ def test_an_environment_that_is_none_is_an_error(project):
 
 
 def test_names_that_are_no_environment():
-    assert contract.is_custom("a.b_c:D") and not contract.is_custom("a-b:c")
+    assert names_attribute("a.b_c:D") and not names_attribute("a-b:c")
     for name in ("alfword", "x:", ":y", "a b:c"):
         with pytest.raises(ValueError, match="must be one of"):
             envs.benchmark(name)

@@ -113,6 +113,22 @@ class SlottedEngine(FakeEngine):
         return session
 
 
+def under_deadline(say, *, slots, windows):
+    """A driver whose clock counts the engine's windows, and a stop after so many of them."""
+    engine = SlottedEngine(PROMPTS.tokenizer, say, slots=slots)
+    settings = dataclasses.replace(SETTINGS, max_steps=50)
+    asked = []
+    driver = Driver(
+        engine, FakePool(), PROMPTS, settings, iteration=0, clock=lambda: float(len(asked))
+    )
+
+    def stop():
+        asked.append(1)
+        return "too late" if len(asked) > windows else ""
+
+    return driver, stop
+
+
 def deadlined(seed, *, slots, windows, win_at, lose_at):
     """G x K tasks in groups of N x R without skills; each episode wins with a chance of one half.
 
@@ -125,17 +141,7 @@ def deadlined(seed, *, slots, windows, win_at, lose_at):
         last = turn + 1 == (win_at if won else lose_at)
         return ("mug> win" if won else "mug> lose") if last else "mug> look"
 
-    engine = SlottedEngine(PROMPTS.tokenizer, say, slots=slots)
-    settings = dataclasses.replace(SETTINGS, max_steps=50)
-    asked = []
-    driver = Driver(
-        engine, FakePool(), PROMPTS, settings, iteration=0, clock=lambda: float(len(asked))
-    )
-
-    def stop():
-        asked.append(1)
-        return "too late" if len(asked) > windows else ""
-
+    driver, stop = under_deadline(say, slots=slots, windows=windows)
     tasks = [make_task(f"t{i}", step_limit=50) for i in range(G * K)]
     evolver = Evolver(driver, None, PROMPTS, rollout_config(), stop)
     return evolver.collect_groups(tasks), wins.reshape(G, K, N, R)
@@ -183,17 +189,7 @@ def test_a_deadline_counts_in_the_success_of_sources_too():
     def say(key, turn):
         return lines[key][min(turn, len(lines[key]) - 1)] if key < G else "{"
 
-    engine = SlottedEngine(PROMPTS.tokenizer, say, slots=3)
-    settings = dataclasses.replace(SETTINGS, max_steps=50)
-    asked = []
-    driver = Driver(
-        engine, FakePool(), PROMPTS, settings, iteration=0, clock=lambda: float(len(asked))
-    )
-
-    def stop():
-        asked.append(1)
-        return "too late" if len(asked) > 6 else ""
-
+    driver, stop = under_deadline(say, slots=3, windows=6)
     found = Evolver(driver, FakeRetriever(pool), PROMPTS, rollout_config(), stop).collect(pool[:G])
     figures = rollout_figures(found)
     assert figures["rollout/sources"] == 3 and figures["rollout/source_failures"] == 0

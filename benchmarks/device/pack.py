@@ -23,9 +23,9 @@ def wanted(
 ) -> dict[str, importlib.metadata.Distribution]:
     """Distributions that ``root`` needs, itself and those of ``there`` left out."""
     found: dict[str, importlib.metadata.Distribution] = {}
-    todo = [(root, extras)]
-    while todo:
-        name, chosen = todo.pop()
+    waiting = [(root, extras)]
+    while waiting:
+        name, chosen = waiting.pop()
         key = canonical(name)
         if key in found or key in there:
             continue
@@ -34,7 +34,7 @@ def wanted(
             need = Requirement(text)
             marker = need.marker
             if marker is None or any(marker.evaluate({"extra": e}) for e in ("", *chosen)):
-                todo.append((need.name, need.extras))
+                waiting.append((need.name, need.extras))
     del found[canonical(root)]
     return found
 

@@ -14,6 +14,7 @@ Example::
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
@@ -118,7 +119,8 @@ def run_step(step: Step, command: tuple[str, ...], limit: float, out: pathlib.Pa
         except subprocess.TimeoutExpired:
             code = "time limit"
         finally:
-            with _quiet():
+            # The group is gone already where the step ended by itself.
+            with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
     text = (out / f"{step.name}.log").read_text(encoding="utf-8", errors="replace")
@@ -130,14 +132,6 @@ def run_step(step: Step, command: tuple[str, ...], limit: float, out: pathlib.Pa
     if code != 0 or result is None:
         line["tail"] = text[-_TAIL:]
     return line
-
-
-class _quiet:  # the group is gone already where the step ended by itself
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, trace):
-        return kind in (ProcessLookupError, PermissionError)
 
 
 def last_json(text: str) -> dict | None:

@@ -6,6 +6,7 @@ import json
 import pathlib
 import sys
 
+from evolving_rl_jax.cli.options import at_least
 from evolving_rl_jax.config import ConfigError
 
 
@@ -43,8 +44,7 @@ def run(args, overrides: dict[str, str]) -> int:
     except ValueError as e:
         raise ConfigError(f"--options must be a JSON object: {e}") from None
     for name in ("tasks", "steps"):
-        if getattr(args, name) < 1:
-            raise ConfigError(f"--{name} must be >= 1, got {getattr(args, name)}")
+        at_least(getattr(args, name), 1, f"--{name}")
     try:
         benchmark = envs.benchmark(args.env)
         envs.validate(args.env, **options)

@@ -6,7 +6,7 @@ import os
 import pathlib
 import sys
 
-from evolving_rl_jax.cli.options import at_least
+from evolving_rl_jax.cli.options import at_least, writable
 from evolving_rl_jax.config import ConfigError
 
 
@@ -110,46 +110,42 @@ def _alfworld(args) -> int:
     from evolving_rl_jax.envs.alfworld import official as alfworld
     from evolving_rl_jax.envs.alfworld.archives import ArchiveError, DownloadError
     from evolving_rl_jax.envs.base import TaskError
-    from evolving_rl_jax.run.console import progress
+    from evolving_rl_jax.run.console import progress, user_errors
 
     options = {"progress": progress, "allow_counts": args.allow_counts}
-    try:
-        report = alfworld.prepare(args.source, pathlib.Path(args.out), **options)
-    except alfworld.CountsError as e:
-        print("\n".join(e.report.lines()))
-        print(
-            "evolving-rl: no index written; --allow-counts writes it all the same", file=sys.stderr
-        )
-        return 1
-    except DownloadError as e:
-        raise ConfigError(
-            f"{e}; without a network, fetch the zip files elsewhere and give --source=ZIP for each"
-        ) from e
-    except (TaskError, ArchiveError, FileExistsError) as e:
-        raise ConfigError(str(e)) from e
-    except OSError as e:
-        raise ConfigError(f"--out must be a folder that can be written, got {e}") from e
-    print("\n".join(report.lines()))
-    print(f"{report.num_games} games indexed in {args.out}")
-    return 0
+    with writable("--out"), user_errors((TaskError, ArchiveError, FileExistsError)):
+        try:
+            report = alfworld.prepare(args.source, pathlib.Path(args.out), **options)
+        except alfworld.CountsError as e:
+            print("\n".join(e.report.lines()))
+            print(
+                "evolving-rl: no index written; --allow-counts writes it all the same",
+                file=sys.stderr,
+            )
+            return 1
+        except DownloadError as e:
+            raise ConfigError(
+                f"{e}; without a network, fetch the zip files elsewhere and give --source=ZIP for each"
+            ) from e
+    return _indexed(report, report.num_games, args)
 
 
 def _alfred(args) -> int:
     from evolving_rl_jax.envs.alfworld.alfred.convert import convert
     from evolving_rl_jax.envs.base import TaskError
-    from evolving_rl_jax.run.console import progress
+    from evolving_rl_jax.run.console import progress, user_errors
 
-    if args.jobs is not None and args.jobs < 1:
-        raise ConfigError(f"--jobs must be at least 1, got {args.jobs}")
+    if args.jobs is not None:
+        at_least(args.jobs, 1, "--jobs")
     options = {"progress": progress, "goals": args.goals, "jobs": args.jobs}
-    try:
+    with writable("--out"), user_errors((TaskError, FileExistsError)):
         report = convert(args.source, pathlib.Path(args.out), **options)
-    except (TaskError, FileExistsError) as e:
-        raise ConfigError(str(e)) from e
-    except OSError as e:
-        raise ConfigError(f"--out must be a folder that can be written, got {e}") from e
+    return _indexed(report, report.num_games, args)
+
+
+def _indexed(report, num_games: int, args) -> int:
     print("\n".join(report.lines()))
-    print(f"{report.num_games} games indexed in {args.out}")
+    print(f"{num_games} games indexed in {args.out}")
     return 0
 
 
@@ -206,9 +202,7 @@ def _objects(args) -> int:
         report = prepare_objects(
             pathlib.Path(args.source[0]), pathlib.Path(args.out), seed=args.seed, progress=bar
         )
-    print("\n".join(report.lines()))
-    print(f"{sum(report.splits.values())} games indexed in {args.out}")
-    return 0
+    return _indexed(report, sum(report.splits.values()), args)
 
 
 DATA_SETS = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 
+from evolving_rl_jax.cli.options import writable
 from evolving_rl_jax.config import ConfigError
 
 
@@ -54,16 +55,14 @@ def run(args, _overrides) -> None:
     out = pathlib.Path(args.out)
     options = {"rooms": args.rooms, "slack": args.slack}
     check_unused(out)
-    try:
-        with progress("generating games", args.num) as bar:
+    with writable("--out"), progress("generating games", args.num) as bar:
+        try:
             if args.split == "all":
                 spec = spread_spec(args.num, **options)
                 generate_games(out, seed=args.seed, spec=spec, progress=bar)
             else:
                 where = {"seed": args.seed, "split": args.split}
                 generate_even(out, num=args.num, **where, **options, progress=bar)
-    except ValueError as e:
-        raise ConfigError(f"--{e}") from e
-    except OSError as e:
-        raise ConfigError(f"--out must be a folder that can be written, got {e}") from e
+        except ValueError as e:
+            raise ConfigError(f"--{e}") from e
     print(f"{args.num} games in {out}")

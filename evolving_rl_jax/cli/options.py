@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import os
+from collections.abc import Iterator
 
 from evolving_rl_jax.config import ConfigError, flat
 
@@ -24,6 +26,15 @@ def at_least(value: float, least: float, flag: str) -> None:
     """Raises ConfigError where a number is smaller, or no number at all."""
     if not least <= value < math.inf:
         raise ConfigError(f"{flag} must be >= {least}, got {value}")
+
+
+@contextlib.contextmanager
+def writable(flag: str) -> Iterator[None]:
+    """Says that an output cannot be written in place of what the system says of it."""
+    try:
+        yield
+    except OSError as e:
+        raise ConfigError(f"{flag} must be a folder that can be written, got {e}") from e
 
 
 def names(text: str) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pathlib
 
-from evolving_rl_jax.config import ConfigError
+from evolving_rl_jax.cli.options import at_least
 
 
 def add(commands) -> None:
@@ -35,8 +35,7 @@ def run(args, _overrides) -> None:
     from evolving_rl_jax.envs.alfworld.objects.table import players_table, table_lines
     from evolving_rl_jax.run.console import progress
 
-    if args.seeds < 1:
-        raise ConfigError(f"--seeds must be >= 1, got {args.seeds}")
+    at_least(args.seeds, 1, "--seeds")
     with progress("playing games") as bar:
         rows = players_table(pathlib.Path(args.games), args.split, seeds=args.seeds, progress=bar)
     print("\n".join(table_lines(rows)))

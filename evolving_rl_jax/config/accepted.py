@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -72,6 +73,14 @@ def names(*default: str, of: tuple[str, ...] = ()) -> Key:
 def sizes(*default: int, words: str = "empty or a tuple of sizes >= 1") -> Key:
     """A tuple of sizes, which may be empty where its default is."""
     return Key(default, Accepted(words, lambda x: min(x, default=1) >= 1 and (x or not default)))
+
+
+_OWN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+
+
+def names_attribute(text: str) -> bool:
+    """Whether a text has the form ``package.module:attribute``."""
+    return _OWN.fullmatch(text) is not None
 
 
 def is_json_object(text: str) -> bool:

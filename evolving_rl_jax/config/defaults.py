@@ -5,7 +5,6 @@ A file in ``configs/`` overrides keys of :func:`default_config`.
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -19,6 +18,7 @@ from evolving_rl_jax.config.accepted import (
     least_0,
     least_1,
     names,
+    names_attribute,
     one_of,
     share,
     sizes,
@@ -55,7 +55,7 @@ def accepted(node: Any = None, prefix: str = "") -> dict[str, Accepted]:
 ENVIRONMENTS = ("alfworld", "mind2web", "scienceworld")
 ENVIRONMENT = Accepted(
     f"{', '.join(ENVIRONMENTS)}, or package.module:attribute (docs/add-an-environment.md)",
-    lambda x: x in ENVIRONMENTS or re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", x),
+    lambda x: x in ENVIRONMENTS or names_attribute(x),
 )
 JSON_OBJECT = Accepted("empty or a JSON object", lambda x: not x or is_json_object(x))
 

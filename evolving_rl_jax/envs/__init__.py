@@ -14,9 +14,10 @@ import importlib
 from collections.abc import Sequence
 from typing import Any
 
+from evolving_rl_jax.config.accepted import names_attribute
 from evolving_rl_jax.envs.base import EngineMismatch, EnvError, Environment, Progress
 from evolving_rl_jax.envs.benchmark import Benchmark
-from evolving_rl_jax.envs.custom import is_custom, load
+from evolving_rl_jax.envs.custom import load
 from evolving_rl_jax.types import Task
 
 __all__ = [
@@ -51,7 +52,7 @@ def benchmark(name: str) -> Benchmark:
     if name in _BENCHMARKS:
         module, attribute = _BENCHMARKS[name].split(":")
         return getattr(importlib.import_module(module), attribute)
-    if is_custom(name):
+    if names_attribute(name):
         return load(name)
     raise ValueError(
         f"environment must be one of {sorted(_BENCHMARKS)} or package.module:attribute, got {name!r}"

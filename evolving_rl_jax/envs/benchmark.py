@@ -11,11 +11,11 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from evolving_rl_jax.envs.base import Environment, Progress
+from evolving_rl_jax.envs.base import Environment, Progress, TaskError
 from evolving_rl_jax.envs.texts import PromptTexts
 from evolving_rl_jax.types import Episode, Task
 
-__all__ = ["Benchmark", "Teacher"]
+__all__ = ["Benchmark", "Teacher", "WithoutFacts"]
 
 
 class Teacher(Protocol):
@@ -192,6 +192,22 @@ class Benchmark(abc.ABC):
           played: the tasks that were played with it.
         """
         return {}
+
+
+class WithoutFacts(Benchmark):
+    """A benchmark whose tasks do not say what decides them: no oracle skills, nothing to be stated."""
+
+    def states_facts(self, task: Task) -> bool:
+        return False
+
+    def given_skill(self, task: Task, i: int, *, misleading: bool) -> str:
+        raise TaskError(f"tasks of {self.name} state no facts to make a skill of")
+
+    def share_seen(self, episode: Episode) -> None:
+        return None
+
+    def share_stated(self, episode: Episode, skill_text: str) -> float:
+        return 0.0
 
 
 def checked_options(accepted: type, name: str, options: dict[str, Any]) -> Any:

@@ -6,11 +6,11 @@ what it finds.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ import numpy as np
 
 from evolving_rl_jax import envs
 from evolving_rl_jax.envs.base import EnvError, one_line
+from evolving_rl_jax.envs.pool.play import play_all
 from evolving_rl_jax.envs.pool.pool import EnvPool
 from evolving_rl_jax.types import OK, SCORED, Observation, StepResult, Task
 
@@ -222,8 +223,6 @@ def _closing(subject: _Subject) -> str:
 
 
 def _no_jax(subject: _Subject) -> str:
-    import json
-
     command = [sys.executable, "-c", _NO_JAX, subject.name, json.dumps(subject.options)]
     paths = os.pathsep.join(p for p in sys.path if p)
     done = subprocess.run(
@@ -251,24 +250,18 @@ def _through_pool(pool: EnvPool, subject: _Subject, harm: Callable[[int], None] 
     players = {i: _player(subject, t) for i, t in enumerate(subject.tasks)}
     left = {i: min(subject.steps, t.step_limit) for i, t in enumerate(subject.tasks)}
     replies: dict[int, list[Reply]] = {i: [] for i in players}
-    for i, task in enumerate(subject.tasks):
-        pool.reset(i, task)
-    end, count = time.monotonic() + _POLL_S, 0
-    while left and time.monotonic() < end:
-        pool.flush()
-        for i, reply in pool.poll(1.0):
-            replies[i].append(reply)
-            count += 1
-            over = reply.status not in SCORED or getattr(reply, "done", False) or not left[i]
-            if over:
-                pool.close(i)
-                del left[i]
-            else:
-                left[i] -= 1
-                pool.step(i, players[i](reply))
-            if harm:
-                harm(count)
-    _require(not left, f"{len(left)} episodes did not end in {_POLL_S:.0f} s")
+
+    def turn(i, reply):
+        replies[i].append(reply)
+        if harm:
+            harm(sum(map(len, replies.values())))
+        if reply.status not in SCORED or getattr(reply, "done", False) or not left[i]:
+            return None
+        left[i] -= 1
+        return players[i](reply)
+
+    unfinished = play_all(pool, subject.tasks, turn, seconds=_POLL_S)
+    _require(not unfinished, f"{len(unfinished)} episodes did not end in {_POLL_S:.0f} s")
     return replies
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from evolving_rl_jax.envs.base import TaskError
+from evolving_rl_jax.envs.pool.play import play_all
 from evolving_rl_jax.types import OK, Task
 
 __all__ = ["collect_texts"]
@@ -45,25 +46,22 @@ def collect_texts(
     left = {i: task.step_limit for i, task in enumerate(chosen)}
     read: dict[int, list[str]] = {i: [] for i in players}
     failures: dict[int, str] = {}
-    for i, task in enumerate(chosen):
-        pool.reset(i, task)
-    while left:
-        pool.flush()
-        for i, reply in pool.poll(None):
-            read[i] += [reply.text] if reply.status == OK else []
-            texts += reply.actions if reply.status == OK else ()
-            if reply.status != OK:
-                failures[i] = reply.text
-            if reply.status != OK or not left[i] or getattr(reply, "done", False):
-                pool.close(i)
-                del left[i]
-                if reply.status == OK and teacher:
-                    texts.append(players[i].skill(read[i], bool(getattr(reply, "won", False))))
-                continue
-            left[i] -= 1
-            action = players[i].act(reply.text, reply.actions)
-            texts.append(action)
-            pool.step(i, action)
+
+    def turn(i, reply):
+        if reply.status != OK:
+            failures[i] = reply.text
+            return None
+        read[i].append(reply.text)
+        texts.extend(reply.actions)
+        if not left[i] or getattr(reply, "done", False):
+            if teacher:
+                texts.append(players[i].skill(read[i], bool(getattr(reply, "won", False))))
+            return None
+        left[i] -= 1
+        texts.append(players[i].act(reply.text, reply.actions))
+        return texts[-1]
+
+    play_all(pool, chosen, turn)
     if len(failures) == len(chosen):
         first = min(failures)
         raise TaskError(f"no task can be played; the first, {chosen[first].id}: {failures[first]}")

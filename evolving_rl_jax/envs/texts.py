@@ -12,7 +12,7 @@ from typing import NamedTuple
 from evolving_rl_jax.envs.answers import parse_compact, parse_line, parse_tagged
 from evolving_rl_jax.types import Task
 
-__all__ = ["ChatTexts", "CompactTexts", "PromptTexts", "ShortChatTexts"]
+__all__ = ["SKILL_FORM", "ChatTexts", "CompactTexts", "PromptTexts", "ShortChatTexts"]
 
 
 class CompactTexts:
@@ -159,6 +159,18 @@ class PromptTexts(NamedTuple):
     chat: ChatTexts
     chat_short: ShortChatTexts | None = None
 
+
+# Ends a request for a skill.
+SKILL_FORM = """\
+Answer in English with one JSON object and nothing else. Its fields:
+- "name": a short title
+- "description": what the skill does and when it helps, in one or two sentences
+- "when_to_use": a list of situations
+- "workflow": a list of steps in order, each an object with "goal", "action", \
+"tools_or_strategy" and "completion_condition"
+- "decision_rules": a list of rules for choosing between actions
+- "error_handling": a list of objects with "error", "cause" and "response".
+"""
 
 _SKILL = """
 

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from evolving_rl_jax import losses
-from evolving_rl_jax.types import ROLE_NONE, TokenBatch
-from evolving_rl_jax.update.rows import Rows
+from evolving_rl_jax.types import TokenBatch
+from evolving_rl_jax.update.rows import Rows, in_use
 
 
 def importance(
@@ -41,9 +41,7 @@ def centre_of(batch: TokenBatch) -> jax.Array:
 
     `sums` are taken about it: float32 squares of numbers far from 0 lose their spread.
     """
-    ids = batch.sequence_ids
-    in_use = (ids >= 0) & (batch.role[jnp.maximum(ids, 0)] != ROLE_NONE)
-    sampled = in_use & (batch.loss_mask > 0)
+    sampled = in_use(batch) & (batch.loss_mask > 0)
     total = jnp.sum(jnp.where(sampled, batch.rollout_logprobs, 0.0))
     return total / jnp.maximum(jnp.sum(sampled), 1)
 

@@ -37,11 +37,6 @@ def policy_logprobs(params, model_cfg, config, rows, mesh, attention, *, at_temp
     )
 
 
-def gather(values: jax.Array, index: jax.Array) -> jax.Array:
-    """``values`` flattened, at ``index``; what lies outside takes the nearest."""
-    return values.reshape(-1)[jnp.clip(index, 0, values.size - 1)]
-
-
 def make_loss(config, model_cfg, lora, ref_params, batch, advantages, mesh, attention):
     """The loss of one micro-batch as a function of (params, rows) -> (sum over sequences, MicroResult).
 
@@ -99,7 +94,7 @@ def make_loss(config, model_cfg, lora, ref_params, batch, advantages, mesh, atte
         )
         sums = {n: parts[n] for n in _PER_SEQUENCE}
         kl = losses.kl_estimate(logprobs, ref_logprobs, kind=algorithm.kl_kind)
-        is_extractor = gather(extractor, rows.sequence_ids)
+        is_extractor = rows_lib.gather(extractor, rows.sequence_ids)
         sums |= agreement.sums(algorithm, rows, sampled, weights, centre)
         return loss, _token_sums(rows, sampled, entropy, kl, is_extractor, sums)
 

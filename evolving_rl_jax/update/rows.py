@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
 from evolving_rl_jax import losses, models, parallel
+from evolving_rl_jax.types import ROLE_NONE, TokenBatch
 
 
 class Rows(NamedTuple):
@@ -30,6 +31,17 @@ class Rows(NamedTuple):
     rollout_logprobs: Any  # as the engine recorded them
     old_logprobs: Any = None  # as in TokenBatch
     floor_logprobs: Any = None  # likewise
+
+
+def gather(values: jax.Array, index: jax.Array) -> jax.Array:
+    """``values`` flattened, at ``index``; what lies outside takes the nearest."""
+    return values.reshape(-1)[jnp.clip(index, 0, values.size - 1)]
+
+
+def in_use(batch: TokenBatch) -> jax.Array:
+    """Which tokens belong to a sequence that is in use, bool [B, T]."""
+    ids = batch.sequence_ids
+    return (ids >= 0) & (gather(batch.role, ids) != ROLE_NONE)
 
 
 def make_rows(

@@ -41,7 +41,7 @@ from evolving_rl_jax.update.advantages import (
     of_sequences,
     unweighted_advantages,
 )
-from evolving_rl_jax.update.loss import gather, make_loss, policy_logprobs, step_metrics
+from evolving_rl_jax.update.loss import make_loss, policy_logprobs, step_metrics
 
 # The metrics of an update, all float32 scalars.  Nats where a unit is needed.
 STEP_METRICS: dict[str, str] = {
@@ -360,10 +360,8 @@ def _micro_batches(batch: TokenBatch, config, mesh: Mesh):
 
 def _rows(batch: TokenBatch) -> rows_lib.Rows:
     """The rows of the batch; tokens of unused sequences are not trained on."""
-    ids = batch.sequence_ids
-    in_use = (ids >= 0) & (gather(batch.role, ids) != ROLE_NONE)
-    mask = jnp.where(in_use, batch.loss_mask, 0.0)
+    mask = jnp.where(rows_lib.in_use(batch), batch.loss_mask, 0.0)
     return rows_lib.make_rows(
-        batch.tokens, batch.positions, batch.segment_ids, mask, ids, batch.rollout_logprobs,
-        batch.old_logprobs, batch.floor_logprobs,
+        batch.tokens, batch.positions, batch.segment_ids, mask, batch.sequence_ids,
+        batch.rollout_logprobs, batch.old_logprobs, batch.floor_logprobs,
     )  # fmt: skip

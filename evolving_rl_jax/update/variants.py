@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from evolving_rl_jax import losses
 from evolving_rl_jax.types import ROLE_EXTRACTOR, ROLE_NONE, TokenBatch
-from evolving_rl_jax.update.rows import Rows
+from evolving_rl_jax.update.rows import Rows, gather, in_use
 
 
 class Variant:
@@ -27,7 +27,8 @@ class Variant:
     def __init__(self, algorithm: Any, batch: TokenBatch, advantages: jax.Array):
         self._algorithm = algorithm
         self._advantages = advantages
-        self._trained = _trained(batch)
+        # The first token of a sequence has nothing that predicts it.
+        self._trained = in_use(batch) & (batch.loss_mask > 0) & (batch.positions > 0)
         self._same = {"ratio": algorithm.ratio, "dual_clip": algorithm.dual_clip or None}
         for bound in ("low", "high"):
             solver, extractor = algorithm[f"clip_{bound}"], algorithm.extractor_clip[bound]
@@ -52,7 +53,10 @@ class Variant:
         if self._limits is None:
             return options
         outliers = losses.covariance_outliers(
-            rows.rollout_logprobs, self._of_tokens(rows.sequence_ids), rows.mask, self._limits
+            rows.rollout_logprobs,
+            gather(self._advantages, rows.sequence_ids),
+            rows.mask,
+            self._limits,
         )
         if self._algorithm.covariance.kind == "kl":
             return options | {"log_ratio_coef": outliers * self._algorithm.covariance.coef}
@@ -66,18 +70,8 @@ class Variant:
         bounds = {"low": wanted.low, "high": wanted.high} if wanted.kind == "clip" else {}
         return losses.covariance_limits(
             batch.rollout_logprobs,
-            self._of_tokens(batch.sequence_ids),
+            gather(self._advantages, batch.sequence_ids),
             self._trained,
             share=wanted.share,
             **bounds,
         )
-
-    def _of_tokens(self, sequence_ids):
-        return self._advantages[jnp.maximum(sequence_ids, 0)]
-
-
-def _trained(batch):
-    """Tokens [B, T] that the loss reads; the first of a sequence has nothing that predicts it."""
-    ids = batch.sequence_ids
-    in_use = (ids >= 0) & (batch.role[jnp.maximum(ids, 0)] != ROLE_NONE)
-    return in_use & (batch.loss_mask > 0) & (batch.positions > 0)

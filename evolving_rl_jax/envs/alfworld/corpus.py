@@ -14,6 +14,7 @@ from evolving_rl_jax.envs.alfworld.names import task_sentence
 from evolving_rl_jax.envs.alfworld.objects import claims
 from evolving_rl_jax.envs.alfworld.objects.truth import kind_of
 from evolving_rl_jax.envs.alfworld.texts import TEXTS
+from evolving_rl_jax.envs.pool.play import play_all
 from evolving_rl_jax.types import OK, Task
 
 
@@ -78,24 +79,20 @@ def _played_texts(pool, tasks: list[Task]) -> list[str]:
     """What games say and accept.  One that fails says nothing: its text is an error message."""
     texts: list[str] = []
     failures: dict[int, str] = {}
-    running = {i: _Play(task, i) for i, task in enumerate(tasks)}
-    for i, task in enumerate(tasks):
-        pool.reset(i, task)
-    while running:
-        pool.flush()
-        for i, reply in pool.poll(None):
-            play = running[i]
-            if reply.status == OK:
-                texts += play.said(reply.text, reply.actions)
-            else:
-                failures[i] = reply.text
-            if reply.status != OK or not play.left or getattr(reply, "done", False):
-                pool.close(i)
-                del running[i]
-            else:
-                action, turn = play.act(reply.text, reply.actions)
-                texts += turn
-                pool.step(i, action)
+    plays = [_Play(task, i) for i, task in enumerate(tasks)]
+
+    def turn(i, reply):
+        if reply.status != OK:
+            failures[i] = reply.text
+            return None
+        texts.extend(plays[i].said(reply.text, reply.actions))
+        if not plays[i].left or getattr(reply, "done", False):
+            return None
+        action, taught = plays[i].act(reply.text, reply.actions)
+        texts.extend(taught)
+        return action
+
+    play_all(pool, tasks, turn)
     if tasks and not texts:
         first = failures[min(failures)]
         raise ConfigError(

@@ -8,7 +8,13 @@ from collections import Counter
 from collections.abc import Sequence
 
 from evolving_rl_jax.envs.alfworld.households.problem import receptacle_classes
-from evolving_rl_jax.envs.texts import ChatTexts, CompactTexts, PromptTexts, ShortChatTexts
+from evolving_rl_jax.envs.texts import (
+    SKILL_FORM,
+    ChatTexts,
+    CompactTexts,
+    PromptTexts,
+    ShortChatTexts,
+)
 from evolving_rl_jax.types import Task
 
 __all__ = ["TEXTS"]
@@ -56,15 +62,8 @@ Write one skill that will help with similar tasks in the future. State what this
 that holds beyond it: where kinds of things are found, which steps worked in which order, what \
 failed and why.
 
-Answer in English with one JSON object and nothing else. Its fields:
-- "name": a short title
-- "description": what the skill does and when it helps, in one or two sentences
-- "when_to_use": a list of situations
-- "workflow": a list of steps in order, each an object with "goal", "action", \
-"tools_or_strategy" and "completion_condition"
-- "decision_rules": a list of rules for choosing between actions
-- "error_handling": a list of objects with "error", "cause" and "response".
 """
+_REQUEST += SKILL_FORM
 
 
 def _without_banner(observation: str) -> str:

@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from evolving_rl_jax.envs.base import Environment, TaskError
-from evolving_rl_jax.envs.benchmark import Benchmark, Teacher
+from evolving_rl_jax.envs.benchmark import Teacher, WithoutFacts
 from evolving_rl_jax.envs.corpus import collect_texts
 from evolving_rl_jax.envs.custom.contract import UserEnvironment, checked_tasks, find
-from evolving_rl_jax.envs.texts import ChatTexts, CompactTexts, PromptTexts
-from evolving_rl_jax.types import Episode, Task
+from evolving_rl_jax.envs.texts import SKILL_FORM, ChatTexts, CompactTexts, PromptTexts
+from evolving_rl_jax.types import Task
 
 __all__ = ["UserBenchmark", "load"]
 
@@ -31,15 +31,8 @@ The episode is over: the task was {outcome}.
 Write one skill that will help with similar tasks in the future. State what this episode taught \
 that holds beyond it: which steps worked in which order, what failed and why.
 
-Answer in English with one JSON object and nothing else. Its fields:
-- "name": a short title
-- "description": what the skill does and when it helps, in one or two sentences
-- "when_to_use": a list of situations
-- "workflow": a list of steps in order, each an object with "goal", "action", \
-"tools_or_strategy" and "completion_condition"
-- "decision_rules": a list of rules for choosing between actions
-- "error_handling": a list of objects with "error", "cause" and "response".
 """
+_REQUEST += SKILL_FORM
 
 
 class _Chat(ChatTexts):
@@ -49,7 +42,7 @@ class _Chat(ChatTexts):
         self.rules = rules
 
 
-class UserBenchmark(Benchmark):
+class UserBenchmark(WithoutFacts):
     """One environment of somebody's own.
 
     Args:
@@ -111,18 +104,6 @@ class UserBenchmark(Benchmark):
 
     def teacher(self, task: Task, rng, quality=None) -> Teacher:
         return _UserTeacher(self.found.teacher(task, rng), self.name)
-
-    def states_facts(self, task: Task) -> bool:
-        return False
-
-    def given_skill(self, task: Task, i: int, *, misleading: bool) -> str:
-        raise TaskError(f"tasks of {self.name} state no facts to make a skill of")
-
-    def share_seen(self, episode: Episode) -> None:
-        return None
-
-    def share_stated(self, episode: Episode, skill_text: str) -> float:
-        return 0.0
 
 
 class _UserTeacher:

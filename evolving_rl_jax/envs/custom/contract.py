@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import importlib
 import os
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
@@ -14,9 +13,8 @@ from typing import Any, Protocol
 from evolving_rl_jax.envs.base import Environment, TaskError
 from evolving_rl_jax.types import Task
 
-__all__ = ["UserEnvironment", "checked_tasks", "find", "is_custom", "problems"]
+__all__ = ["UserEnvironment", "checked_tasks", "find", "problems"]
 
-_SPEC = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 _OPTIONAL = ("teacher", "audit_rules", "prompt_texts")
 
 
@@ -57,11 +55,6 @@ class UserEnvironment(Protocol):
 
     def prompt_texts(self) -> Any:
         """A `envs.texts.PromptTexts`, a `ChatTexts`, or a text: the rules that an agent is told."""
-
-
-def is_custom(name: str) -> bool:
-    """Whether a name has the form ``package.module:attribute``."""
-    return _SPEC.fullmatch(name) is not None
 
 
 def find(spec: str) -> UserEnvironment:

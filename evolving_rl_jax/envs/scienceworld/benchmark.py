@@ -8,19 +8,19 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from evolving_rl_jax.envs.base import EnvError, Environment
-from evolving_rl_jax.envs.benchmark import Benchmark, Teacher, checked_options
+from evolving_rl_jax.envs.benchmark import Teacher, WithoutFacts, checked_options
 from evolving_rl_jax.envs.corpus import collect_texts
 from evolving_rl_jax.envs.scienceworld import index
 from evolving_rl_jax.envs.scienceworld.env import Options, ScienceWorld
 from evolving_rl_jax.envs.scienceworld.game import Simulator
 from evolving_rl_jax.envs.scienceworld.teacher import GoldTeacher
 from evolving_rl_jax.envs.scienceworld.texts import TEXTS
-from evolving_rl_jax.types import Episode, Task
+from evolving_rl_jax.types import Task
 
 __all__ = ["BENCHMARK"]
 
 
-class Science(Benchmark):
+class Science(WithoutFacts):
     """Elementary science tasks; a task's group is its kind."""
 
     name, texts, splits = "scienceworld", TEXTS, index.SPLITS
@@ -67,18 +67,6 @@ class Science(Benchmark):
 
     def teacher(self, task: Task, rng, quality) -> Teacher:
         return GoldTeacher(task, rng, quality.action_noise)
-
-    def states_facts(self, task: Task) -> bool:
-        return False
-
-    def given_skill(self, task: Task, i: int, *, misleading: bool) -> str:
-        raise EnvError("tasks of scienceworld state no facts to make a skill of")
-
-    def share_seen(self, episode: Episode) -> None:
-        return None
-
-    def share_stated(self, episode: Episode, skill_text: str) -> float:
-        return 0.0
 
 
 @contextlib.contextmanager

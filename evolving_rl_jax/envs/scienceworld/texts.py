@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from evolving_rl_jax.envs.texts import ChatTexts, CompactTexts, PromptTexts
+from evolving_rl_jax.envs.texts import SKILL_FORM, ChatTexts, CompactTexts, PromptTexts
 
 __all__ = ["TEXTS"]
 
@@ -29,15 +29,8 @@ The episode is over: the task was {outcome}.
 Write one skill that will help with other tasks of this kind. State what this episode taught that \
 holds beyond it: which steps in which order, where such things are found, what failed and why.
 
-Answer in English with one JSON object and nothing else. Its fields:
-- "name": a short title
-- "description": what the skill does and when it helps, in one or two sentences
-- "when_to_use": a list of situations
-- "workflow": a list of steps in order, each an object with "goal", "action", \
-"tools_or_strategy" and "completion_condition"
-- "decision_rules": a list of rules for choosing between actions
-- "error_handling": a list of objects with "error", "cause" and "response".
 """
+_REQUEST += SKILL_FORM
 
 
 class ScienceChat(ChatTexts):
