@@ -11,11 +11,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from evolving_rl_jax.envs.alfworld.households.scenes import usual_places
-from evolving_rl_jax.envs.alfworld.objects.truth import PLACED_AS_FOUND, kind_of
+from evolving_rl_jax.envs.alfworld.objects.truth import PLACED_AS_FOUND, kind_of, usual_kinds
 
 __all__ = ["add_habits"]
-
-_USUAL = 3  # kinds of places that are kept of an object
 
 
 def add_habits(rows: Sequence[dict[str, Any]], rooms: Mapping[str, Sequence[str]]) -> None:
@@ -47,10 +45,5 @@ def add_habits(rows: Sequence[dict[str, Any]], rooms: Mapping[str, Sequence[str]
         meta["kept"] = [p for p in here if kind_of(p) != target] or here
         counts = (of_scene.get((scene, obj), {}) for scene in (meta["scene"], ""))
         able = dict.fromkeys(usual_places().get(obj, ()), 0)
-        found = (_usual(count, target) for count in (*counts, able))
+        found = (usual_kinds(count, target) for count in (*counts, able))
         meta["usual"] = next(filter(None, found), [])
-
-
-def _usual(counts: Mapping[str, int], target: str) -> list[str]:
-    kinds = sorted(counts, key=lambda kind: (-counts[kind], kind))
-    return [kind for kind in kinds if kind != target][:_USUAL]

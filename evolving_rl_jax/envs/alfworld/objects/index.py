@@ -25,7 +25,12 @@ from evolving_rl_jax.envs.alfworld.folder import (
 )
 from evolving_rl_jax.envs.alfworld.objects.halves import draw_halves
 from evolving_rl_jax.envs.alfworld.objects.renamed import made_up_names, write_renamed
-from evolving_rl_jax.envs.alfworld.objects.truth import PLACED_AS_FOUND, kind_of, truth_of
+from evolving_rl_jax.envs.alfworld.objects.truth import (
+    PLACED_AS_FOUND,
+    kind_of,
+    truth_of,
+    usual_kinds,
+)
 from evolving_rl_jax.envs.alfworld.tasks import INDEX, index_row, load_tasks
 from evolving_rl_jax.envs.base import TaskError
 from evolving_rl_jax.files import write_json
@@ -46,7 +51,6 @@ TYPES = (
     "pick_cool_then_place_in_recep",
     "look_at_obj_in_light",
 )
-_USUAL = 3  # kinds of places that are kept of an object
 # Official split of every split that an index of downloaded or converted games has.
 _OFFICIAL = {split: split for split in SPLITS} | {own: o for o, own in HELDOUT_SPLITS.items()}
 
@@ -213,9 +217,8 @@ def _split(
 
 def _usual(kinds: Mapping[str, int], task: Task) -> list[str]:
     """The commonest kinds of places of training games, where the task's object can be looked for."""
-    ranked = sorted(kinds, key=lambda kind: (-kinds[kind], kind))
     there = task.meta["target"] if task.task_type in PLACED_AS_FOUND else ""
-    return ([kind for kind in ranked if kind != there] or ranked)[:_USUAL]
+    return usual_kinds(kinds, there) or usual_kinds(kinds)
 
 
 def _report(tasks, kinds, halves, left_out) -> ObjectsReport:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from evolving_rl_jax.envs.alfworld.names import numbered
 
-__all__ = ["PLACED_AS_FOUND", "Truth", "kind_of", "truth_of"]
+__all__ = ["PLACED_AS_FOUND", "Truth", "kind_of", "truth_of", "usual_kinds"]
 
 _FACT = re.compile(
     r"\(\s*(inReceptacle|objectType|receptacleType)\s+([^\s()?]+)\s+([^\s()?]+)\s*\)"
 )
+
+_USUAL = 3  # kinds of places that are kept of an object
 
 # Types in which a thing of the target's kind of place is where it should be already.
 PLACED_AS_FOUND = ("pick_and_place_simple", "pick_two_obj_and_place")
@@ -33,6 +36,12 @@ class Truth(NamedTuple):
 def kind_of(place: str) -> str:
     """The class word of a place: that of ``cabinet 3`` is ``cabinet``."""
     return place.split(" ", 1)[0]
+
+
+def usual_kinds(counts: Mapping[str, int], there: str = "") -> list[str]:
+    """The commonest kinds of places, at most three, without that of ``there``; equal ones by name."""
+    ranked = sorted(counts, key=lambda kind: (-counts[kind], kind))
+    return [kind for kind in ranked if kind != there][:_USUAL]
 
 
 def truth_of(pddl_problem: str, task_type: str, obj: str, target: str) -> Truth:
