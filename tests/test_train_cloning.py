@@ -27,7 +27,7 @@ from evolving_rl_jax.run.policy import export_adapter, export_policy, load_polic
 from evolving_rl_jax.run.preemption import Preempted, Preemption
 from evolving_rl_jax.train import cloning
 from evolving_rl_jax.train.checkpoint import Checkpoints
-from evolving_rl_jax.train.lessons import make_lessons, split_groups
+from evolving_rl_jax.train.lessons import make_lessons, row_batches, split_groups
 from evolving_rl_jax.train.saves import Saves
 from evolving_rl_jax.update.optimizer import make_optimizer
 from evolving_rl_jax.update.state import kept
@@ -367,3 +367,19 @@ def test_a_policy_without_room_for_the_markers_is_refused_before_anything_is_wri
     with pytest.raises(ConfigError, match=message):
         start(config, tmp_path / "run", begin_training)
     assert not (tmp_path / "run").exists()
+
+
+def test_the_weight_of_what_is_read_is_given_to_every_token_that_is_not_taught(shared, tmp_path):
+    config = load(shared, warmstart__observation_weight=0.25, warmstart__held_out=0.0)
+
+    def first_batches(parts, mesh):
+        taught = make_lessons(parts).taught
+        plain = load(shared, warmstart__held_out=0.0)
+        return [next(row_batches(taught, c, seed=0)) for c in (config, plain)]
+
+    weighted, plain = start(config, tmp_path / "run", first_batches)
+    used, taught = plain["segment_ids"] > 0, plain["loss_mask"] > 0
+    assert (taught <= used).all() and 0 < taught.sum() < used.sum()
+    np.testing.assert_array_equal(weighted["tokens"], plain["tokens"])
+    expected = np.where(taught, 1.0, np.where(used, 0.25, 0.0))
+    np.testing.assert_array_equal(weighted["loss_mask"], expected.astype(np.float32))

@@ -297,6 +297,9 @@ _WARMSTART = {
     # Of what there is to learn from, by household, site or conversation: never trained on, its loss told.
     "held_out": Key(0.0, Accepted("in [0, 1)", lambda x: 0 <= x < 1)),
     "every": least_0(500),  # steps between checkpoints, and held-out losses (0 = at the end only)
+    # Of each token that is only read (task, observations, skill) beside 1 of each taught one: a policy
+    # from scratch learns there which words there are and that they come back.
+    "observation_weight": Key(0.0, Accepted("in [0, 1)", lambda x: 0 <= x < 1)),
     # Of the taught sequences; further episodes are played for it, of which the extraction alone is
     # taught (0 = one after every episode without a skill, about a quarter)
     "extraction_share": Key(0.0, Accepted("in [0, 1)", lambda x: 0 <= x < 1)),

@@ -148,6 +148,7 @@ def row_batches(samples: list[Sample], config, *, seed: int) -> Iterator[dict[st
     """Endless batches of packed rows, every sequence once an epoch in a new order."""
     rng = np.random.default_rng(seed)
     rows, length = config.warmstart.batch_rows, config.train.row_length
+    weight = config.warmstart.observation_weight
     # Short sequences first fill up rows well when a batch draws from the whole set.
     per_batch = max(1, int(rows * length / np.mean([len(s.tokens) for s in samples])))
     queue: list[int] = []
@@ -157,7 +158,11 @@ def row_batches(samples: list[Sample], config, *, seed: int) -> Iterator[dict[st
         drawn = [samples[i] for i in queue[:per_batch]]
         chosen, left = pack_rows([len(s.tokens) for s in drawn], length, rows)
         filled = fill_rows(drawn, chosen, rows, length)
-        yield {name: filled[name] for name in FIELDS}
+        batch = {name: filled[name] for name in FIELDS}
+        if weight:  # of what is only read
+            read = (batch["segment_ids"] > 0) & (batch["loss_mask"] == 0)
+            batch["loss_mask"] = np.where(read, np.float32(weight), batch["loss_mask"])
+        yield batch
         queue = [queue[m] for m in left] + queue[per_batch:]
 
 

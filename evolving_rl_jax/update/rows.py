@@ -26,7 +26,7 @@ class Rows(NamedTuple):
     segment_ids: Any
     columns: Any  # the hidden state at this column predicts the target
     targets: Any
-    mask: Any  # 1 = the target is trained on
+    mask: Any  # weight of the target: 1 = trained on; between 0 and 1 in cloning only
     sequence_ids: Any
     rollout_logprobs: Any  # as the engine recorded them
     old_logprobs: Any = None  # as in TokenBatch
@@ -58,7 +58,7 @@ def make_rows(
 
     Args:
       tokens, positions, segment_ids: [B, T] as in TokenBatch.
-      loss_mask: [B, T], > 0 = train on this token.
+      loss_mask: [B, T], the weight of this token in the loss, 0 = it is not trained on.
       sequence_ids, rollout_logprobs, old_logprobs, floor_logprobs: [B, T], carried along; None
         where the loss has no use for them.
     """
@@ -69,7 +69,7 @@ def make_rows(
     # The first token of a sequence has no predictor: its column before belongs to another one.
     same = (after(segment_ids) == segment_ids) & (segment_ids > 0)
     same = same.at[:, -1].set(False)
-    mask = jnp.where(same & (after(loss_mask) > 0), 1.0, 0.0)
+    mask = jnp.where(same, after(loss_mask), 0.0)
     columns = jnp.argsort(mask, axis=1, stable=True, descending=True)
 
     def ordered(x, move=lambda x: x):

@@ -213,7 +213,8 @@ def make_cloning_step(
 ) -> Callable[[state_lib.TrainState, dict[str, Any]], tuple[state_lib.TrainState, dict[str, Any]]]:
     """Compiles ``cloning_step(state, batch) -> (state, metrics)``; the given state is donated.
 
-    The loss is the mean over all masked tokens of the batch of ``-log p(token | tokens before)``.
+    The loss is the mean of ``-log p(token | tokens before)`` over the tokens of the batch, weighted by
+    ``loss_mask``: 1 for what was demonstrated, less for what was only read (``observation_weight``).
 
     Args:
       config: with the group ``train``.
@@ -234,14 +235,15 @@ def make_cloning_step(
         def loss_fn(params, rows):
             policy = lora_lib.attach(state.ref_params, params, lora) if lora else params
             sums = _cloning_sums(policy, model_cfg, config, rows, mesh, attention)
-            return sums["loss"], jax.lax.stop_gradient(microbatch.MicroResult(sums, {}))
+            return sums["weighted"], jax.lax.stop_gradient(microbatch.MicroResult(sums, {}))
 
         rows = rows_lib.make_rows(**batch)
         rows, _ = microbatch.split_rows(rows, config.train.micro_batch_rows, mesh)
         num_micro = rows.tokens.shape[0]
         grads, total = microbatch.accumulate_gradients(loss_fn, state.params, rows, num_micro, mesh)
         count = total.sums["trained_tokens"]
-        grads = jax.tree.map(lambda g: g / jnp.maximum(count, 1.0), grads)
+        weight = total.sums["weight"]
+        grads = jax.tree.map(lambda g: g / jnp.maximum(weight, 1.0), grads)
         state, metrics = state_lib.apply_gradients(state, grads, optimizer, usable=count > 0)
         for name in ("loss", "token_probability"):
             metrics[name] = total.sums[name] / jnp.maximum(count, 1.0)
@@ -291,15 +293,17 @@ def make_cloning_score(
 
 
 def _cloning_sums(policy, model_cfg, config, rows, mesh, attention):
-    """Sums over the demonstrated tokens of one micro-batch."""
+    """Sums over the demonstrated tokens of one micro-batch; and the loss and weight of all of them."""
     logprobs = policy_logprobs(
         policy, model_cfg, config, rows, mesh, attention, at_temperature=False
     ).logprobs
-    trained = rows.mask > 0
+    taught = rows.mask == 1
     return {
-        "loss": -jnp.sum(jnp.where(trained, logprobs, 0.0)),
-        "token_probability": jnp.sum(jnp.where(trained, jnp.exp(logprobs), 0.0)),
-        "trained_tokens": jnp.sum(rows.mask),
+        "loss": -jnp.sum(jnp.where(taught, logprobs, 0.0)),
+        "token_probability": jnp.sum(jnp.where(taught, jnp.exp(logprobs), 0.0)),
+        "trained_tokens": jnp.sum(jnp.where(taught, 1.0, 0.0)),
+        "weighted": -jnp.sum(jnp.where(rows.mask > 0, rows.mask * logprobs, 0.0)),
+        "weight": jnp.sum(rows.mask),
     }
 
 
