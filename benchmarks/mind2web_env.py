@@ -17,13 +17,13 @@ import time
 from evolving_rl_jax import envs
 from evolving_rl_jax.envs.mind2web.env import split_observation
 from evolving_rl_jax.envs.mind2web.index import build_index
-from evolving_rl_jax.envs.mind2web.page import parse_page
 from evolving_rl_jax.envs.mind2web.recall import GoldRecall
 from evolving_rl_jax.envs.mind2web.records import from_official
 from evolving_rl_jax.envs.mind2web.sites import SitesSpec, generate_sites
-from evolving_rl_jax.envs.mind2web.snapshot import snapshot
 from evolving_rl_jax.envs.mind2web.store import load_web_tasks
 from evolving_rl_jax.envs.pool.pool import EnvPool
+from evolving_rl_jax.envs.web.page import parse_page
+from evolving_rl_jax.envs.web.snapshot import snapshot
 
 WORDS = "flight hotel map price book family oslo paris search login careers offer city date help".split()
 SPEC = SitesSpec(

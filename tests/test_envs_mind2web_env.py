@@ -21,9 +21,9 @@ from evolving_rl_jax.envs.mind2web.index import build_index
 from evolving_rl_jax.envs.mind2web.recall import GoldRecall
 from evolving_rl_jax.envs.mind2web.records import from_official
 from evolving_rl_jax.envs.mind2web.sites import generate_sites, plan_sites
-from evolving_rl_jax.envs.mind2web.snapshot import snapshot
 from evolving_rl_jax.envs.mind2web.store import load_web_tasks
 from evolving_rl_jax.envs.pool.pool import EnvPool
+from evolving_rl_jax.envs.web.snapshot import snapshot
 from evolving_rl_jax.types import ENV_ERROR, OK, Task
 
 pytest.importorskip("tensorflow_datasets")

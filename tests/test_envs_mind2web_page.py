@@ -15,7 +15,7 @@ from evolving_rl_jax.envs.mind2web.actions import (
     parse_action,
     parse_repr,
 )
-from evolving_rl_jax.envs.mind2web.page import (
+from evolving_rl_jax.envs.web.page import (
     CONTROL,
     LABEL_CHARS,
     NESTED,
@@ -24,7 +24,7 @@ from evolving_rl_jax.envs.mind2web.page import (
     Page,
     parse_page,
 )
-from evolving_rl_jax.envs.mind2web.snapshot import count_tokens, ranking, snapshot
+from evolving_rl_jax.envs.web.snapshot import count_tokens, ranking, snapshot
 
 GOLDEN = json.loads(
     (pathlib.Path(__file__).parent / "golden" / "mind2web_actions.json").read_text(encoding="utf-8")

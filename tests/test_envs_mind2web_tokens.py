@@ -13,9 +13,9 @@ from evolving_rl_jax import envs
 from evolving_rl_jax.envs.mind2web.benchmark import BENCHMARK
 from evolving_rl_jax.envs.mind2web.index import build_index
 from evolving_rl_jax.envs.mind2web.records import from_official
-from evolving_rl_jax.envs.mind2web.snapshot import element_line, snapshot
 from evolving_rl_jax.envs.mind2web.store import load_web_tasks
-from evolving_rl_jax.envs.mind2web.token_count import count_tokens, counter, fit_weights
+from evolving_rl_jax.envs.web.snapshot import element_line, snapshot
+from evolving_rl_jax.envs.web.token_count import count_tokens, counter, fit_weights
 
 FOLDER = os.environ.get("WEB_TOKENIZER", "")  # a folder with tokenizer.json
 

@@ -9,9 +9,9 @@ from web_data import action, official
 from web_zoo_figures import figures
 
 from evolving_rl_jax.envs.mind2web.env import gold_words, split_observation
-from evolving_rl_jax.envs.mind2web.page import WRAPPER, Element, Page, parse_page
 from evolving_rl_jax.envs.mind2web.records import RecordError, from_official
-from evolving_rl_jax.envs.mind2web.snapshot import count_tokens, element_line, ranking, snapshot
+from evolving_rl_jax.envs.web.page import WRAPPER, Element, Page, parse_page
+from evolving_rl_jax.envs.web.snapshot import count_tokens, element_line, ranking, snapshot
 from evolving_rl_jax.skills.audit import audit
 
 

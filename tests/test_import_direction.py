@@ -148,7 +148,7 @@ def test_neither_files_nor_rooms_import_themselves_in_a_circle():
 @pytest.mark.parametrize("module", [m for m in MODULES if m.startswith("evolving_rl_jax.envs.")])
 def test_benchmarks_know_nothing_of_each_other(module):
     folders = {n.split(".")[2] for n in imports_of(MODULES[module]) if n.startswith(ENVS)}
-    shared = {path.stem for path in (PACKAGE / "envs").glob("*.py")} | {"pool"}
+    shared = {path.stem for path in (PACKAGE / "envs").glob("*.py")} | {"pool", "web"}
     assert folders <= {module.split(".")[2], *shared}
 
 

@@ -11,7 +11,7 @@ import sys
 from web_zoo import zoo
 
 from evolving_rl_jax.envs.mind2web.records import from_official
-from evolving_rl_jax.envs.mind2web.snapshot import snapshot
+from evolving_rl_jax.envs.web.snapshot import snapshot
 
 BUDGETS = (1000, 2000, 4000)
 

@@ -2,8 +2,8 @@
 
 One folder holds all that is particular to a benchmark, as text.  They have in common ``base`` (the
 environment), ``benchmark`` (what else a run asks of one), ``texts`` and ``answers`` (prompts), ``corpus``
-(of a tokenizer); ``pool`` plays them in worker processes, ``custom`` takes somebody's own, and
-``conformance`` checks any of them.  Import ``make``, ``check``, ``benchmark`` and the errors from here, pools
+(of a tokenizer); ``web`` is shared by those that are played on pages, ``pool`` plays them in worker
+processes, ``custom`` takes somebody's own, and ``conformance`` checks any of them.  Import ``make``, ``check``, ``benchmark`` and the errors from here, pools
 from ``envs.pool``; what is in a benchmark's folder is for its own tests and commands.  Nothing here
 imports jax, so workers never claim a device, and nothing of ``data``, ``rollout`` or above.
 """

@@ -1,4 +1,4 @@
-"""Actions on web pages: reading the agent's JSON, and judging it against the annotated action.
+"""Judging an action on a web page against the annotated one.
 
 Mind2Web annotates an operation (CLICK, TYPE, SELECT; HOVER and ENTER count as CLICK) and the nodes that
 are right.  A step is correct when a right node and the right operation are chosen and, except for
@@ -9,36 +9,28 @@ operation and value instead of equality, case included (Mind2Web, arXiv 2306.060
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Collection
 from typing import NamedTuple
 
-__all__ = ["Gold", "Verdict", "WebAction", "action_f1", "judge", "normalize_op", "parse_repr"]
+from evolving_rl_jax.envs.web.actions import (
+    AS_CLICK,
+    OPS,
+    WebAction,
+    clean,
+    normalize_op,
+    parse_action,
+)
 
-OPS = ("CLICK", "TYPE", "SELECT")
-_AS_CLICK = ("HOVER", "ENTER")
-ANNOTATED_OPS = OPS + _AS_CLICK
+__all__ = ["Gold", "Verdict", "WebAction", "action_f1", "clean", "judge", "normalize_op"]
+__all__ += ["parse_action", "parse_repr"]
+
+ANNOTATED_OPS = OPS + AS_CLICK
 OK, MISMATCH = "ok", "mismatch"
 INVALID, UNKNOWN_REF = "invalid_action_format", "unknown_ref"
 
-_TAGGED = re.compile(r"<action>(.*?)</action>", re.IGNORECASE | re.DOTALL)
-_REF = re.compile(r"\[?(?:ref=)?e(\d{1,6})\]?", re.IGNORECASE)
 _REPR = re.compile(r"^\[(?P<role>[^\]]*)\]\s*(?P<rest>.*)$", re.DOTALL)
 _REPR_OP = re.compile(r"^(?P<target>.*)->\s*(?P<op>[A-Za-z]+)\s*(?::(?P<value>.*))?$", re.DOTALL)
-
-
-class WebAction(NamedTuple):
-    """What an agent wants to do; ``ref`` is the number of an element of the snapshot, from 1."""
-
-    op: str
-    ref: int
-    value: str = ""
-
-    def to_json(self) -> str:
-        """The JSON object that an environment reads."""
-        fields = {"op": self.op, "ref": f"e{self.ref}"}
-        return json.dumps(fields | ({"value": self.value} if self.value else {}))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,44 +50,6 @@ class Verdict(NamedTuple):
     target_ok: bool | None
     value_ok: bool | None
     reason: str
-
-
-def normalize_op(op: str) -> str:
-    """Upper case, with HOVER and ENTER as CLICK."""
-    op = op.strip().upper()
-    return "CLICK" if op in _AS_CLICK else op
-
-
-def clean(text: str) -> str:
-    """Lower case, single blanks."""
-    return " ".join(text.lower().split())
-
-
-def parse_action(text: str) -> WebAction | None:
-    """Reads ``{"op": "TYPE", "ref": "e12", "value": "Oslo"}``, alone or between action tags.
-
-    Returns None when there is no JSON object with an operation and a ref.
-
-    >>> parse_action('<action>{"op": "click", "ref": "e3"}</action>')
-    WebAction(op='CLICK', ref=3, value='')
-    >>> parse_action("CLICK e3") is None
-    True
-    """
-    tagged = _TAGGED.search(text)
-    try:
-        # Not strict: a line break inside a value is what it looks like.
-        data = json.loads((tagged[1] if tagged else text).strip(), strict=False)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(data, dict):
-        return None
-    op, ref, value = (data.get(key) for key in ("op", "ref", "value"))
-    if not isinstance(op, str) or not op.strip() or not isinstance(ref, str):
-        return None
-    number = _REF.fullmatch(ref.strip())
-    if number is None or isinstance(value, dict | list):
-        return None
-    return WebAction(normalize_op(op), int(number[1]), "" if value is None else str(value))
 
 
 def judge(gold: Gold, op: str, value: str, node_id: str | None, reason: str = "") -> Verdict:

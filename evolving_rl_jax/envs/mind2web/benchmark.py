@@ -39,7 +39,7 @@ class Mind2WebTasks(Benchmark):
         self, tasks: Sequence[Task], count: Callable[[list[str]], list[int]]
     ) -> dict[str, Any]:
         from evolving_rl_jax.envs.mind2web.corpus import sample_pages
-        from evolving_rl_jax.envs.mind2web.token_count import fit_weights
+        from evolving_rl_jax.envs.web.token_count import fit_weights
 
         pages = sample_pages(tasks)
         return {"token_weights": fit_weights(pages, count)} if any(pages) else {}

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 from evolving_rl_jax.envs.mind2web import facts as web_facts
 from evolving_rl_jax.envs.mind2web.env import gold_line
-from evolving_rl_jax.envs.mind2web.snapshot import element_line
 from evolving_rl_jax.envs.mind2web.store import read_task
 from evolving_rl_jax.envs.mind2web.texts import compact_text
+from evolving_rl_jax.envs.web.snapshot import element_line
 from evolving_rl_jax.types import Task
 
 

@@ -23,17 +23,26 @@ from evolving_rl_jax import types
 from evolving_rl_jax.envs.base import EnvError, Environment, one_line
 from evolving_rl_jax.envs.mind2web import actions as web_actions
 from evolving_rl_jax.envs.mind2web.actions import clean
-from evolving_rl_jax.envs.mind2web.page import Element
 from evolving_rl_jax.envs.mind2web.records import WebStep, WebTask
-from evolving_rl_jax.envs.mind2web.snapshot import Snapshot, shown_options, snapshot
-from evolving_rl_jax.envs.mind2web.token_count import Weights, counter
+from evolving_rl_jax.envs.web.observation import (
+    PAGE,
+    action_line,
+    observation_text,
+    observed_site,
+    split_observation,
+)
+from evolving_rl_jax.envs.web.page import Element
+from evolving_rl_jax.envs.web.snapshot import Snapshot, shown_options, snapshot
+from evolving_rl_jax.envs.web.token_count import Weights, counter
 
 __all__ = [
+    "PAGE",
     "Mind2Web",
     "Options",
     "action_line",
     "make",
     "observation_text",
+    "observed_site",
     "split_observation",
 ]
 
@@ -231,38 +240,3 @@ def shows_value(step: WebStep, task: str) -> bool:
 def _gold_element(step: WebStep) -> Element | None:
     found = (step.page.index.get(n) for n in step.gold.node_ids)
     return next((step.page.elements[i] for i in found if i is not None), None)
-
-
-def action_line(name: str, op: str, value: str) -> str:
-    """``TYPE textbox "City": Oslo``, on one line whatever the value."""
-    value = " ".join(value.split())
-    return f"{op} {name}: {value}" if value and op != "CLICK" else f"{op} {name}"
-
-
-TASK, SITE, EARLIER, PAGE = "Task: ", "Site: ", "Earlier actions:", "Page:"
-
-
-def observation_text(task: str, history: tuple[str, ...], page: str, site: str = "") -> str:
-    """Task, site, earlier actions and page as one text; ``split_observation`` takes it apart."""
-    lines = [f"{TASK}{' '.join(task.split())}"]
-    lines += [f"{SITE}{' '.join(site.split())}"] if site.strip() else []
-    lines.append(EARLIER)
-    lines += [f"{i}. {line}" for i, line in enumerate(history, 1)] or ["none"]
-    return "\n".join([*lines, PAGE, page])
-
-
-def split_observation(text: str) -> tuple[str, list[str], list[str]]:
-    """(task, earlier actions, lines of the page); a text without a page has none of either."""
-    head, mark, page = text.partition(f"\n{PAGE}\n")
-    if not mark:
-        return text, [], []
-    task, _, earlier = head.partition(f"\n{EARLIER}\n")
-    task = task.partition(f"\n{SITE}")[0]
-    lines = [] if earlier == "none" else [e.partition(". ")[2] for e in earlier.splitlines()]
-    return task.removeprefix(TASK), lines, page.splitlines()
-
-
-def observed_site(text: str) -> str:
-    """The name of the site that an observation tells, or ""."""
-    head = text.partition(f"\n{EARLIER}\n")[0]
-    return head.partition(f"\n{SITE}")[2] if head.startswith(TASK) else ""

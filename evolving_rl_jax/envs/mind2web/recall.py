@@ -5,7 +5,7 @@ from __future__ import annotations
 from evolving_rl_jax.envs.mind2web.actions import shares_node
 from evolving_rl_jax.envs.mind2web.env import gold_words, shows_value
 from evolving_rl_jax.envs.mind2web.records import WebTask
-from evolving_rl_jax.envs.mind2web.snapshot import count_tokens, element_line, fitting, ranking
+from evolving_rl_jax.envs.web.snapshot import count_tokens, element_line, fitting, ranking
 
 __all__ = ["BUDGETS", "GoldRecall"]
 

@@ -8,7 +8,7 @@ import json
 from typing import Any
 
 from evolving_rl_jax.envs.mind2web.actions import ANNOTATED_OPS, Gold
-from evolving_rl_jax.envs.mind2web.page import NODE_ID, Element, Page, parse_page
+from evolving_rl_jax.envs.web.page import NODE_ID, Element, Page, parse_page
 
 __all__ = ["RecordError", "WebStep", "WebTask", "from_official"]
 

@@ -7,7 +7,7 @@ import json
 import random
 from collections.abc import Sequence
 
-from evolving_rl_jax.envs.mind2web.markup import NODE_ID
+from evolving_rl_jax.envs.web.markup import NODE_ID
 
 __all__ = ["Markup"]
 

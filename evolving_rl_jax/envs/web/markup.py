@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from xml.parsers import expat
 
-from evolving_rl_jax.envs.mind2web.roles import Attributes, control_role, is_hidden
+from evolving_rl_jax.envs.web.roles import Attributes, control_role, is_hidden
 
 __all__ = ["NODE_ID", "TEXT_CHARS", "Node", "attribute_text", "read_markup", "words"]
 

@@ -20,8 +20,8 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from evolving_rl_jax.envs.mind2web.page import CONTROL, TEXT, WRAPPER, Element, Page
-from evolving_rl_jax.envs.mind2web.token_count import count_tokens
+from evolving_rl_jax.envs.web.page import CONTROL, TEXT, WRAPPER, Element, Page
+from evolving_rl_jax.envs.web.token_count import count_tokens
 
 __all__ = ["Snapshot", "count_tokens", "element_line", "ranking", "shown_options", "snapshot"]
 

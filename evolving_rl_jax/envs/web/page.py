@@ -6,10 +6,10 @@ import dataclasses
 import functools
 from collections.abc import Mapping
 
-from evolving_rl_jax.envs.mind2web.contexts import contexts
-from evolving_rl_jax.envs.mind2web.labels import LABEL_CHARS, Labels, cut
-from evolving_rl_jax.envs.mind2web.markup import NODE_ID, Node, attribute_text, read_markup
-from evolving_rl_jax.envs.mind2web.roles import (
+from evolving_rl_jax.envs.web.contexts import contexts
+from evolving_rl_jax.envs.web.labels import LABEL_CHARS, Labels, cut
+from evolving_rl_jax.envs.web.markup import NODE_ID, Node, attribute_text, read_markup
+from evolving_rl_jax.envs.web.roles import (
     CONTROL,
     FIELDS,
     IMAGES,

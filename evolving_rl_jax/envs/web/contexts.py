@@ -12,9 +12,9 @@ from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 
-from evolving_rl_jax.envs.mind2web.labels import cut
-from evolving_rl_jax.envs.mind2web.markup import Node, attribute_text
-from evolving_rl_jax.envs.mind2web.roles import landmark
+from evolving_rl_jax.envs.web.labels import cut
+from evolving_rl_jax.envs.web.markup import Node, attribute_text
+from evolving_rl_jax.envs.web.roles import landmark
 
 __all__ = ["CONTEXT_CHARS", "contexts"]
 

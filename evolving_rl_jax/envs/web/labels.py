@@ -10,8 +10,8 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 
-from evolving_rl_jax.envs.mind2web.markup import Node, words
-from evolving_rl_jax.envs.mind2web.roles import FIELDS, TOGGLES
+from evolving_rl_jax.envs.web.markup import Node, words
+from evolving_rl_jax.envs.web.roles import FIELDS, TOGGLES
 
 __all__ = ["LABEL_CHARS", "Labels", "cut"]
 

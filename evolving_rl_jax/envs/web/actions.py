@@ -1,0 +1,66 @@
+"""Actions on web pages: what an agent says as JSON, read and written."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import NamedTuple
+
+__all__ = ["AS_CLICK", "OPS", "WebAction", "clean", "normalize_op", "parse_action"]
+
+OPS = ("CLICK", "TYPE", "SELECT")
+AS_CLICK = ("HOVER", "ENTER")
+
+_TAGGED = re.compile(r"<action>(.*?)</action>", re.IGNORECASE | re.DOTALL)
+_REF = re.compile(r"\[?(?:ref=)?e(\d{1,6})\]?", re.IGNORECASE)
+
+
+class WebAction(NamedTuple):
+    """What an agent wants to do; ``ref`` is the number of an element of the snapshot, from 1."""
+
+    op: str
+    ref: int
+    value: str = ""
+
+    def to_json(self) -> str:
+        """The JSON object that an environment reads."""
+        fields = {"op": self.op, "ref": f"e{self.ref}"}
+        return json.dumps(fields | ({"value": self.value} if self.value else {}))
+
+
+def normalize_op(op: str) -> str:
+    """Upper case, with HOVER and ENTER as CLICK."""
+    op = op.strip().upper()
+    return "CLICK" if op in AS_CLICK else op
+
+
+def clean(text: str) -> str:
+    """Lower case, single blanks."""
+    return " ".join(text.lower().split())
+
+
+def parse_action(text: str) -> WebAction | None:
+    """Reads ``{"op": "TYPE", "ref": "e12", "value": "Oslo"}``, alone or between action tags.
+
+    Returns None when there is no JSON object with an operation and a ref.
+
+    >>> parse_action('<action>{"op": "click", "ref": "e3"}</action>')
+    WebAction(op='CLICK', ref=3, value='')
+    >>> parse_action("CLICK e3") is None
+    True
+    """
+    tagged = _TAGGED.search(text)
+    try:
+        # Not strict: a line break inside a value is what it looks like.
+        data = json.loads((tagged[1] if tagged else text).strip(), strict=False)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(data, dict):
+        return None
+    op, ref, value = (data.get(key) for key in ("op", "ref", "value"))
+    if not isinstance(op, str) or not op.strip() or not isinstance(ref, str):
+        return None
+    number = _REF.fullmatch(ref.strip())
+    if number is None or isinstance(value, dict | list):
+        return None
+    return WebAction(normalize_op(op), int(number[1]), "" if value is None else str(value))
