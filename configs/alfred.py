@@ -14,10 +14,11 @@ def get_config():
     """A policy cloned from a player that knows no usual places, and 14 steps: patience wins little."""
     config = default_config()
     config.model.update(
-        vocab_size=768,
-        hidden_size=64,
-        intermediate_size=192,
-        num_layers=2,
+        vocab_size=1400,  # every name of a thing is one token
+        numbered_tokens=False,  # skills say the kind of a place: then it is the same word in the action
+        hidden_size=96,
+        intermediate_size=256,
+        num_layers=3,
         num_heads=4,
         num_kv_heads=4,
         qk_norm=True,
@@ -28,15 +29,15 @@ def get_config():
         num_retrieved=2,
         num_skills=4,
         num_repeats=1,
-        max_turn_tokens=16,
+        max_turn_tokens=20,
         max_skill_tokens=40,
         max_steps=14,
         top_p=1.0,
         num_slots=128,
-        max_length=544,
-        prefill_buckets=(16, 64),
-        decode_window=16,
-        column_buckets=(272, 544),
+        max_length=640,
+        prefill_buckets=(32, 128),
+        decode_window=20,
+        column_buckets=(256, 448, 640),
     )
     config.algorithm.update(extractor_weight=1.5, solver_weight=1.0)
     config.algorithm.kl_coef.update(solver=0.2, extractor=0.01)
@@ -45,9 +46,9 @@ def get_config():
         learning_rate=5e-4, b1=0.9, b2=0.95, weight_decay=0.0, schedule="cosine"
     )
     config.train.update(
-        num_iterations=24,
+        num_iterations=60,
         minibatches=2,
-        row_length=544,
+        row_length=640,
         micro_batch_rows=8,
         logprob_chunk=64,
         remat="none",
@@ -56,9 +57,9 @@ def get_config():
     config.warmstart.update(
         enabled=True,
         splits=("train",),
-        episodes=2000,
-        steps=600,
-        batch_rows=12,
+        episodes=8000,
+        steps=1600,
+        batch_rows=20,
         action_noise=0.03,
         follow_skill=0.85,
         good_extraction=0.6,
@@ -66,6 +67,6 @@ def get_config():
     config.eval.update(
         splits=("valid_seen",),
         conditions=("none", "own", "oracle"),
-        temperatures=(1.0,),
+        temperatures=(1.0, 0.3),
     )
     return config
