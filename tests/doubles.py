@@ -61,6 +61,7 @@ class FakePool:
     def __init__(self, fail=None, seed=0):
         self.fail, self.rng = dict(fail or {}), random.Random(seed)
         self.respawns, self.quarantined = 0, {}
+        self.options: dict = {}
         self.running: dict[int, tuple[Task, int]] = {}
         self.pending: list[tuple[int, Observation | StepResult]] = []
         self.actions: dict[int, list[str]] = {}

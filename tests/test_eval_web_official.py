@@ -168,7 +168,8 @@ def test_steps_that_were_not_played_have_failed():
     assert whole.value("action_accuracy", "stop_at_error") == 1.0
 
 
-def test_teacher_forced_play_goes_on_after_a_page_that_does_not_fit(tmp_path):
+@pytest.mark.parametrize("by_option", [True, False])
+def test_teacher_forced_play_goes_on_after_a_page_that_does_not_fit(tmp_path, by_option):
     data = official("t1")
     many = "".join(f'<input backend_node_id="{i}" aria-label="Field {i}"/>' for i in range(10, 200))
     data["actions"][1]["cleaned_html"] = f'<html>{many}<button backend_node_id="3">Search</button></html>'  # fmt: skip
@@ -181,9 +182,12 @@ def test_teacher_forced_play_goes_on_after_a_page_that_does_not_fit(tmp_path):
     found = []
     for protocol in ("teacher_forced", "stop_at_error"):
         engine = FakeEngine(prompts.tokenizer, lambda _key, turn: answers[turn], max_length=1500)
-        with EnvPool("mind2web", num_workers=1) as pool:
+        # as the run has it, or as a panel asks for a task to be played besides
+        options = {"protocol": protocol} if by_option else {}
+        with EnvPool("mind2web", options, num_workers=1) as pool:
             driver = Driver(engine, pool, prompts, settings, iteration=0)
-            played = dataclasses.replace(task, meta={**task.meta, "protocol": protocol})
+            meta = {} if by_option else {"protocol": protocol}
+            played = dataclasses.replace(task, meta={**task.meta, **meta})
             driver.play(0, played, "", lambda episode, _: found.append(episode))
             driver.run()
     forced, stopping = found

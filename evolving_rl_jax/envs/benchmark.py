@@ -103,8 +103,13 @@ class Benchmark(abc.ABC):
         """How a panel plays each task: as ``config.env`` says, then otherwise; () = one way only."""
         return ()
 
-    def plays_on(self, task: Task) -> bool:
-        """Whether a failed step of this task never ends it, so that all of its steps are played."""
+    def plays_on(self, task: Task, options: Mapping[str, Any]) -> bool:
+        """Whether a failed step of this task never ends it, so that all of its steps are played.
+
+        Args:
+          task: that is played.
+          options: of the environment that plays it.
+        """
         return False
 
     # -- tasks -----------------------------------------------------------------------------------

@@ -315,7 +315,9 @@ class Driver:
 
     def _plays_on(self, play: _Play) -> bool:
         """Whether an observation that did not fit is one failed step, and the next one may fit."""
-        return self.settings.context == "recent" and benchmark(play.task.env).plays_on(play.task)
+        if self.settings.context != "recent":
+            return False
+        return benchmark(play.task.env).plays_on(play.task, self.pool.options)
 
     def _count_reused(self, owner, generation) -> None:
         stage = "extraction"

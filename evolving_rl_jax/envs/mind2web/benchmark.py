@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from evolving_rl_jax.envs.base import Environment
@@ -47,8 +47,8 @@ class Mind2WebTasks(Benchmark):
     def variant(self, env) -> str:
         return env.protocol
 
-    def plays_on(self, task: Task) -> bool:
-        return task.meta.get("protocol") == "teacher_forced"
+    def plays_on(self, task: Task, options: Mapping[str, Any]) -> bool:
+        return task.meta.get("protocol", options.get("protocol")) == "teacher_forced"
 
     def protocols(self, env) -> tuple[str, ...]:
         return env.protocol, *(p for p in mind2web.PROTOCOLS if p != env.protocol)

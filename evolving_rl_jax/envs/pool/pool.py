@@ -59,6 +59,7 @@ class EnvPool:
     """Plays many episodes at once; see the text of the module.
 
     Attributes:
+      options: of its environments, as they were given.
       respawns: how often a worker was replaced.
     """
 
@@ -83,7 +84,7 @@ class EnvPool:
             raise ValueError(f"num_workers must be >= 0, got {num_workers}")
         if deadline_s <= 0:
             raise ValueError(f"deadline_s must be > 0, got {deadline_s}")
-        options = dict(options or {})
+        self.options = options = dict(options or {})
         envs.validate(env, **options)
         self.respawns = 0
         self._suspects = Suspects()
