@@ -27,7 +27,8 @@ TIMEOUT = (
 )
 SCORED = (OK, TRUNCATED)
 
-ROLE_NONE, ROLE_SOLVER, ROLE_EXTRACTOR = -1, 0, 1
+# ROLE_SOURCE: the solver in a source episode, where these are trained on too.
+ROLE_NONE, ROLE_SOLVER, ROLE_EXTRACTOR, ROLE_SOURCE = -1, 0, 1, 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,8 +180,8 @@ class TokenBatch(NamedTuple):
     wins: Any  # [G, K, N, R] float32
     episode_mask: Any  # [G, K, N, R] float32, 0 = infrastructure failure or never played
     skill_valid: Any  # [G, N] float32
-    role: Any  # [M] int32: ROLE_SOLVER, ROLE_EXTRACTOR or ROLE_NONE (unused)
-    # [M] int32: flat index into [G, K, N, R] (solver) or [G, N] (extractor); many to one
+    role: Any  # [M] int32: ROLE_SOLVER, ROLE_EXTRACTOR, ROLE_SOURCE or ROLE_NONE (unused)
+    # [M] int32: flat index into [G, K, N, R] (solver), [G, N] (extractor) or [G, E] (source); many to one
     index: Any
     step: Any  # [M] int32: the turn that a sequence trains, see Sample.step
     num_rows: Any  # [] int32: rows in use
@@ -193,6 +194,11 @@ class TokenBatch(NamedTuple):
     old_logprobs: Any = None
     # [B, T] float32 with config.algorithm.sampling_mask replay, see Sample.floor_logprobs.
     floor_logprobs: Any = None
+    # With config.rollout.train_sources, E source episodes of each task, a group of their own: else None.
+    source_wins: Any = None  # [G, E] float32
+    source_mask: Any = None  # [G, E] float32, 0 = infrastructure failure
+    source_step_rewards: Any = None  # [G, E, S] float32, with step_rewards
+    source_step_mask: Any = None  # [G, E, S] float32
 
 
 # The fields of a TokenBatch that hold rows [B, T]; all others are small.

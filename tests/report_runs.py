@@ -106,7 +106,16 @@ def episode(
 
 
 def source(
-    iteration, g, *, skills=4, tasks=4, seen="You see a mug 1.", text=None, win=0.5, turns=6
+    iteration,
+    g,
+    *,
+    skills=4,
+    tasks=4,
+    seen="You see a mug 1.",
+    text=None,
+    win=0.5,
+    turns=6,
+    attempts=1,
 ):
     """A record of an episode file, with wins drawn at rate ``win``."""
     rng = np.random.default_rng([iteration, g])
@@ -137,11 +146,22 @@ def source(
         ]
         records.append(skill)
     head = episode(bool(rng.random() < 0.3), None, text, seen, turns, g)
+    several = {}
+    if attempts > 1:
+        others = [episode(i == 1, 0.5 - i, text, seen, 2 + i, g) for i in range(attempts - 1)]
+        several = {"attempts": [*others, head], "best": attempts - 1}
     listed = [
         {"task": f"t{k}", "type": TYPES[k % 2], "text": f"task {k}: {text}"} for k in range(tasks)
     ]
     name = f"it{iteration:05d}-g{g:03d}"
-    return {"iteration": iteration, "id": name, "source": head, "tasks": listed, "skills": records}
+    record = {
+        "iteration": iteration,
+        "id": name,
+        "source": head,
+        "tasks": listed,
+        "skills": records,
+    }
+    return record | several
 
 
 def write_json(folder, path, data):
@@ -233,6 +253,6 @@ def make_run(
             folder, i, [source(i, g, win=win, turns=turns, tasks=tasks) for g in range(sources)]
         )
     last = source(iterations - 1, 0, seen=HOSTILE, win=0.5, text="find hostile text " + HOSTILE)
-    write_episodes(folder, iterations - 1, [last, source(iterations - 1, 1, win=0.9)])
+    write_episodes(folder, iterations - 1, [last, source(iterations - 1, 1, win=0.9, attempts=3)])
     make_bank(folder, min(iterations, 40), HOSTILE)
     return folder

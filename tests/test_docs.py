@@ -111,7 +111,7 @@ def test_metrics_page_names_every_field_of_a_panel_file(tmp_path):
     panel = Panel([task, other], Retriever([source, copy]), None, 100, training_tasks=[copy])
     _, nothing = panel.play(SimpleNamespace(run=lambda progress, stop: None), ())
     assert nothing == {"sources": 0, "source_failures": 0, "extractions": 0}
-    figures = records.SourceFigures.of(_episode(source), _experience().sources[0].candidates)
+    figures = records.SourceFigures.of([_episode(source)], _experience().sources[0].candidates)
     figures = figures.figures()
     failed = dataclasses.replace(_episode(copy), status="timeout")
     episodes = {"none": _episode(task), "own": _episode(task)}

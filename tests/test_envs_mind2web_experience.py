@@ -17,6 +17,7 @@ from evolving_rl_jax.envs.mind2web.env import (
 from evolving_rl_jax.envs.mind2web.records import from_official
 from evolving_rl_jax.envs.mind2web.texts import TEXTS, parse_web_compact, shorten_page
 from evolving_rl_jax.eval.transfer.chat import ChatDriver, _Play
+from evolving_rl_jax.rollout.attempts import Attempt, read_attempts
 from evolving_rl_jax.rollout.contexts import make_context
 from evolving_rl_jax.rollout.prompts import make_prompts
 from evolving_rl_jax.skills.records import SkillRecord, belonging
@@ -168,7 +169,7 @@ def test_an_extraction_shortens_old_pages_before_it_drops_them(room, shortened, 
         ids = prompts.tokenizer.encode("add 151> click")
         context.act(ids, [0.0] * len(ids), [0.0] * len(ids))
         context.acted('{"op": "CLICK", "ref": "e151"}')
-    ids, request = context.extraction(True, "won", room)
+    ids, request, *_ = read_attempts(prompts, [Attempt(context, True, "won")], room)
     assert context.extracted == {
         "turns": 7,
         "turns_shortened": shortened,

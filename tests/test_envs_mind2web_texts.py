@@ -32,7 +32,12 @@ from evolving_rl_jax.types import Turn
 pytest.importorskip("tensorflow_datasets")
 
 ROLLOUT = SimpleNamespace(
-    context="recent", recent_turns=0, max_steps=4, max_length=256, max_skill_tokens=40
+    context="recent",
+    recent_turns=0,
+    max_steps=4,
+    max_length=256,
+    max_skill_tokens=40,
+    num_source_episodes=1,
 )
 
 OBSERVATION = (

@@ -51,10 +51,13 @@ def speak(episode, turn):
 class World:
     """A run whose panel is played by a policy of fixed words; ``stop_at`` finished plays it is told to end."""
 
-    def __init__(self, folder, *, protocols=(), weights=0.0, games=GAMES, fail=None, **changes):
+    def __init__(
+        self, folder, *, protocols=(), weights=0.0, games=GAMES, fail=None, attempts=1, **changes
+    ):
         self.panel = Panel(
-            games, Retriever(SOURCES, TfidfEmbedder()), PROMPTS, 500, protocols=protocols
-        )
+            games, Retriever(SOURCES, TfidfEmbedder()), PROMPTS, 500, protocols=protocols,
+            attempts=attempts,
+        )  # fmt: skip
         self.folder, self.said, self.weights, self.fail = folder, [], weights, fail
         config = default_config()
         for key, value in changes.items():
@@ -116,21 +119,24 @@ class World:
         return (self.folder / "eval" / "final-t1.json").read_bytes(), list(map(encode, bank))
 
 
+@pytest.mark.parametrize("attempts", [1, 3])
 @pytest.mark.parametrize("stop_at", [1, 10, 23, 41])
 @pytest.mark.parametrize("protocols", [(), PROTOCOLS])
-def test_a_preempted_panel_goes_on_to_the_same_result(tmp_path, monkeypatch, stop_at, protocols):
+def test_a_preempted_panel_goes_on_to_the_same_result(
+    tmp_path, monkeypatch, stop_at, protocols, attempts
+):
     games = GAMES
     if protocols:  # their scores are in the result too
         monkeypatch.setattr(panels, "write_result", without_web(panels.write_result))
-    whole = World(tmp_path / "whole", games=games, protocols=protocols)
+    whole = World(tmp_path / "whole", games=games, protocols=protocols, attempts=attempts)
     whole.play(monkeypatch)
     assert not whole.journal.exists()
-    cut = World(tmp_path / "cut", games=games, protocols=protocols)
+    cut = World(tmp_path / "cut", games=games, protocols=protocols, attempts=attempts)
     with pytest.raises(Preempted, match="SIGTERM"):
         cut.play(monkeypatch, stop_at)
     kept = len(cut.journal.read_bytes().splitlines()) - 1
     assert kept >= min(stop_at, 1) and not (tmp_path / "cut" / "eval" / "final-t1.json").exists()
-    again = World(tmp_path / "cut", games=games, protocols=protocols)
+    again = World(tmp_path / "cut", games=games, protocols=protocols, attempts=attempts)
     again.play(monkeypatch)
     assert again.files == whole.files
     assert (
@@ -153,13 +159,14 @@ def without_web(write_result):
     return write
 
 
-def test_a_panel_that_is_stopped_often_ends_all_the_same(tmp_path, monkeypatch):
-    whole = World(tmp_path / "whole")
+@pytest.mark.parametrize("attempts", [1, 2])
+def test_a_panel_that_is_stopped_often_ends_all_the_same(tmp_path, monkeypatch, attempts):
+    whole = World(tmp_path / "whole", attempts=attempts)
     whole.play(monkeypatch)
     for _ in range(100):
-        world = World(tmp_path / "cut")
+        world = World(tmp_path / "cut", attempts=attempts)
         try:
-            world.play(monkeypatch, stop_after=8)
+            world.play(monkeypatch, stop_after=8 * attempts)  # a source is kept as a whole
             break
         except Preempted:
             continue
@@ -183,6 +190,7 @@ def test_a_torn_last_line_is_played_again(tmp_path, monkeypatch):
     ("other", "why"),
     [
         ({"max_steps": 3}, "same config.rollout.max_steps, got"),
+        ({"num_source_episodes": 2}, "same config.rollout.num_source_episodes, got"),
         ({"weights": 1.0}, "same weights, got"),
         ({"games": GAMES[:-1]}, "same game_list_hash, got"),
     ],

@@ -59,7 +59,15 @@ def test_a_trajectory_and_the_prefix_of_a_skill_are_prefilled_once(prompts, monk
     settings = PlaySettings(*vars(SETTINGS).values())
     settings = type(settings)(**{**vars(settings), "context": context, "recent_turns": 1})
     driver = Driver(engine, FakePool(), prompts, settings, iteration=0)
-    rollout = ConfigDict({**ROLLOUT, "evaluate_invalid_skills": False, "max_skill_chars": 4000})
+    rollout = ConfigDict(
+        {
+            **ROLLOUT,
+            "evaluate_invalid_skills": False,
+            "max_skill_chars": 4000,
+            "num_source_episodes": 1,
+            "train_sources": False,
+        }
+    )
     experience = evolve.Evolver(driver, Retriever(), prompts, rollout).collect([make_task("t0")])
     (source,) = experience.sources
     assert experience.skill_valid.all() and experience.episode_mask.all()

@@ -97,7 +97,7 @@ TOLD = (  # source episode, the skills written after it, their facts stated over
 
 def test_facts_have_one_definition():
     """A share of each skill, whatever its task has of facts; in a rollout as in a panel."""
-    found = [SourceFigures.of(e, [skill(t) for t in texts]) for e, texts, _ in TOLD]
+    found = [SourceFigures.of([e], [skill(t) for t in texts]) for e, texts, _ in TOLD]
     expected = np.concatenate([shares for _, _, shares in TOLD])
     total = sum(found[1:], found[0]).figures()
     assert total["fact_stated_when_seen"] == pytest.approx(expected.mean()) == 0.5
@@ -113,7 +113,7 @@ def test_facts_have_one_definition():
 
 def test_an_invalid_skill_states_nothing():
     found = SourceFigures.of(
-        episode(HOME, seen=SEES), [skill("the mug is in cabinet 3", valid=False)]
+        [episode(HOME, seen=SEES)], [skill("the mug is in cabinet 3", valid=False)]
     )
     assert found.figures()["fact_stated_when_seen"] == 0
 

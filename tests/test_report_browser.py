@@ -259,6 +259,29 @@ def test_tokens_masks_and_logprobs_are_on_the_page(view, run):
     assert "after the 90 tokens of the source episode" in view.one(".facts").text
 
 
+def test_attempts_at_a_source_open_one_by_one(view, run):
+    view.choose("iteration", "39")
+    view.js("document.querySelectorAll('#sources li')[1].click()")
+    view.wait(lambda: view.all(".attempts"))
+    record = _records(run, 39)[1]
+    assert [text.split(" turns")[0] for text in view.texts(".attempts li")] == [
+        f"Attempt {i + 1} {'won' if e['won'] else 'lost'} {len(e['turns'])}"
+        for i, e in enumerate(record["attempts"])
+    ]
+    assert [i for i, t in enumerate(view.texts(".attempts li")) if "furthest" in t] == [2]
+    view.click("#open-source")
+    assert view.one("#episode-title").text == "Attempt 3 of 3"
+    view.press("p")
+    assert view.one("#episode-title").text == "Attempt 2 of 3"
+    shown = view.js("return document.querySelectorAll('.tokens .token.sampled').length")
+    assert shown == record["attempts"][1]["sequences"][0]["mask"].count("1")
+    view.press(Keys.ESCAPE)
+    view.choose("iteration", "0")
+    view.click("#sources li")
+    view.wait(lambda: view.all("#open-source"))
+    assert not view.all(".attempts")
+
+
 def test_hostile_text_stays_text(view):
     view.choose("iteration", "39")
     view.click("#sources li")

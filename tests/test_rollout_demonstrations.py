@@ -24,6 +24,7 @@ ROLLOUT = ConfigDict(
         "max_steps": 50,
         "max_length": 10_000,
         "max_skill_tokens": 40,
+        "num_source_episodes": 1,
     }
 )
 

@@ -29,6 +29,8 @@ def rollout_config(**changes):
         "num_repeats": R,
         "evaluate_invalid_skills": False,
         "max_skill_chars": 500,
+        "num_source_episodes": 1,
+        "train_sources": False,
     }
     return ConfigDict({**values, **changes})
 

@@ -56,7 +56,7 @@ def make_record(tokenizer, rewards=(1.0, 0.0), valid=(True, True, True)):
             won = k < round(2 * reward)
             episodes[k, n, 0] = episode(won, f"play {n} {k}")
     kept = SimpleNamespace(
-        episode=source, candidates=candidates, episodes=episodes, retrieved=[task]
+        episode=source, candidates=candidates, episodes=episodes, retrieved=[task], attempts=[]
     )
     shape = (2, len(rewards), 1)
     record = source_record(

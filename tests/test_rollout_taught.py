@@ -16,6 +16,7 @@ import tokenizers
 from evolving_rl_jax import envs
 from evolving_rl_jax.envs.pool.pool import EnvPool
 from evolving_rl_jax.models.tokenizer import load_tokenizer
+from evolving_rl_jax.rollout.attempts import attempt_key, play_attempts
 from evolving_rl_jax.rollout.demonstrations import Demonstrator
 from evolving_rl_jax.rollout.episode import Driver, PlaySettings
 from evolving_rl_jax.rollout.evolve import make_candidate
@@ -44,13 +45,14 @@ def tokenizer(tmp_path_factory):
     return load_tokenizer(make_tokenizer_folder(tmp_path_factory.mktemp("chat")))
 
 
-def rollout(context, recent_turns=2):
+def rollout(context, recent_turns=2, attempts=1):
     return SimpleNamespace(
         context=context,
         recent_turns=recent_turns,
         max_steps=12,
         max_length=LONG,
         max_skill_tokens=400,
+        num_source_episodes=attempts,
     )
 
 
@@ -65,6 +67,7 @@ def same(sample, other) -> bool:
     return all(getattr(sample, f).tolist() == getattr(other, f).tolist() for f in fields)
 
 
+@pytest.mark.parametrize("attempts", [1, 3])
 @pytest.mark.parametrize("context", ["full", "recent"])
 @pytest.mark.parametrize(
     ("env", "style"),
@@ -73,49 +76,66 @@ def same(sample, other) -> bool:
         *(("mind2web", s) for s in ("compact", "chat")),
     ],
 )
-def test_a_demonstration_is_an_episode_that_says_the_same(tasks, tokenizer, env, style, context):
+def test_a_demonstration_is_an_episode_that_says_the_same(
+    tasks, tokenizer, env, style, context, attempts
+):
     benchmark, chosen = envs.benchmark(env), tasks[env]
     style, _, shown = style.partition(" ")
     prompts = make_prompts(
         style, ByteTokenizer() if style == "compact" else tokenizer, benchmark.texts, shown or "all"
     )
     with EnvPool(env, num_workers=0) as pool:
-        demonstrator = Demonstrator(pool, prompts, rollout(context), QUALITY, SEED)
+        demonstrator = Demonstrator(
+            pool, prompts, rollout(context, attempts=attempts), QUALITY, SEED
+        )
         demonstrations = demonstrator.play(chosen)
     assert len(demonstrations) == len(chosen)
     assert {d.extraction is None for d in demonstrations} == {True, False}
 
-    words = {}  # episode -> what it says, turn by turn; an extraction is the last
+    # Episode -> what it says, turn by turn; those after the first of a task are what the same teacher
+    # would do, played by hand.
+    words, skills = {}, {}
     for i, demonstration in enumerate(demonstrations):
         turns = [ids for sample in demonstration.episode for ids in taught(sample)]
         words[i] = [prompts.tokenizer.decode(ids[:-1]) for ids in turns]
         if demonstration.extraction is not None:
-            words[100 + i] = [""] * len(turns) + [
-                prompts.tokenizer.decode(taught(demonstration.extraction)[0][:-1])
-            ]
+            skills[100 + i] = prompts.tokenizer.decode(taught(demonstration.extraction)[0][:-1])
+            for s in range(1, attempts):
+                teacher = further_teacher(benchmark, chosen[i], i, s)
+                said = by_hand(envs.make(env), chosen[i], teacher, prompts)
+                words[attempt_key(i, s)] = said
     played, written = {}, {}
     with EnvPool(env, num_workers=0) as pool:
         settings = PlaySettings(
             400, 400, 12, temperature=1.0, top_p=1.0, top_k=0, context=context, recent_turns=2
         )
-        engine = FakeEngine(prompts.tokenizer, lambda key, turn: words[key][turn], max_length=LONG)
+        engine = FakeEngine(
+            prompts.tokenizer,
+            lambda key, turn: skills[key] if key in skills else words[key][turn],
+            max_length=LONG,
+        )
         driver = Driver(engine, pool, prompts, settings, iteration=0)
 
         def done(i):
-            def ended(episode, handle):
-                played[i] = episode
-                if 100 + i in words:
-                    keep = lambda _n, _text, sample: written.update({i: sample})  # noqa: E731
-                    driver.extract(handle, episode.won, [100 + i], keep)
-                driver.release(handle)
+            def ended(found):
+                played[i] = found.episodes[0]
+                keep = lambda _n, _text, sample: written.update({i: sample})  # noqa: E731
+                found.extract([100 + i], keep)
+                found.release()
 
             return ended
+
+        def given_skill(i):
+            return lambda episode, _handle: played.update({i: episode})
 
         for i, task in enumerate(chosen):
             given = benchmark.teacher(task, np.random.default_rng([SEED, i]), QUALITY).given
             skill = make_candidate(given, None, prompts, LONG).text if given else ""
             assert bool(skill) == (demonstrations[i].extraction is None)
-            driver.play(i, task, skill, done(i), keep_session=True)
+            if skill:
+                driver.play(i, task, skill, given_skill(i))
+            else:
+                play_attempts(driver, task, i, attempts, done(i))
         driver.run()
 
     for i, demonstration in enumerate(demonstrations):
@@ -124,6 +144,27 @@ def test_a_demonstration_is_an_episode_that_says_the_same(tasks, tokenizer, env,
         assert all(map(same, demonstration.episode, played[i].samples))
         assert (demonstration.extraction is None) == (i not in written)
         assert i not in written or same(demonstration.extraction, written[i])
+
+
+def further_teacher(benchmark, task, number, attempt):
+    """The first teacher without a skill among the draws of an attempt after the first."""
+    for draw in range(1000):
+        rng = np.random.default_rng([SEED, number, draw + attempt * 1_000_000])
+        teacher = benchmark.teacher(task, rng, QUALITY)
+        if not teacher.given:
+            return teacher
+    raise AssertionError("no teacher without a skill")
+
+
+def by_hand(environment, task, teacher, prompts):
+    """What a teacher says, turn by turn."""
+    seen, said, done = environment.reset(task), [], False
+    while not done and len(said) < min(12, task.step_limit):
+        action = teacher.act(seen.text, seen.actions)
+        said.append(prompts.tokenizer.decode(prompts.action_ids(teacher.target, action)[:-1]))
+        seen = environment.step(action)
+        done = seen.done
+    return said
 
 
 @pytest.mark.parametrize("env", ["alfworld", "mind2web"])

@@ -26,6 +26,8 @@ ROLLOUT = ConfigDict(
         "num_repeats": 1,
         "evaluate_invalid_skills": False,
         "max_skill_chars": 500,
+        "num_source_episodes": 1,
+        "train_sources": False,
     }
 )
 

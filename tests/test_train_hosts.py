@@ -32,13 +32,14 @@ with distributed.joined(address, start_timeout_s=60, heartbeat_timeout_s=10) as 
     from evolving_rl_jax import models, parallel
     from evolving_rl_jax.config import default_config
     from evolving_rl_jax.rollout.batch import BatchShape, make_batch, split_experience
-    from evolving_rl_jax.rollout.evolve import Candidate, Experience, Source
+    from evolving_rl_jax.rollout.evolve import Candidate, Experience, Source, add_sources
     from evolving_rl_jax.train import global_batch as gb
     from evolving_rl_jax.update import optimizer, state, step
     from evolving_rl_jax.types import Episode, Sample
 
     config = default_config()
     config.rollout.update(num_sources=4, num_retrieved=2, num_skills=2, max_length=16)
+    config.rollout.update(num_source_episodes=2, train_sources=True)
     config.train.update(row_length=16, micro_batch_rows=8, minibatches=2, num_iterations=5)
     config.optimizer.learning_rate = 1e-2
     cfg = models.ModelConfig(
@@ -62,7 +63,10 @@ with distributed.joined(address, start_timeout_s=60, heartbeat_timeout_s=10) as 
         episodes = {(k, n, 0): play() for k in range(2) for n in range(2) if made[n].valid}
         for e in episodes.values():
             e.reward = float(e.won)
-        return Source(task, play(), made, [task] * 2, episodes)
+        attempts = [play(), play()]
+        for e in attempts:
+            e.reward = float(e.won)
+        return Source(task, attempts[0], made, [task] * 2, episodes, attempts)
 
     def experience(numbers):
         sources = [source(g) for g in numbers]
@@ -71,7 +75,9 @@ with distributed.joined(address, start_timeout_s=60, heartbeat_timeout_s=10) as 
         for i, s in enumerate(sources):
             for key, e in s.episodes.items():
                 wins[i][key], mask[i][key] = e.reward, 1
-        return Experience(sources, wins, mask, valid)
+        found = Experience(sources, wins, mask, valid)
+        add_sources(found, 2, None)
+        return found
 
     mesh = parallel.make_mesh(2, 2, 1)
     chosen = optimizer.make_optimizer(config, 10)
@@ -87,7 +93,7 @@ with distributed.joined(address, start_timeout_s=60, heartbeat_timeout_s=10) as 
     whole = gb.whole_experience(mine, numbers, hosts, whole_sources=1)
     records = [
         (s.task.id, [c.raw for c in s.candidates], len(s.episodes), s.episode.won,
-         [int(c.sample.loss_mask.sum()) for c in s.candidates])
+         [int(c.sample.loss_mask.sum()) for c in s.candidates], [e.won for e in s.attempts])
         for s in whole.sources
     ]
     assert len(whole.sources[0].candidates[0].sample.tokens) > 0
@@ -95,7 +101,8 @@ with distributed.joined(address, start_timeout_s=60, heartbeat_timeout_s=10) as 
     whole_run = mine | {"rollout/episodes": 3 * hosts.count, "env/respawns": 2 * hosts.count}
     assert gb.whole_counts(dict(mine), hosts) == whole_run
     if hosts.first:
-        print(json.dumps([metrics, records, whole.wins.tolist(), whole.skill_valid.tolist()]))
+        arrays = whole.wins, whole.skill_valid, whole.source_wins, whole.source_mask
+        print(json.dumps([metrics, records, *(x.tolist() for x in arrays)]))
 """
 
 

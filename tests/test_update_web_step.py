@@ -216,7 +216,7 @@ def test_a_page_that_was_never_read_is_in_no_group():
     engine = FakeEngine(prompts.tokenizer, lambda *_: "mug> win", max_length=500)
     driver = Driver(engine, Pages(2_000_001), prompts, settings, iteration=0)
     rollout = ConfigDict(dict(
-        num_retrieved=1, num_skills=3, num_repeats=1, evaluate_invalid_skills=False,
+        num_retrieved=1, num_skills=3, num_repeats=1, num_source_episodes=1, train_sources=False, evaluate_invalid_skills=False,
         max_skill_chars=99,
     ))  # fmt: skip
     evolver = Evolver(driver, None, prompts, rollout, scoring=StepScoring(2, "correct_steps"))

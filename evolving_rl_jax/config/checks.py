@@ -169,6 +169,11 @@ def _algorithm(config: ConfigDict) -> Iterator[Rule]:
         "rollout.num_repeats",
         ">= 2 when num_skills is 1 (a group of one episode has no advantage)",
     )
+    yield (
+        not r.train_sources or r.num_source_episodes >= 2,
+        "rollout.num_source_episodes",
+        ">= 2 with rollout.train_sources (a group of one episode has no advantage)",
+    )
     truncated = config.algorithm.importance.kind == "truncated"
     yield (
         not truncated or config.algorithm.old_logprobs == "trainer",

@@ -147,6 +147,9 @@ _ROLLOUT = {
     "num_retrieved": least_1(4),  # K
     "num_skills": least_1(8),  # N
     "num_repeats": least_1(1),  # R
+    # Attempts at each source task, by other draws; the extractor reads and compares them.
+    "num_source_episodes": Key(1, Accepted("in 1 .. 16", lambda x: 1 <= x <= 16)),
+    "train_sources": False,  # learn from them too: those of one task are a group of their own
     "max_turn_tokens": least_1(512),
     "max_skill_tokens": least_1(1536),
     "max_steps": least_1(50),  # environment steps; a task with a smaller limit keeps its own

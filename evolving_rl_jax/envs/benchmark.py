@@ -164,6 +164,16 @@ class Benchmark(abc.ABC):
           quality: ``config.warmstart``: how well it plays and writes.
         """
 
+    def skill_after(self, attempts: Sequence[tuple[Teacher, Sequence[str], bool]]) -> str:
+        """The skill (JSON text) that a teacher writes down after its attempts at one task.
+
+        Args:
+          attempts: the teacher of each, all observations of the attempt, and whether it was won, from the
+            one that failed first to the furthest.  As it is, the last one writes of all that was read.
+        """
+        teacher, _, won = attempts[-1]
+        return teacher.skill([text for _, seen, _ in attempts for text in seen], won)
+
     def teaches(self, task: Task) -> bool:
         """Whether `teacher` can play a task."""
         return self.states_facts(task)
@@ -185,6 +195,15 @@ class Benchmark(abc.ABC):
     @abc.abstractmethod
     def share_stated(self, episode: Episode, skill_text: str) -> float:
         """Share of the facts, of a task that states any, that it revealed and a skill states rightly."""
+
+    def share_seen_by(self, attempts: Sequence[Episode]) -> float | None:
+        """`share_seen` of several attempts at one task; right as it is where a task has one fact."""
+        seen = [self.share_seen(episode) for episode in attempts]
+        return None if None in seen else max(seen)
+
+    def share_stated_by(self, attempts: Sequence[Episode], skill_text: str) -> float:
+        """`share_stated` of several attempts at one task; right as it is where a task has one fact."""
+        return max(self.share_stated(episode, skill_text) for episode in attempts)
 
     def judge_skill(
         self, episode: Episode, skill_text: str, played: Sequence[Task]

@@ -59,11 +59,20 @@ class ChatTexts:
     Attributes:
       rules: what an agent is told before anything else.
       request: asks for a skill after an episode that was ``{outcome}``.
+      contrast: is said before it where ``{attempts}`` episodes of one task were shown.
+      again: stands between two of them; the first was ``{outcome}``.
       thought: the reasoning that a teacher writes, of a ``{target}``.
     """
 
     rules: str
     request: str
+    contrast = (
+        "You have seen {attempts} attempts at the same task; the last one got furthest. Compare them: "
+        "what was done differently, and what came of it, tells what holds for other tasks."
+    )
+    again = (
+        "That attempt is over: the task was {outcome}. The same task once more, from its beginning:"
+    )
     thought = "The next thing I need is the {target}."
 
     def system(self, skill_text: str = "", switch: str = "", show_actions: str = "all") -> str:
@@ -109,10 +118,27 @@ class ChatTexts:
         fit; ``action`` answered it.  As it is where it cannot be shortened."""
         return observation
 
-    def extraction(self, won: bool, observation: str = "") -> str:
-        """The user message that asks for a skill."""
-        request = self.request.format(outcome="completed" if won else "not completed")
+    def extraction(self, won: bool, observation: str = "", attempts: int = 1) -> str:
+        """The user message that asks for a skill after one or several attempts at a task."""
+        request = self.request.format(outcome=self.outcome(won))
+        if attempts > 1:
+            request = f"{self.contrast.format(attempts=attempts)}\n\n{request}"
         return f"{self.ending(observation)}\n\n{request}".strip()
+
+    def another(
+        self, won: bool, ended: str, task: Task, observation: str, actions: Sequence[str] = ()
+    ) -> str:
+        """The user message that closes an attempt and opens the next one at the same task."""
+        parts = (
+            self.ending(ended),
+            self.again.format(outcome=self.outcome(won)),
+            self.opening(task, observation, actions),
+        )
+        return "\n\n".join(filter(None, parts))
+
+    def outcome(self, won: bool) -> str:
+        """What became of a task."""
+        return "completed" if won else "not completed"
 
     def answer(self, target: str, action: str) -> str:
         """A turn as a teacher writes it; ``target`` names what the action is for."""
@@ -126,6 +152,9 @@ class ChatTexts:
 
 class ShortChatTexts(ChatTexts):
     """Short chats: no headings, no reasoning, and an answer of one line, the action."""
+
+    contrast = "You saw {attempts} attempts, the last got furthest: compare them."
+    again = "The task was {outcome}. Once more from its beginning:"
 
     def opening(self, task: Task, observation: str, actions: Sequence[str] = ()) -> str:
         """The first user message: the task, what is seen, what can be done."""

@@ -3,8 +3,8 @@
 Conditions, all played by the same policy at the same temperature:
 
 * ``none``: no skill in the prompt;
-* ``own``: the policy plays the most similar game of the declared source pool, extracts one skill from that
-  episode, and plays the panel game with it;
+* ``own``: the policy plays the most similar game of the declared source pool (as often as
+  ``config.rollout.num_source_episodes`` says), extracts one skill from that, and plays the panel game with it;
 * ``oracle``: a skill that states the decisive facts;
 * ``misleading``: a skill that states wrong ones.
 
@@ -24,6 +24,7 @@ from evolving_rl_jax.data.tasks import list_hash
 from evolving_rl_jax.eval.games import PanelGame, gather_panel
 from evolving_rl_jax.eval.results import leak_report
 from evolving_rl_jax.record.figures import SourceFigures
+from evolving_rl_jax.rollout.attempts import Attempts, play_attempts
 from evolving_rl_jax.rollout.episode import Driver
 from evolving_rl_jax.rollout.evolve import make_candidate
 from evolving_rl_jax.rollout.known_facts import given_skill
@@ -50,6 +51,7 @@ class Panel:
       rules: further audits of ``own`` skills; None = those of training.
       fit: cuts a skill text to what the prompt may hold; None = no limit.
       training_tasks: the training split, searched for copies of panel games for the leak report.
+      attempts: at each source task, which its skill is extracted from.
       protocols: of web tasks: how the environment plays them, then others under which every game
         is played too, with the same skills; () where an environment has one protocol only.
       split_games: games of the splits that the panel is a sample of; None = it is all of them.
@@ -64,13 +66,14 @@ class Panel:
         *,
         rules: AuditRules | None = None,
         fit: Callable[[str], str] | None = None,
+        attempts: int = 1,
         training_tasks: Sequence[Task] = (),
         protocols: tuple[str, ...] = (),
         split_games: int | None = None,
     ):
         self.tasks = sorted(tasks, key=lambda t: t.id)
         self.retriever, self.prompts, self.max_chars = retriever, prompts, max_chars
-        self.rules, self.fit = rules, fit or str
+        self.rules, self.fit, self.attempts = rules, fit or str, attempts
         self.training_tasks, self.protocols = training_tasks, protocols
         self.split_games = len(self.tasks) if split_games is None else split_games
         self._ids = {t.id for t in self.tasks}
@@ -180,31 +183,32 @@ class Panel:
             by_id[game.source.id] = game.source
         for s, source_id in hosts.share(list(enumerate(sorted(users)))):
             done = self._after_source(driver, games, users[source_id], s, sources)
-            driver.play(8_000_000 + s, by_id[source_id], "", done, keep_session=True)
+            play_attempts(driver, by_id[source_id], 8_000_000 + s, self.attempts, done)
 
     def _after_source(self, driver, games, users: list[int], s: int, sources: list[SourceFigures]):
         def start(skill: str) -> None:
             for i in users:
                 self._play_game(driver, games[i], i, "own", skill)
 
-        def done(episode: Episode, handle) -> None:
+        def done(attempts: Attempts) -> None:
             for i in users:
-                games[i].source_episode = episode
-            if handle is None:
-                sources.append(SourceFigures.of(episode, ()))
+                games[i].source_episode = attempts.best
+            if not attempts.readable:
+                sources.append(SourceFigures.of(attempts.episodes, ()))
+                attempts.release()
                 start("")  # the game is played all the same, but does not count
                 return
 
             def extracted(_i: int, raw: str, sample) -> None:
                 candidate = make_candidate(
-                    raw, sample, self.prompts, self.max_chars, self.rules, episode
+                    raw, sample, self.prompts, self.max_chars, self.rules, *attempts.read
                 )
-                sources.append(SourceFigures.of(episode, [candidate]))
+                sources.append(SourceFigures.of(attempts.episodes, [candidate]))
                 for i in users:
                     games[i].candidate = candidate
                 start(self.fit(candidate.text) if candidate.valid else "")
 
-            driver.extract(handle, episode.won, [9_000_000 + s], extracted)
-            driver.release(handle)
+            attempts.extract([9_000_000 + s], extracted)
+            attempts.release()
 
         return done

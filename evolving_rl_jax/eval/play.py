@@ -43,6 +43,7 @@ def make_panel(parts, num_games: int = 0) -> Panel:
         config.rollout.max_skill_chars,
         rules=audit_rules(config),
         fit=fit_to_prompt(config, parts.tokenizer),
+        attempts=config.rollout.num_source_episodes,
         training_tasks=parts.split(config.data.train_split) if parts.panel_tasks else [],
         protocols=protocols(config),
         split_games=split_games,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from evolving_rl_jax.eval.fingerprint import fingerprint
@@ -23,7 +23,7 @@ _NO_TURN = Turn("", "", "", True)
 
 @dataclasses.dataclass
 class _Kept:
-    """Stands for the session of a source that was played before."""
+    """Stands for the session of an attempt at a source that was played before, with the source's skills."""
 
     skills: list[str]
 
@@ -69,26 +69,46 @@ class KeptDriver:
 
         self._driver.play(key, task, skill_text, done, keep_session=keep_session)
 
-    def extract(self, handle, won: bool, keys: list[int], on_done) -> None:
-        """As `Driver.extract`; a source is kept once all of its skills are written."""
-        if isinstance(handle, _Kept):
-            for i, raw in enumerate(handle.skills):
+    def extract(
+        self,
+        handle,
+        won: bool,
+        keys: list[int],
+        on_done,
+        *,
+        before: Sequence[tuple[Any, bool]] = (),
+    ) -> None:
+        """As `Driver.extract`; a source is kept, with all attempts at it, once all of its skills are written.
+
+        An attempt that the infrastructure failed is played again; its source keeps the skills of the others.
+        """
+        handles = [h for h, _ in before] + [handle]
+        kept = next((h for h in handles if isinstance(h, _Kept)), None)
+        if kept is not None:
+            for h in handles:
+                self._sources.pop(id(h), None)
+            for i, raw in enumerate(kept.skills):
                 on_done(i, raw, None)
             return
-        name, episode = self._sources.pop(id(handle))
+        sources = [self._sources.pop(id(h)) for h in handles]
         written: dict[int, str] = {}
 
         def extracted(i: int, raw: str, sample) -> None:
             written[i] = raw
-            if len(written) == len(keys) and not episode.task.meta.get("sealed"):
-                read = {"turns": [dataclasses.astuple(t) for t in episode.turns]}
-                read |= {"last_observation": episode.last_observation}
-                self._keep(
-                    name, episode, {**read, "skills": [written[j] for j in range(len(keys))]}
-                )
+            if len(written) == len(keys):
+                skills = [written[j] for j in range(len(keys))]
+                for name, episode in sources:
+                    self._keep_source(name, episode, skills)
             on_done(i, raw, sample)
 
-        self._driver.extract(handle, won, keys, extracted)
+        more = {"before": before} if before else {}
+        self._driver.extract(handle, won, keys, extracted, **more)
+
+    def _keep_source(self, name: str, episode: Episode, skills: list[str]) -> None:
+        if not episode.task.meta.get("sealed"):
+            read = {"turns": [dataclasses.astuple(t) for t in episode.turns]}
+            read |= {"last_observation": episode.last_observation}
+            self._keep(name, episode, {**read, "skills": skills})
 
     def release(self, handle) -> None:
         """As `Driver.release`."""

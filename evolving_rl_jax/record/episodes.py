@@ -16,7 +16,11 @@ import numpy as np
 from evolving_rl_jax import losses
 from evolving_rl_jax.rollout.evolve import Candidate, Experience, Source, StepScoring
 from evolving_rl_jax.types import Episode, Sample, Task
-from evolving_rl_jax.update.advantages import arm_weights, unweighted_advantages
+from evolving_rl_jax.update.advantages import (
+    arm_weights,
+    source_advantages,
+    unweighted_advantages,
+)
 
 # A character has at most four bytes, so at most as many tokens of a byte-level vocabulary.
 _MOST_TOKENS_A_CHARACTER = 4
@@ -35,6 +39,9 @@ def episode_records(experience: Experience, iteration: int, config: Any, tokeniz
     if not kept:
         return []
     advantages = sequence_advantages(experience, config.algorithm)
+    sources = source_advantages(config.algorithm, experience)
+    if sources is not None:
+        sources = np.asarray(sources) * arm_weights(config.algorithm)[0]
     scoring = StepScoring.from_config(config)
     more = {"score": scoring.of} if scoring else {}
     return [
@@ -45,6 +52,7 @@ def episode_records(experience: Experience, iteration: int, config: Any, tokeniz
             extractor=advantages.extractor[g],
             solver=advantages.solver[g],
             decode=tokenizer.decode,
+            sources=None if sources is None else sources[g],
             **more,
         )
         for g in kept
@@ -71,6 +79,7 @@ def source_record(
     extractor: np.ndarray,
     solver: np.ndarray,
     decode: Callable[[Sequence[int]], str],
+    sources: np.ndarray | None = None,
     score: Callable[[Episode], float] = lambda episode: float(episode.won),
 ) -> dict[str, Any]:
     """One source with its skills and their episodes.
@@ -83,6 +92,8 @@ def source_record(
       extractor: [N], advantage of each extraction.
       solver: [K, N, R], advantage of each episode, or [K, N, R, S], of each of its steps.
       decode: ids to text.
+      sources: [E], advantage of each attempt at the source, or [E, S], of each of its steps; None where they
+        are not trained on.
       score: what an episode counts for the reward of its skill.
     """
     num_skills = len(extractor) if source.candidates or source.episodes else 0
@@ -103,7 +114,18 @@ def source_record(
             [score(e) for (_, m, _), e in source.episodes.items() if m == n and e.scored]
         )
     tasks = [_task(task) for task in source.retrieved]
-    return {"iteration": iteration, "id": name, "source": head, "tasks": tasks, "skills": skills}
+    record = {"iteration": iteration, "id": name, "source": head, "tasks": tasks, "skills": skills}
+    return record | _attempts(source, sources, decode)
+
+
+def _attempts(source: Source, advantages: np.ndarray | None, decode) -> dict[str, Any]:
+    """All attempts at a source that was played several times; ``best`` is the number of its episode."""
+    if not source.attempts:
+        return {}
+    given = [None] * len(source.attempts) if advantages is None else advantages
+    played = [_episode(e, a, decode) for e, a in zip(source.attempts, given, strict=True)]
+    best = next(i for i, e in enumerate(source.attempts) if e is source.episode)
+    return {"attempts": played, "best": best}
 
 
 def _skill(candidate: Candidate | None, advantage: float, shared: int, decode) -> dict[str, Any]:

@@ -101,17 +101,23 @@ class SourceFigures:
     fact_stated: Mean = Mean()
 
     @classmethod
-    def of(cls, episode: Episode, candidates: Sequence[Candidate]) -> SourceFigures:
-        """Those of one source episode and the skills written after it."""
-        if not episode.scored:
-            return cls(failed=1)
-        seen = known_facts.share_seen(episode)
+    def of(cls, attempts: Sequence[Episode], candidates: Sequence[Candidate]) -> SourceFigures:
+        """Those of one source, played once or several times, and the skills written after it.
+
+        Of several attempts at a task each counts in ``success``; what they saw, they saw together.
+        """
+        scored = [e for e in attempts if e.scored]
+        failed = len(attempts) - len(scored)
+        if not scored:
+            return cls(failed=failed)
+        seen = known_facts.share_seen(*scored)
         stated = (
-            known_facts.share_stated(episode, c.text) / seen if c.valid else 0.0
+            known_facts.share_stated(scored[0], c.text, *scored[1:]) / seen if c.valid else 0.0
             for c in (candidates if seen else ())
         )
         return cls(
-            success=Mean.of([episode.won]),
+            failed=failed,
+            success=Mean.of(e.won for e in scored),
             skill_valid=Mean.of(c.valid for c in candidates),
             fact_seen=Mean.of([] if seen is None else [seen]),
             fact_stated=Mean.of(stated),
@@ -178,9 +184,10 @@ def rollout_figures(experience: Experience) -> dict[str, float]:
         "rollout/valid_actions", "rollout/scored_turns"
     )
     if sources:
-        found = (SourceFigures.of(s.episode, s.candidates) for s in sources)
+        found = (SourceFigures.of(s.played, s.candidates) for s in sources)
         total = functools.reduce(operator.add, found)
         figures |= {f"rollout/{name}": float(value) for name, value in total.figures().items()}
+        figures |= _attempt_figures(sources)
     figures |= _skill_figures(sources)
     lengths = [int(c.sample.loss_mask.sum()) for s in sources for c in s.candidates]
     if lengths:
@@ -188,6 +195,18 @@ def rollout_figures(experience: Experience) -> dict[str, float]:
     scored_sources = [s for s in sources if s.episode.scored]
     alike = retrieved_shares((s.task, found) for s in scored_sources for found in s.retrieved)
     return figures | {f"retrieval/{name}": share for name, share in alike.items()}
+
+
+def _attempt_figures(sources: Sequence[Source]) -> dict[str, float]:
+    """Where sources are played several times: how often the furthest attempt won, and whether any differed."""
+    several = [s for s in sources if s.attempts and s.episode.scored]
+    if not several:
+        return {}
+    alike = [len({(e.won, e.score) for e in s.attempts if e.scored}) < 2 for s in several]
+    return {
+        "rollout/best_attempt_success": sum(bool(s.episode.won) for s in several) / len(several),
+        "rollout/attempts_alike": sum(alike) / len(several),
+    }
 
 
 def _skill_figures(sources: Sequence[Source]) -> dict[str, float]:
@@ -267,6 +286,9 @@ def cost_figures(
     }
     for kind in ("turns", "turns_shortened", "turns_dropped"):
         counts[f"rollout/extraction_{kind}"] = driver.extracted[kind]
+    for kind in ("attempts", "attempts_dropped"):
+        if driver.extracted["attempts"]:  # sources were played several times
+            counts[f"rollout/extraction_{kind}"] = driver.extracted[kind]
     for kind, stage in REUSED:
         counts[f"rollout/{kind}_reused_{stage}"] = driver.reused[kind, stage]
     return {

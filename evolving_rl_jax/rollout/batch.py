@@ -13,7 +13,14 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from evolving_rl_jax.rollout.evolve import Experience
-from evolving_rl_jax.types import ROLE_EXTRACTOR, ROLE_NONE, ROLE_SOLVER, Sample, TokenBatch
+from evolving_rl_jax.types import (
+    ROLE_EXTRACTOR,
+    ROLE_NONE,
+    ROLE_SOLVER,
+    ROLE_SOURCE,
+    Sample,
+    TokenBatch,
+)
 
 # Tokens below which a smaller B would save nothing: 25 MB of host arrays.
 _LEAST_TOKENS = 1 << 20
@@ -25,7 +32,7 @@ class BatchShape:
 
     ``episode_samples`` is the most sequences of one episode, ``longest`` the most tokens of a sequence
     (0 = T).  With ``sampling_mask`` a batch has what an update needs to leave out what top-p and top-k
-    left out.  ``shards`` is over how many devices of this host its rows are shared out, in blocks.
+    left out.  ``sources`` are the source episodes of each task that are trained on.  ``shards`` is over how many devices of this host its rows are shared out, in blocks.
     """
 
     g: int
@@ -38,6 +45,7 @@ class BatchShape:
     longest: int = 0
     sampling_mask: bool = False
     shards: int = 1
+    sources: int = 0
 
     @classmethod
     def from_config(cls, config) -> BatchShape:
@@ -53,12 +61,14 @@ class BatchShape:
             r.max_steps if r.context == "recent" else 1,
             r.max_length,
             config.algorithm.sampling_mask == "replay",
+            sources=trained_sources(config),
         )
 
     @property
     def num_sequences(self) -> int:
-        """M: every extraction and every sequence of an evaluation episode."""
-        return self.g * self.n * (1 + self.k * self.r * self.episode_samples)
+        """M: every extraction and every sequence of an evaluation episode, and of a trained source."""
+        episodes = self.n * self.k * self.r + self.sources
+        return self.g * (self.n + episodes * self.episode_samples)
 
     @property
     def num_rows(self) -> int:
@@ -77,6 +87,12 @@ class BatchShape:
 
     def _whole(self, rows: int) -> int:
         return -(-rows // self.micro_batch_rows) * self.micro_batch_rows
+
+
+def trained_sources(config) -> int:
+    """Source episodes of each task that an update learns from; the arm ``grpo`` plays none."""
+    r = config.rollout
+    return r.num_source_episodes if r.train_sources and config.algorithm.arm != "grpo" else 0
 
 
 def split_experience(experience: Experience, parts: int) -> list[Experience]:
@@ -166,6 +182,11 @@ def _collect(experience: Experience, shape: BatchShape):
             flat = ((g * shape.k + k) * shape.n + n) * shape.r + r
             if episode.scored:
                 entries += [(sample, ROLE_SOLVER, flat) for sample in episode.samples]
+        if experience.source_mask is not None:
+            for i, episode in enumerate(source.attempts):
+                if episode.scored:
+                    flat = g * shape.sources + i
+                    entries += [(sample, ROLE_SOURCE, flat) for sample in episode.samples]
     entries = [e for e in entries if e[0].loss_mask.any()]  # each counts in the loss's divisor
     role = np.full(shape.num_sequences, ROLE_NONE, np.int32)
     index, step = np.zeros_like(role), np.zeros_like(role)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import sys
+from collections.abc import Callable
 
 import numpy as np
 
@@ -17,6 +18,9 @@ from evolving_rl_jax.types import Sample, Task
 
 # Lines of a page that an extraction shows where all do not fit, tried in this order.
 _SHORTER = (64, 32, 16, 8)
+
+# (what was read, actions) -> the ids that open a trajectory.
+Opening = Callable[[str, tuple[str, ...]], list[int]]
 
 
 class Transcript:
@@ -102,8 +106,23 @@ class _Context:
         if self._seen:
             self._seen[-1].action = action
 
-    def _opening(self, seen: _Seen) -> list[int]:
-        return self._prompts.solver_prompt(self._task, self._skill_text, seen.text, seen.actions)
+    @property
+    def task(self) -> Task:
+        """Of the episode."""
+        return self._task
+
+    @property
+    def num_turns(self) -> int:
+        """Turns that the policy took."""
+        return len(self._seen)
+
+    @property
+    def last_id(self) -> int | None:
+        """The last id that was sampled, or None."""
+        return self._seen[-1].ids[-1] if self._seen else None
+
+    def _open(self, text: str, actions: tuple[str, ...]) -> list[int]:
+        return self._prompts.solver_prompt(self._task, self._skill_text, text, actions)
 
     def _following(self, shown: list[_Seen]) -> list[list[int]]:
         """The ids that each turn but the first adds: what was read, then what was answered."""
@@ -117,13 +136,19 @@ class _Context:
 
     def _render(self, first: int) -> list[int]:
         shown = self._seen[first:]
-        ids = self._opening(shown[0]) + shown[0].ids
+        ids = self._open(shown[0].text, shown[0].actions) + shown[0].ids
         return ids + [i for piece in self._following(shown) for i in piece]
 
-    def _shortened(self, first: int, room: int, seen: list[_Seen] | None = None) -> list[int]:
+    def _shortened(
+        self,
+        first: int,
+        room: int,
+        seen: list[_Seen] | None = None,
+        opening: Opening | None = None,
+    ) -> list[int]:
         """The trajectory from turn ``first`` on, or from as many turns later as ``room`` asks for.
 
-        ``seen`` are the turns as they are shown; None = as they were.
+        ``seen`` are the turns as they are shown; None = as they were.  ``opening``: see `told`.
 
         The oldest turn shown takes the place of the episode's first, so it has the form of a shorter
         episode's.  The last turn is always shown.
@@ -135,14 +160,14 @@ class _Context:
         pieces = self._following(seen[first:])
         left = sum(map(len, pieces))
         for turn, piece in zip(seen[first:], [*pieces, []], strict=True):
-            opening = self._opening(turn) + turn.ids
-            if len(opening) + left <= room or not pieces:
+            head = (opening or self._open)(turn.text, turn.actions) + turn.ids
+            if len(head) + left <= room or not pieces:
                 break
             left -= len(piece)
             pieces.pop(0)
         dropped = len(seen) - 1 - len(pieces)
         self.extracted = {"turns": len(seen), "turns_dropped": dropped}
-        return opening + [i for piece in pieces for i in piece]
+        return head + [i for piece in pieces for i in piece]
 
 
 class FullContext(_Context):
@@ -163,7 +188,7 @@ class FullContext(_Context):
         self._seen.append(_Seen(text, tuple(actions)))
         last_id = self._transcript.last_id
         if last_id is None:
-            ids = self._opening(self._seen[-1])
+            ids = self._open(text, tuple(actions))
         else:
             before = self._seen[-2].actions
             ids = self._prompts.next_turn(text, actions, before=before, last_id=last_id)
@@ -184,22 +209,33 @@ class FullContext(_Context):
         """The one sequence; none where the policy sampled nothing."""
         return [self._transcript.sample()] if self._seen else []
 
-    def extraction(self, won: bool, observation: str, room: int) -> tuple[list[int], list[int]]:
-        """(ids of the trajectory, ids that ask for a skill after it).
+    @property
+    def last_id(self) -> int | None:
+        """The last id of the session, or None."""
+        return self._transcript.last_id
 
-        The first are those of the episode's session, or, where both together would have more than
-        ``room`` tokens, a trajectory without its oldest turns.
+    def told(self, room: int, opening: Opening | None = None) -> list[int]:
+        """The trajectory as an extraction reads it, in ``room`` tokens if that can be.
+
+        The ids of the episode's session, or where they do not fit, a trajectory without its oldest turns;
+        the last turn is always shown.
+
+        Args:
+          room: tokens for it.
+          opening: how it begins, after other attempts; None = as the episode did.
         """
-        last_id = self._transcript.last_id
-        request = self._prompts.extractor_prompt(won, observation, last_id=last_id)
+        self.extracted = {}
+        if opening is not None:
+            return self._shortened(0, room, opening=opening)
         ids = self._transcript.sample().tokens.tolist()
-        if len(ids) + len(request) > room and len(self._seen) > 1:
-            ids = self._shortened(1, room - len(request))
-        return ids, request
+        if len(ids) > room and len(self._seen) > 1:
+            ids = self._shortened(1, room)
+        return ids
 
-    def in_session(self, ids: list[int]) -> bool:
-        """Whether the episode's session holds these ids and no more."""
-        return ids == self._transcript.sample().tokens.tolist()
+    def held(self, ids: list[int]) -> int:
+        """How many of ``ids`` the episode's session holds: all of its own, or none."""
+        own = self._transcript.sample().tokens.tolist()
+        return len(own) if ids[: len(own)] == own else 0
 
 
 class RecentContext(_Context):
@@ -244,25 +280,24 @@ class RecentContext(_Context):
         """A sequence for every turn."""
         return self._samples
 
-    def extraction(self, won: bool, observation: str, room: int) -> tuple[list[int], list[int]]:
-        """(ids of the trajectory, ids that ask for a skill after it).
+    def told(self, room: int, opening: Opening | None = None) -> list[int]:
+        """As `FullContext.told`.
 
-        Where both together would have more than ``room`` tokens, what was seen before the last turn is
-        shortened, and only then the oldest turns are left out; ``extracted`` says how many.
+        Where it has more than ``room`` tokens, what was seen before the last turn is shortened, and only
+        then the oldest turns are left out; ``extracted`` says how many.
         """
-        last_id = self._seen[-1].ids[-1] if self._seen else None
-        request = self._prompts.extractor_prompt(won, observation, last_id=last_id)
-        room -= len(request)
+        self.extracted = {}
         for lines in (None, *_SHORTER):
             shown = self._shorter(lines)
-            ids = self._shortened(0, room if lines == _SHORTER[-1] else sys.maxsize, shown)
+            most = room if lines == _SHORTER[-1] else sys.maxsize
+            ids = self._shortened(0, most, shown, opening)
             if len(ids) <= room:
                 break
         kept = slice(self.extracted.get("turns_dropped", 0), None)
         pairs = zip(shown[kept], self._seen[kept], strict=True)
         changed = sum(a.text != b.text for a, b in pairs)
         self.extracted |= {"turns_shortened": changed}
-        return ids, request
+        return ids
 
     def _shorter(self, lines: int | None) -> list[_Seen]:
         """The turns, with about ``lines`` lines of what was seen before the last; None = all."""
@@ -275,9 +310,9 @@ class RecentContext(_Context):
         ]
         return old + self._seen[-1:]
 
-    def in_session(self, ids: list[int]) -> bool:
-        """False: sessions change with what is left out."""
-        return False
+    def held(self, ids: list[int]) -> int:
+        """None: sessions change with what is left out."""
+        return 0
 
 
 def make_context(kind: str, recent_turns: int, prompts, task: Task, skill_text: str):

@@ -13,11 +13,13 @@ import numpy as np
 
 from evolving_rl_jax.envs import benchmark
 from evolving_rl_jax.envs.benchmark import Teacher
+from evolving_rl_jax.rollout.attempts import Attempt, read_attempts, reading_order
 from evolving_rl_jax.rollout.contexts import FullContext, RecentContext, Transcript, make_context
 from evolving_rl_jax.skills.schema import parse_skill
-from evolving_rl_jax.types import OK, Sample, Task
+from evolving_rl_jax.types import OK, Episode, Sample, Task
 
 _DRAWS = 1000  # of teachers, of which a third is given no skill
+_ATTEMPTS = 1_000_000  # the draws of further attempts come after those of the first
 
 
 @dataclasses.dataclass
@@ -28,7 +30,8 @@ class Demonstration:
       task: that was played.
       won: how it ended.
       episode: the sequences of the solver, see `types.Episode`.
-      extraction: the sequence of the extractor, after episodes without a skill only.
+      extraction: the sequence of the extractor, after episodes without a skill only; of several
+        attempts where sources are played several times, of which ``episode`` is the first.
     """
 
     task: Task
@@ -48,6 +51,16 @@ class _Running:
     teacher: Teacher
     context: FullContext | RecentContext
     observations: list[str] = dataclasses.field(default_factory=list)
+    rewards: list[float] = dataclasses.field(default_factory=list)
+    infos: list[dict | None] = dataclasses.field(default_factory=list)
+    won: bool = False
+
+    def episode(self) -> Episode:
+        """As `attempts.reading_order` looks at it."""
+        reward = float(sum(self.rewards)) or float(self.won)
+        return Episode(
+            self.task, [], self.won, OK, [], reward, rewards=self.rewards, infos=self.infos
+        )
 
 
 class Demonstrator:
@@ -84,30 +97,49 @@ class Demonstrator:
           concurrent: most that are under way at a time.
           progress: called with the number of finished ones now and then.
         """
-        results: dict[int, Demonstration] = {}
+        ended: dict[int, dict[int, _Running | None]] = {}  # of each demonstration by attempt
         running: dict[int, _Running] = {}
-        queue = list(range(len(tasks)))[::-1]
+        # Numbers of (demonstration, attempt); those of one demonstration follow on each other.
+        count = self.rollout.num_source_episodes
+        queue = [i * count for i in range(len(tasks))][::-1]
+        results: dict[int, Demonstration | None] = {}
         while queue or running:
             while queue and len(running) < concurrent:
-                i = queue.pop()
-                running[i] = self._start(i, tasks[i], self._teacher(first + i, tasks[i], extracted))
+                key = queue.pop()
+                i, attempt = divmod(key, count)
+                teacher = self._teacher(first + i, tasks[i], extracted or attempt > 0, attempt)
+                running[key] = self._start(key, tasks[i], teacher)
+                if attempt == 0:
+                    read = 1 if teacher.given else count
+                    ended[i] = dict.fromkeys(range(read))
+                    queue += range(key + read - 1, key, -1)
             self.pool.flush()
-            for i, reply in self.pool.poll(None):
-                if reply.status == OK and not self._is_over(running[i], reply):
-                    self._advance(i, running[i], reply)
+            for key, reply in self.pool.poll(None):
+                run, (i, attempt) = running[key], divmod(key, count)
+                self._note(run, reply)
+                if reply.status == OK and not self._is_over(run, reply):
+                    self._advance(key, run, reply)
                     continue
+                self.pool.close(key)
+                del running[key]
                 if reply.status == OK:
-                    results[i] = self._finish(running[i], reply)
-                self.pool.close(i)
-                del running[i]
+                    ended[i][attempt] = self._end(run, reply)
+                else:
+                    results[i] = None  # all of it is left out
+                if None not in ended[i].values():
+                    results.setdefault(i, self._finish(list(ended[i].values())))
             if progress:
-                progress(len(tasks) - len(queue) - len(running))
-        return [results[i] for i in sorted(results)]
+                progress(len(results))
+        return [found for _, found in sorted(results.items()) if found is not None]
 
-    def _teacher(self, number: int, task: Task, extracted: bool) -> Teacher:
-        """The teacher of a demonstration; with ``extracted`` the first of its draws without a skill."""
+    def _teacher(self, number: int, task: Task, extracted: bool, attempt: int = 0) -> Teacher:
+        """The teacher of a demonstration; with ``extracted`` the first of its draws without a skill.
+
+        ``attempt`` counts those after the first.
+        """
         for draw in range(_DRAWS):
-            key = [self.seed, number, draw] if extracted else [self.seed, number]
+            drawn = draw + attempt * _ATTEMPTS
+            key = [self.seed, number, drawn] if extracted else [self.seed, number]
             teacher = benchmark(task.env).teacher(task, np.random.default_rng(key), self.quality)
             if not (extracted and teacher.given):
                 return teacher
@@ -134,26 +166,44 @@ class Demonstrator:
         limit = min(self.rollout.max_steps, run.task.step_limit)
         return bool(run.observations) and (reply.done or len(run.observations) >= limit)
 
+    @staticmethod
+    def _note(run: _Running, reply) -> None:
+        """Keeps what a step was worth; the first reply is that of a reset."""
+        if run.observations and reply.status == OK:
+            run.rewards.append(reply.reward)
+            run.infos.append(reply.info)
+
+    @staticmethod
+    def _end(run: _Running, reply) -> _Running:
+        run.observations.append(reply.text)
+        run.won = bool(reply.won)
+        return run
+
     def _advance(self, i: int, run: _Running, reply) -> None:
         """Writes the next turn."""
         run.observations.append(reply.text)
         run.context.observe(reply.text, reply.actions)
         action = run.teacher.act(reply.text, reply.actions)
         run.context.act(*_taught(self.prompts.action_ids(run.teacher.target, action)))
+        run.context.acted(action)
         self.pool.step(i, action)
 
-    def _finish(self, run: _Running, reply) -> Demonstration:
-        extraction = None
-        if not run.teacher.given:  # source episodes are played without a skill
-            text = run.teacher.skill([*run.observations, reply.text], reply.won)
-            room = self.rollout.max_length - self.rollout.max_skill_tokens
-            ids, request = run.context.extraction(reply.won, reply.text, room)
+    def _finish(self, runs: Sequence[_Running]) -> Demonstration:
+        first, extraction = runs[0], None
+        if not first.teacher.given:  # source episodes are played without a skill
+            order = reading_order([run.episode() for run in runs])
+            runs = [runs[i] for i in order]
+            told = [(run.teacher, run.observations, run.won) for run in runs]
+            text = benchmark(first.task.env).skill_after(told)
+            length = self.rollout.max_length - self.rollout.max_skill_tokens
+            attempts = [Attempt(run.context, run.won, run.observations[-1]) for run in runs]
+            reading = read_attempts(self.prompts, attempts, length)
             transcript = Transcript()
-            transcript.append_forced(ids)
-            transcript.append_forced(request)
+            transcript.append_forced(reading.ids)
+            transcript.append_forced(reading.request)
             transcript.append_taught(self.prompts.skill_ids(text))
             extraction = transcript.sample()
-        return Demonstration(run.task, reply.won, run.context.samples(), extraction)
+        return Demonstration(first.task, first.won, first.context.samples(), extraction)
 
 
 def _taught(ids: list[int]) -> tuple[list[int], np.ndarray, np.ndarray]:

@@ -11,11 +11,12 @@ from __future__ import annotations
 import collections
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from evolving_rl_jax.envs import benchmark
+from evolving_rl_jax.rollout.attempts import Attempt, read_attempts
 from evolving_rl_jax.rollout.contexts import FullContext, RecentContext, Transcript, make_context
 from evolving_rl_jax.types import OK, SCORED, TIMEOUT, TRUNCATED, Episode, Task, Turn
 
@@ -85,7 +86,8 @@ class Driver:
       reused: prompt tokens that the engine's cache held already, by (kind, stage): kind ``turn`` or
         ``prefix`` as in `generate.Session`, stage ``source``, ``extraction`` or ``evaluation``.
       extracted: source turns that extractions of recent contexts had to show (``turns``), those shown
-        in part (``turns_shortened``) and not at all (``turns_dropped``).
+        in part (``turns_shortened``) and not at all (``turns_dropped``); where sources are played
+        several times their ``attempts``, and those not shown (``attempts_dropped``).
     """
 
     def __init__(
@@ -115,25 +117,48 @@ class Driver:
         self.pool.reset(key, task)
         self._waiting_env.add(key)
 
-    def extract(self, handle: _Play, won: bool, keys: list[int], on_done) -> None:
+    def extract(
+        self,
+        handle: _Play,
+        won: bool,
+        keys: list[int],
+        on_done,
+        *,
+        before: Sequence[tuple[_Play, bool]] = (),
+    ) -> None:
         """Samples one skill for each key from a finished source episode: ``on_done(i, text, sample)``.
 
         The oldest turns are left out where the skill would have no room after all of them.  Where it
         has none even after the last turn, nothing is sampled: the text is empty and the sample None.
+
+        Args:
+          handle: of the episode.
+          won: whether it was.
+          keys: of sampling, one for each skill.
+          on_done: called for each skill.
+          before: other attempts at its task that are shown before it, from the one that failed first;
+            see `attempts.read_attempts`.
         """
         most = self.settings.max_skill_tokens
-        room = self.engine.max_length - most
-        ids, request = handle.context.extraction(won, handle.observation, room)
-        self.extracted.update(handle.context.extracted)
+        attempts = [
+            Attempt(play.context, ended_won, play.observation)
+            for play, ended_won in (*before, (handle, won))
+        ]
+        ids, request, first, counts = read_attempts(
+            self.prompts, attempts, self.engine.max_length - most
+        )
+        self.extracted.update(counts)
         if len(ids) + len(request) >= self.engine.max_length:
             for i in range(len(keys)):
                 on_done(i, "", None)
             return
-        if handle.context.in_session(ids):
-            sessions, prompt = self.engine.fork(handle.session, len(keys), keys), request
+        prompt = ids + request
+        if held := first.context.held(ids):
+            owner = next(p for p, _ in (*before, (handle, won)) if p.context is first.context)
+            sessions = self.engine.fork(owner.session, len(keys), keys)
+            prompt = prompt[held:]
         else:  # the engine finds by itself that they share their prompt
             sessions = [self.engine.open(self.iteration, key) for key in keys]
-            prompt = ids + request
         for i, session in enumerate(sessions):
             transcript = Transcript()
             transcript.append_forced(ids)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from evolving_rl_jax.envs import benchmark
+from evolving_rl_jax.rollout.attempts import Attempts, play_attempts
 from evolving_rl_jax.rollout.episode import Driver
 from evolving_rl_jax.skills.audit import AuditResult, AuditRules, audit
 from evolving_rl_jax.skills.records import SkillRecord, belonging
@@ -55,20 +56,36 @@ class Candidate:
 
 @dataclasses.dataclass
 class Source:
-    """Everything that one source task led to; ``episodes`` is keyed by (k, n, r)."""
+    """Everything that one source task led to.
+
+    Attributes:
+      task: of the source.
+      episode: the source episode; of several the furthest.
+      candidates: the N skills.
+      retrieved: the K tasks.
+      episodes: with the skills, by (k, n, r).
+      attempts: the S source episodes in the order of their keys, where S > 1.
+    """
 
     task: Task
     episode: Episode | None = None
     candidates: list[Candidate] = dataclasses.field(default_factory=list)
     retrieved: list[Task] = dataclasses.field(default_factory=list)
     episodes: dict[tuple[int, int, int], Episode] = dataclasses.field(default_factory=dict)
+    attempts: list[Episode] = dataclasses.field(default_factory=list)
+
+    @property
+    def played(self) -> list[Episode]:
+        """The source episodes; none in the arm ``grpo``."""
+        return self.attempts or ([] if self.episode is None else [self.episode])
 
 
 @dataclasses.dataclass
 class Experience:
     """One iteration: the sources and the arrays that the advantages are computed from.
 
-    The last three are those of `types.TokenBatch`; None where the environment scores no steps.
+    The optional ones are those of `types.TokenBatch`: of steps where the environment scores them, and of
+    source episodes where these are trained on.
     """
 
     sources: list[Source]
@@ -78,6 +95,10 @@ class Experience:
     scores: np.ndarray | None = None  # [G, K, N, R]
     step_rewards: np.ndarray | None = None  # [G, K, N, R, S]
     step_mask: np.ndarray | None = None  # [G, K, N, R, S]
+    source_wins: np.ndarray | None = None  # [G, E]
+    source_mask: np.ndarray | None = None  # [G, E]
+    source_step_rewards: np.ndarray | None = None  # [G, E, S]
+    source_step_mask: np.ndarray | None = None  # [G, E, S]
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The arrays that there are, by name; the first axis of each is G."""
@@ -141,6 +162,8 @@ class Evolver:
         self.stop, self.scoring = stop, scoring
         self.rules, self.fit = rules, fit
         self.shape = (rollout.num_retrieved, rollout.num_skills, rollout.num_repeats)
+        self.num_attempts = rollout.num_source_episodes
+        self.train_sources = rollout.train_sources
         self.evaluate_invalid = rollout.evaluate_invalid_skills
         self.max_chars = rollout.max_skill_chars
 
@@ -162,9 +185,12 @@ class Evolver:
         found = [None] * len(tasks) if retrieved is None else retrieved
         for g, source, chosen in zip(numbers or range(len(tasks)), sources, found, strict=True):
             done = self._after_source(g, source, chosen)
-            self.driver.play(g, source.task, "", done, keep_session=True)
+            play_attempts(self.driver, source.task, g, self.num_attempts, done)
         self.driver.run(stop=self.stop)
-        return self._experience(sources)
+        experience = self._experience(sources)
+        if self.train_sources:
+            add_sources(experience, self.num_attempts, self.scoring)
+        return experience
 
     def collect_groups(self, tasks: list[Task], numbers: Sequence[int] | None = None) -> Experience:
         """The ``grpo`` arm: G x K tasks, each played N x R times without a skill; see `collect`."""
@@ -182,30 +208,29 @@ class Evolver:
     # -- stages ----------------------------------------------------------------------------------
 
     def _after_source(self, g: int, source: Source, chosen: list[Task] | None):
-        def done(episode: Episode, handle) -> None:
-            source.episode = episode
-            if handle is None:
-                return  # it failed, or was stopped: no skill can follow, the masks stay 0
-            if not episode.turns:
-                self.driver.release(handle)
-                return  # nothing was played that a skill could be of
-            source.candidates = [None] * self.shape[1]
-            keys = [self._skill_key(g, n) for n in range(self.shape[1])]
-            if chosen is None:
-                source.retrieved = self.retriever.retrieve(source.task, self.shape[0])
-            else:
-                source.retrieved = chosen
-            self.driver.extract(handle, episode.won, keys, self._after_skill(g, source))
-            self.driver.release(handle)
+        def done(attempts: Attempts) -> None:
+            source.episode = attempts.best
+            if self.num_attempts > 1:
+                source.attempts = attempts.episodes
+            # One that failed, was stopped, or was never played: no skill can follow, the masks stay 0.
+            if attempts.readable and source.episode.turns:
+                source.candidates = [None] * self.shape[1]
+                keys = [self._skill_key(g, n) for n in range(self.shape[1])]
+                if chosen is None:
+                    source.retrieved = self.retriever.retrieve(source.task, self.shape[0])
+                else:
+                    source.retrieved = chosen
+                attempts.extract(keys, self._after_skill(g, source, attempts.read))
+            attempts.release()
 
         return done
 
-    def _after_skill(self, g: int, source: Source):
+    def _after_skill(self, g: int, source: Source, read: list[Episode]):
         def done(n: int, raw: str, sample: Sample | None) -> None:
             if sample is None:
                 return  # no room for a skill, neither for this one nor for the others
             candidate = source.candidates[n] = make_candidate(
-                raw, sample, self.prompts, self.max_chars, self.rules, source.episode
+                raw, sample, self.prompts, self.max_chars, self.rules, *read
             )
             if candidate.valid or (self.evaluate_invalid and candidate.text):
                 for k, r in itertools.product(range(self.shape[0]), range(self.shape[2])):
@@ -233,7 +258,7 @@ class Evolver:
         wins = np.zeros((len(sources), num_k, num_n, num_r), np.float32)
         mask = np.zeros_like(wins)
         valid = np.zeros((len(sources), num_n), np.float32)
-        settle([s.episode for s in sources if s.episode is not None])
+        settle([e for s in sources for e in s.played])
         settle([e for s in sources for e in s.episodes.values()])
         for g, source in enumerate(sources):
             if None in source.candidates:  # no room for them, or not all were written in time
@@ -294,13 +319,33 @@ def add_steps(experience: Experience, scoring: StepScoring) -> None:
     experience.scores, experience.step_rewards, experience.step_mask = scores, rewards, taken
 
 
+def add_sources(experience: Experience, num_attempts: int, scoring: StepScoring | None) -> None:
+    """Fills in the arrays of the source episodes, of which the S of one task are a group to learn from."""
+    shape = len(experience.sources), num_attempts
+    wins, mask = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+    for g, source in enumerate(experience.sources):
+        for i, episode in enumerate(source.attempts):
+            mask[g, i] = float(episode.scored)
+            wins[g, i] = (episode.won if scoring else episode.reward) if episode.scored else 0.0
+    experience.source_wins, experience.source_mask = wins, mask
+    if scoring:
+        rewards = np.zeros((*shape, scoring.max_steps), np.float32)
+        taken = np.zeros_like(rewards)
+        for g, source in enumerate(experience.sources):
+            for i, episode in enumerate(source.attempts):
+                if episode.scored:
+                    rewards[g, i, : len(episode.rewards)] = episode.rewards
+                    taken[g, i, : len(episode.turns)] = 1.0
+        experience.source_step_rewards, experience.source_step_mask = rewards, taken
+
+
 def make_candidate(
     raw: str,
     sample: Sample,
     prompts,
     max_chars: int,
     rules: AuditRules | None = None,
-    episode: Episode | None = None,
+    *read: Episode,
 ) -> Candidate:
     """Parses and audits an extraction; a skill that fails either is invalid and says why.
 
@@ -310,7 +355,7 @@ def make_candidate(
       prompts: to render the skill for the solver.
       max_chars: longest skill, where ``rules`` are not given.
       rules: the audits; None = its language and length alone.
-      episode: that it was extracted from; needed with ``rules``.
+      read: the episodes that it was extracted from, of one task; needed with ``rules``.
     """
     skill, reason = parse_skill(raw)
     if skill is None:
@@ -320,6 +365,6 @@ def make_candidate(
     if rules is None:
         result = audit(said, max_chars=max_chars)
     else:
-        result = rules.apply(said, episode.task, episode.observations)
+        result = rules.apply(said, read[-1].task, [o for e in read for o in e.observations])
     text = prompts.render_skill(skill)
     return Candidate(raw, sample, skill, "; ".join(result.reasons), result.passed, text, result)

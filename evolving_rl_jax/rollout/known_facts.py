@@ -27,14 +27,15 @@ def given_skill(condition: str, task: Task, i: int, prompts) -> str:
     return prompts.render_skill(skill)
 
 
-def share_seen(episode: Episode) -> float | None:
-    """Share of the facts of an episode's task that it revealed; None where the task states none."""
-    return benchmark(episode.task.env).share_seen(episode)
+def share_seen(*attempts: Episode) -> float | None:
+    """Share of the facts of a task that attempts at it revealed; None where the task states none."""
+    return benchmark(attempts[0].task.env).share_seen_by(attempts)
 
 
-def share_stated(episode: Episode, skill_text: str) -> float:
-    """Share of the facts, of a task that states any, that it revealed and a skill states rightly."""
-    return benchmark(episode.task.env).share_stated(episode, skill_text)
+def share_stated(episode: Episode, skill_text: str, *others: Episode) -> float:
+    """Share of the facts, of a task that states any, that an episode (with other attempts at its task)
+    revealed and a skill states rightly."""
+    return benchmark(episode.task.env).share_stated_by([episode, *others], skill_text)
 
 
 def judge_skill(episode: Episode, skill_text: str, played: Sequence[Task]) -> Mapping[str, float]:

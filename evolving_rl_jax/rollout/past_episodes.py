@@ -78,7 +78,9 @@ def read_episodes(folder: str | pathlib.Path, tokenizer, min_reward: float) -> P
 def _add(record: dict[str, Any], ids_of: _Ids, min_reward: float, found: list, counts) -> None:
     source = record["source"]
     episodes = [e for skill in record["skills"] for e in skill["episodes"]]
-    for episode in [*([source] if source else []), *episodes]:
+    # Where a source was played several times, its episode is one of the attempts.
+    sources = record.get("attempts") or ([source] if source else [])
+    for episode in [*sources, *episodes]:
         counts["episodes"] += 1
         if episode["won"]:
             for sequence in episode["sequences"]:

@@ -76,13 +76,38 @@ class CompactPrompts:
         return [*self._seen(self.texts.following(observation)), self.ids[ACT]]
 
     def extractor_prompt(
-        self, won: bool, observation: str = "", *, last_id: int | None = None
+        self, won: bool, observation: str = "", *, last_id: int | None = None, attempts: int = 1
     ) -> list[int]:
         """Ids appended to a finished source episode to ask for a skill: what its last action did,
-        the outcome, the marker of a skill."""
-        seen = self._seen(self.texts.ending(observation))
+        the outcome, the marker of a skill.  They are the same after several attempts."""
+        return [*self._ended(won, observation), self.ids[SKILL]]
+
+    def next_attempt(
+        self,
+        won: bool,
+        ended: str,
+        task: Task,
+        observation: str,
+        actions: Sequence[str] = (),
+        *,
+        last_id: int | None = None,
+    ) -> list[int]:
+        """Ids appended to a finished source episode to show another attempt at its task.
+
+        Args:
+          won: whether the attempt that ends here was won.
+          ended: what its last action did.
+          task: of both.
+          observation: what the next one read first.
+          actions: that were admissible then.
+          last_id: of the sequence so far.
+        """
+        return [*self._ended(won, ended), *self.solver_prompt(task, "", observation, actions)]
+
+    def _ended(self, won: bool, observation: str) -> list[int]:
         outcome = "success" if won else "failure"
-        return [*seen, self.ids[EXTRACT], *self._text(outcome), self.ids[SKILL]]
+        seen = self._seen(self.texts.ending(observation))
+        return [*seen, self.ids[EXTRACT], *self._text(outcome)]
 
     def action_ids(self, target: str, action: str) -> list[int]:
         """A solver turn as a teacher writes it (warm start), stop token included."""
@@ -160,11 +185,26 @@ class ChatPrompts:
         return self.texts.following(observation, actions if self.show_actions == "all" else ())
 
     def extractor_prompt(
-        self, won: bool, observation: str = "", *, last_id: int | None = None
+        self, won: bool, observation: str = "", *, last_id: int | None = None, attempts: int = 1
     ) -> list[int]:
         """Ids appended to a finished source episode: what its last action did, the request for a
-        skill."""
-        return self.chat.next_turn(self.texts.extraction(won, observation), last_id)
+        skill, of as many ``attempts`` as were shown."""
+        return self.chat.next_turn(self.texts.extraction(won, observation, attempts), last_id)
+
+    def next_attempt(
+        self,
+        won: bool,
+        ended: str,
+        task: Task,
+        observation: str,
+        actions: Sequence[str] = (),
+        *,
+        last_id: int | None = None,
+    ) -> list[int]:
+        """Ids appended to a finished source episode to show another attempt, as `CompactPrompts` has it."""
+        shown = () if self.show_actions == "none" else actions
+        text = self.texts.another(won, ended, task, observation, shown)
+        return self.chat.next_turn(text, last_id)
 
     def action_ids(self, target: str, action: str) -> list[int]:
         """A solver turn as a teacher writes it, stop token included."""

@@ -18,7 +18,14 @@ from evolving_rl_jax import parallel
 from evolving_rl_jax.rollout.batch import BatchShape
 from evolving_rl_jax.rollout.evolve import Experience, Source
 from evolving_rl_jax.run.hosts import Hosts
-from evolving_rl_jax.types import ROLE_EXTRACTOR, ROLE_SOLVER, ROW_FIELDS, Sample, TokenBatch
+from evolving_rl_jax.types import (
+    ROLE_EXTRACTOR,
+    ROLE_SOLVER,
+    ROLE_SOURCE,
+    ROW_FIELDS,
+    Sample,
+    TokenBatch,
+)
 
 
 def source_numbers(num_sources: int, minibatches: int, hosts: Hosts) -> list[int]:
@@ -71,6 +78,7 @@ def _merge(parts: list[dict[str, np.ndarray]], shape: BatchShape) -> dict[str, n
     for i, part in enumerate(parts):
         shift = np.where(part["role"] == ROLE_SOLVER, episodes, 0)
         shift = np.where(part["role"] == ROLE_EXTRACTOR, skills, shift)
+        shift = np.where(part["role"] == ROLE_SOURCE, shape.g * shape.sources, shift)
         whole["index"][i] = (part["index"] + i * shift).astype(np.int32)
     num_rows = np.int32(sum(int(n) for n in whole.pop("num_rows")))
     joined = {
@@ -131,6 +139,7 @@ def _without_tokens(source: Source) -> Source:
             dataclasses.replace(c, sample=_lengths_only(c.sample)) for c in source.candidates
         ],
         episodes={key: episode(e) for key, e in source.episodes.items()},
+        attempts=[episode(e) for e in source.attempts],
     )
 
 

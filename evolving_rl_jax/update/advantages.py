@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from evolving_rl_jax import losses
-from evolving_rl_jax.types import ROLE_EXTRACTOR
+from evolving_rl_jax.types import ROLE_EXTRACTOR, ROLE_SOURCE
 
 # The released code of the paper normalises web rewards with this epsilon.
 _STEP_EPS = 1e-8
@@ -67,6 +67,47 @@ def unweighted_advantages(algorithm: Any, outcomes: Any) -> losses.SkillAdvantag
     return result._replace(solver=solver)
 
 
+def source_advantages(algorithm: Any, outcomes: Any) -> jax.Array | None:
+    """Those of source episodes, [G, E], or of their steps, [G, E, S], with weight 1.
+
+    The E episodes of one task are a group: played without a skill, they are compared with each other alone.
+    None where source episodes are not trained on.
+    """
+    if outcomes.source_mask is None:
+        return None
+
+    def group(x):  # [G, E, ...] -> [G, 1, 1, E, ...]
+        return jnp.asarray(x)[:, None, None]
+
+    played = group(outcomes.source_mask)
+    if outcomes.source_step_rewards is None:
+        wins = group(outcomes.source_wins)
+        result = losses.skill_advantages(
+            wins,
+            skill_valid=jnp.ones(wins.shape[:1] + (1,), jnp.float32),
+            episode_mask=played,
+            extractor_weight=1.0,
+            solver_weight=1.0,
+            solver_reward=algorithm.solver_reward,
+            scale=algorithm.advantage,
+        )
+        return result.solver[:, 0, 0]
+    taken = jnp.where(played[..., None] > 0, group(outcomes.source_step_mask), 0)
+    solver = losses.step_advantages(
+        group(outcomes.source_step_rewards), taken, pool="task", scale=algorithm.advantage
+    )
+    return solver[:, 0, 0]
+
+
+def with_sources(
+    values: jax.Array, sources: jax.Array | None, role: jax.Array, index: jax.Array, step: jax.Array
+) -> jax.Array:
+    """Values of sequences [M], those of source episodes taken from ``sources``, see `source_advantages`."""
+    if sources is None:
+        return values
+    return jnp.where(role == ROLE_SOURCE, of_sequences(sources, index, step, 2), values)
+
+
 def spread_of_sequences(algorithm: Any, batch: Any) -> jax.Array:
     """Which sequences belong to a group with spread, bool [M]: those of others learn nothing there."""
     result = unweighted_advantages(algorithm, batch)
@@ -74,11 +115,15 @@ def spread_of_sequences(algorithm: Any, batch: Any) -> jax.Array:
     extractor = jnp.broadcast_to(
         (result.extractor != 0).any(1, keepdims=True), result.extractor.shape
     )
-    return jnp.where(
+    found = jnp.where(
         batch.role == ROLE_EXTRACTOR,
         of_sequences(extractor, batch.index, batch.step, 2),
         of_sequences(solver, batch.index, batch.step, 4),
     )
+    sources = source_advantages(algorithm, batch)
+    if sources is not None:
+        sources = jnp.broadcast_to((sources != 0).any(1, keepdims=True), sources.shape)
+    return with_sources(found, sources, batch.role, batch.index, batch.step)
 
 
 def arm_weights(algorithm: Any) -> tuple[float, float]:
@@ -94,7 +139,7 @@ def of_sequences(values: jax.Array, index: jax.Array, step: jax.Array, num_axes:
       values: with ``num_axes`` axes that ``index`` counts, and perhaps one of steps after them.
       index: [M], flat over those axes; entries out of range get some value.
       step: [M], the turn that a sequence trains.
-      num_axes: of episodes (4) or of skills (2).
+      num_axes: of episodes (4), or of skills or source episodes (2).
     """
     if values.ndim > num_axes:
         index = index * values.shape[-1] + step

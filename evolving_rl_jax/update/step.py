@@ -39,7 +39,9 @@ from evolving_rl_jax.update.advantages import (
     ARM_WEIGHTS,
     arm_weights,
     of_sequences,
+    source_advantages,
     unweighted_advantages,
+    with_sources,
 )
 from evolving_rl_jax.update.loss import make_loss, policy_logprobs, step_metrics
 
@@ -63,7 +65,7 @@ STEP_METRICS: dict[str, str] = {
     "extractor_reward": "mean reward of a skill: the win rate with it, on web tasks the mean score "
     "of its episodes; 0 for an invalid one",
     "win_rate": "share of scored episodes that were won",
-    "sequences_solver": "solver sequences in use",
+    "sequences_solver": "solver sequences in use, of evaluations (those of trained source episodes apart)",
     "sequences_extractor": "extractor sequences in use",
     "tokens": "tokens of sequences in the batch, prompts included",
     "trained_tokens": "tokens that the policy sampled and that the loss reads",
@@ -326,6 +328,10 @@ def sequence_advantages(config: Any, batch: TokenBatch) -> tuple[jax.Array, dict
     extractor = of_sequences(result.extractor, batch.index, batch.step, 2) * extractor_weight
     is_solver, is_extractor = batch.role == ROLE_SOLVER, batch.role == ROLE_EXTRACTOR
     advantages = jnp.where(is_solver, solver, jnp.where(is_extractor, extractor, 0.0))
+    sources = source_advantages(config.algorithm, batch)
+    if sources is not None:
+        sources = sources * solver_weight
+    advantages = with_sources(advantages, sources, batch.role, batch.index, batch.step)
     return advantages, _outcome_metrics(batch, result)
 
 

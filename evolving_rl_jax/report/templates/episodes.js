@@ -153,8 +153,21 @@
     return element("div", {}, title,
       element("p", { class: "row-facts" }, Report.outcome(source), element("span", {}, source.task),
         element("span", {}, `${(source.turns || []).length} turns`)),
-      element("button", { type: "button", class: "open", id: "open-source", onclick: () => show(record, [{ episode: source, title: "Source episode" }], 0) },
-        "Open the source episode"));
+      element("button", { type: "button", class: "open", id: "open-source", onclick: () => show(record, played(record), record.best ?? 0) },
+        "Open the source episode"),
+      record.attempts ? attempts(record) : null);
+  }
+
+  // The source was played once, or several times: then its episode is the attempt that got furthest.
+  const played = record => (record.attempts || [record.source]).map((episode, i) =>
+    ({ episode, title: record.attempts ? `Attempt ${i + 1} of ${record.attempts.length}` : "Source episode" }));
+
+  function attempts(record) {
+    const items = record.attempts.map((episode, i) => element("li", {},
+      element("button", { type: "button", class: "open", onclick: () => show(record, played(record), i) }, `Attempt ${i + 1}`),
+      " ", Report.outcome(episode),
+      element("span", { class: "soft" }, ` ${(episode.turns || []).length} turns${i === record.best ? ", the furthest" : ""}`)));
+    return element("ul", { class: "attempts", "aria-label": "Attempts at the source task" }, items);
   }
 
   function skills(record) {
