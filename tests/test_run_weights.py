@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -17,11 +18,13 @@ from evolving_rl_jax import models
 from evolving_rl_jax.cli.main import main
 from evolving_rl_jax.models import lora as lora_lib
 from evolving_rl_jax.run.folder import RunFolder
+from evolving_rl_jax.run.parts import prepare_tokenizer
 from evolving_rl_jax.run.policy import load_policy
 
 # A run folder as training on two devices leaves it: config, tokenizer and a checkpoint.
 TRAINED = """
 import sys
+import types
 import jax, numpy as np
 from evolving_rl_jax import config as config_lib, parallel
 from evolving_rl_jax.models import lora as lora_lib
@@ -191,3 +194,15 @@ def test_a_damaged_policy_is_one_line(run, tmp_path, capsys):
     err = capsys.readouterr().err
     assert "must hold a readable checkpoint for 'latest', got only damaged ones" in err
     assert "Traceback" not in err and not (tmp_path / "out").exists()
+
+
+def test_weights_without_their_tokenizer_get_no_other_one(tmp_path):
+    config = config_lib.default_config()
+    folder = RunFolder(str(tmp_path / "run"), config)
+    folder.begin()
+    assert not folder.has_weights
+    (folder.path / "checkpoints" / "7").mkdir(parents=True)
+    hosts = types.SimpleNamespace(first=True, meet=lambda name: None)
+    with pytest.raises(config_lib.ConfigError, match=r"run' without tokenizer/tokenizer\.json"):
+        prepare_tokenizer(config, folder, hosts, None, [], [])
+    assert not (folder.path / "tokenizer").exists()

@@ -84,6 +84,12 @@ class RunFolder:
         """Whether the folder was opened to train in it, and not to read a run."""
         return self._config is not None
 
+    @property
+    def has_weights(self) -> bool:
+        """Whether something in it was trained."""
+        folders = self.path / "checkpoints", self.path / "warmstart"
+        return any(f.is_dir() and any(f.iterdir()) for f in folders)
+
     def begin(self) -> None:
         """Makes the folder and writes the configuration, once everything else has been checked.
 

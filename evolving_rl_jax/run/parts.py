@@ -174,6 +174,9 @@ def prepare_tokenizer(
 
     An imported one without the markers of the compact form gets them, in the run folder.  The texts of
     a trained one are those of the demonstrations' games, or of the training games where there are none.
+
+    Raises:
+      ConfigError: the tokenizer of weights that are there is not.
     """
     from evolving_rl_jax.models.tokenizer import (
         NUMBERED_PIECES,
@@ -186,6 +189,11 @@ def prepare_tokenizer(
     if config.model.hf_path:
         return _imported_tokenizer(config, folder, hosts, path)
     if hosts.first and not (path / "tokenizer.json").is_file():
+        if folder.has_weights:  # another tokenizer's ids would mean other words to them
+            raise ConfigError(
+                f"--workdir must hold the tokenizer of its weights, got {str(folder.path)!r} without "
+                "tokenizer/tokenizer.json"
+            )
         names = config.warmstart.splits
         shown = [task for name in names for task in select(tasks, split=name)] or train
         train_tokenizer(
