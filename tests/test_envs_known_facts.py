@@ -73,6 +73,76 @@ def test_what_a_web_episode_showed_and_a_skill_states():
     assert known_facts.share_stated(both, "") == 0.0
 
 
+THREE = make_task(
+    "w3",
+    env="mind2web",
+    group="birch bay",
+    meta={
+        "habits": {"checkout": ["left", "right", "middle"], "arrival": ["day", "month", "slash"]},
+        "solution": [
+            {
+                "slot": "checkout",
+                "choices": {
+                    place: {"role": "button", "label": "checkout", "context": place, "op": "CLICK",
+                            "value": ""}
+                    for place in ("left", "right", "middle")
+                },
+            },
+            {"slot": "", "choices": {}},
+            {
+                "slot": "arrival",
+                "choices": {
+                    name: {"role": "textbox", "label": "arrival", "context": "", "op": "TYPE",
+                           "value": value}
+                    for name, value in (
+                        ("day", "fifth may"), ("month", "may fifth"), ("slash", "may / fifth")
+                    )
+                },
+            },
+        ],
+    },
+)  # fmt: skip
+BUTTONS = "\n".join(
+    f'button "checkout" ({p}) [ref=e{i}]' for i, p in enumerate(("left", "right", "middle"), 1)
+)
+
+
+def attempt(*actions, won=False):
+    """Presses a place, goes on, writes a date; as far as there are actions."""
+    pages = [BUTTONS, 'link "next" [ref=e1]', 'textbox "arrival" [ref=e1]']
+    seen = [f"Task: x\nEarlier actions:\nnone\nPage:\n{page}" for page in pages]
+    return episode(THREE, seen[: len(actions)], actions, won)
+
+
+def click(ref):
+    return f'{{"op": "CLICK", "ref": "e{ref}"}}'
+
+
+def written(value):
+    return f'{{"op": "TYPE", "ref": "e1", "value": "{value}"}}'
+
+
+def test_what_attempts_show_together_and_a_skill_states():
+    seen, stated = known_facts.share_seen, known_facts.share_stated
+    right, middle = attempt(click(2)), attempt(click(3))
+    assert seen(right) == 0 and seen(right, right) == 0  # one place of three is ruled out
+    assert seen(right, middle) == 0.5  # the third is left
+    assert stated(right, "press checkout left", middle) == 0.5
+    assert stated(right, "press checkout left") == 0  # a guess
+    went_on = attempt(click(1), click(1), written("fifth may"))
+    assert seen(went_on) == 0.5 and seen(attempt(click(1), click(1))) == 0.5
+    other = attempt(click(1), click(1), written("May  Fifth"))
+    assert seen(went_on, other) == 1.0 == seen(attempt(*[click(1)] * 2, written("x"), won=True),
+                                               went_on, other)  # fmt: skip
+    both = "press checkout left, write arrival slash"
+    assert stated(went_on, both, other) == 1.0 and stated(went_on, both) == 0.5
+    assert stated(went_on, "press checkout left, write arrival month", other) == 0.5
+    won = attempt(click(1), click(1), written("may / fifth"), won=True)
+    assert seen(won) == 1.0 and stated(won, both, right) == 1.0
+    typed = attempt('{"op": "TYPE", "ref": "e2", "value": "x"}')
+    assert seen(typed, middle) == 0  # another operation on it rules nothing out
+
+
 def test_what_a_household_episode_showed_and_a_skill_states():
     seen = episode(HOME, ["The cabinet 3 is open. In it, you see a mug 1."], ["x"])
     missed = episode(HOME, ["The drawer 1 is open. In it, you see a pan 1."], ["x"])

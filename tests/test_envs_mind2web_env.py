@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from web_data import FORM, SMALL, action, official, write_split
+from web_data import FORM, action, official, write_split
 
 from evolving_rl_jax import envs
 from evolving_rl_jax.envs.base import EnvError
@@ -20,7 +20,6 @@ from evolving_rl_jax.envs.mind2web.env import (
 from evolving_rl_jax.envs.mind2web.index import build_index
 from evolving_rl_jax.envs.mind2web.recall import GoldRecall
 from evolving_rl_jax.envs.mind2web.records import from_official
-from evolving_rl_jax.envs.mind2web.sites import generate_sites, plan_sites
 from evolving_rl_jax.envs.mind2web.store import load_web_tasks
 from evolving_rl_jax.envs.pool.pool import EnvPool
 from evolving_rl_jax.envs.web.snapshot import snapshot
@@ -74,12 +73,31 @@ def test_observations_have_task_earlier_actions_and_page(tasks):
 def test_stop_at_error_ends_at_the_first_wrong_action(tasks):
     *_, last = play(tasks[0], [TYPE, CLICK % 3])
     assert (last.reward, last.done, last.won) == (0.0, True, False)
-    assert last.text == "Action 2 of 3 was wrong. The task has ended."
+    assert last.text == 'CLICK button "Help": nothing happened. The task has ended.'
     env = envs.make("mind2web")
     env.reset(tasks[0])
     env.step("nonsense")
     with pytest.raises(EnvError, match="after the end"):
         env.step(TYPE)
+
+
+@pytest.mark.parametrize(
+    ("action", "said"),
+    [
+        ("nonsense", "The action could not be read."),
+        (CLICK % 9, "There is no e9 on the page."),
+        (CLICK % 3, 'CLICK button "Help": nothing happened.'),
+        (
+            '{"op": "TYPE", "ref": "e3", "value": "a\\nb"}',
+            'TYPE button "Help": a b: it takes no text.',
+        ),
+        ('{"op": "SELECT", "ref": "e1", "value": "x"}', 'SELECT textbox "City": x: it is no list.'),
+        ('{"op": "HOVER", "ref": "e1"}', 'CLICK textbox "City": nothing happened.'),
+    ],
+)
+def test_an_ending_says_what_a_person_at_the_page_would_see(tasks, action, said):
+    *_, last = play(tasks[0], [TYPE, action])
+    assert last.text == f"{said} The task has ended." and not last.won
 
 
 def test_teacher_forced_plays_all_steps_with_the_gold_history(tasks):
@@ -265,119 +283,6 @@ def test_recall_is_what_the_environment_can_show():
     recall.add(task)
     shown = snapshot(task.steps[0].page, task.text, (), 8).shown
     assert recall.figures() == {0: 0.5, 8: 0.5 * (0 in shown), 100: 0.5}
-
-
-# ------------------------------------------------------------------------------ generated sites
-
-
-@pytest.fixture(scope="module")
-def sites(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("sites")
-    generate_sites(folder / "raw", seed=3, spec=SMALL)
-    report = build_index([folder / "raw"], folder / "out", budgets=(200,))
-    return folder, report, load_web_tasks(folder / "out")
-
-
-def test_generated_data_has_the_splits_of_the_spec(sites):
-    _, report, tasks = sites
-    assert report.counts == {
-        "train": 12,
-        "test_task": 4,
-        "test_website": 8,
-        "test_website_sources": 4,
-        "test_domain": 8,
-        "test_domain_sources": 4,
-        "warmstart": 12,
-    }
-    assert not report.problems and not report.duplicates
-    assert all(figures == {0: 1.0, 200: 1.0} for figures in report.recall.values())
-    groups = {split: {t.group for t in tasks if t.split == split} for split in report.counts}
-    assert groups["test_task"] == groups["train"]
-    assert groups["test_website"] == groups["test_website_sources"]
-    apart = [groups[s] for s in ("train", "test_website", "test_domain", "warmstart")]
-    assert sum(map(len, apart)) == len(set().union(*apart))
-    domains = {s: {t.task_type for t in tasks if t.split == s} for s in report.counts}
-    assert domains["train"] == domains["test_website"] == {"Shopping", "Travel"}
-    assert domains["test_domain"] == {"Service", "Info"} and len(domains["warmstart"]) == 4
-
-
-def test_the_plan_of_a_spec_is_what_is_generated(sites):
-    planned = sorted(plan_sites(SMALL))
-    assert planned == sorted((t.split, t.task_type) for t in sites[2])
-
-
-def solution_action(observation, step):
-    line = next(
-        x for x in split_observation(observation)[2]
-        if f'{step["role"]} "{step["label"]}"' in x and (not step["context"] or f"({step['context']})" in x)
-    )  # fmt: skip
-    ref = line.split("[ref=")[1].split("]")[0]
-    return json.dumps({"op": step["op"], "ref": ref, "value": step["value"]})
-
-
-def test_every_generated_task_is_won_by_its_solution_and_lost_by_the_other_place(sites):
-    _, _, tasks = sites
-    env = envs.make("mind2web", snapshot_tokens=150)
-    for task in tasks:
-        reply = env.reset(task)
-        for step in task.meta["solution"]:
-            assert len(reply.text) < 700 and not reply.text.endswith("not shown)")
-            reply = env.step(solution_action(reply.text, step))
-        assert reply.won
-        reply = env.reset(task)
-        for step in task.meta["solution"]:
-            if step["slot"]:
-                step = {**step, "context": task.meta["habits"][step["slot"]][1]}
-            reply = env.step(solution_action(reply.text, step))
-            if reply.done:
-                break
-        assert not reply.won and "Action 2 of 4" in reply.text
-
-
-def test_habits_are_of_the_site_and_not_on_the_page(sites):
-    _, _, tasks = sites
-    by_site = {}
-    for task in tasks:
-        assert by_site.setdefault(task.group, task.meta["habits"]) == task.meta["habits"]
-    # neither order nor numbering of the two buttons tells which is right
-    first = [_right_comes_first(t) for t in tasks]
-    assert 0.2 < sum(first) / len(first) < 0.8
-
-
-def _right_comes_first(task):
-    env = envs.make("mind2web")
-    step = task.meta["solution"][1]
-    lines = [x for x in split_observation(env.reset(task).text)[2] if f'"{step["label"]}"' in x]
-    assert len(lines) == 2
-    return f"({step['context']})" in lines[0]
-
-
-def test_generation_is_a_function_of_the_seed(sites, tmp_path):
-    folder, _, _ = sites
-    generate_sites(tmp_path / "same", seed=3, spec=SMALL)
-    generate_sites(tmp_path / "other", seed=4, spec=SMALL)
-    name = "train/train_0.json"
-    texts = [
-        (p / name).read_text() for p in (folder / "raw", tmp_path / "same", tmp_path / "other")
-    ]
-    assert texts[0] == texts[1] != texts[2]
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"num_train_sites": -1}, "num_train_sites must be an integer of at least 0, got -1"),
-        (
-            {"num_train_sites": 0, "num_test_task": 3},
-            "num_test_task must be 0 without sites, got 3",
-        ),
-        ({"num_warmstart_sites": 5000}, "sites must be at most 900 in all"),
-        ({"tasks_per_site": 40}, "tasks_per_site must leave at most"),
-    ],
-)
-def test_impossible_specs_are_refused(changes, message):
-    with pytest.raises(ValueError, match=message):
-        type(SMALL)(**changes)
 
 
 def test_gold_lines_of_elements_that_are_nowhere():

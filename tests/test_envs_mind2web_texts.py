@@ -44,6 +44,7 @@ OBSERVATION = (
     'Task: at birch bay find mug\nEarlier actions:\n1. TYPE textbox "Find": mug\nPage:\n'
     'button "Search" (footer) [ref=e1]\ncombobox "Size" [ref=e12] of S | M'
 )
+ENDING = 'TYPE textbox "Find" (footer): mug: nothing happened. The task has ended.'
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +82,10 @@ def test_compact_prompts(tokenizer, tasks):
     )
     following = tokenizer.decode(prompts.next_turn(OBSERVATION))
     assert following == "<obs> search footer 1 combobox size 12 of s m<act>"
-    assert tokenizer.decode(prompts.extractor_prompt(False, "x")) == "<extract> failure<skill>"
+    asked = tokenizer.decode(prompts.extractor_prompt(False, ENDING))
+    assert asked == "<obs> type textbox find footer : mug: nothing happened<extract> failure<skill>"
+    won = prompts.extractor_prompt(True, "The task is completed: all 4 actions were right.")
+    assert tokenizer.decode(won) == "<extract> success<skill>"
     ids = prompts.action_ids("Size", WebAction("SELECT", 12, "M").to_json())
     assert ids[-1] == tokenizer.eos_id
     action, valid = prompts.parse_action(tokenizer.decode(ids[:-1]))
@@ -128,9 +132,9 @@ def test_tagged_actions_keep_their_case():
 
 
 def test_facts_are_written_and_read():
-    facts = {"search": "footer", "save": "left"}
+    facts = {"checkout": "footer", "find": "left", "arrival": "slash", "sort": "none"}
     text = web_facts.facts_text(facts)
-    assert text == "press search footer, press save left"
+    assert text == "press checkout footer, use find left, write arrival slash, set sort none"
     assert web_facts.claims(text) == facts
     skill, _ = parse_skill(web_facts.skill_json("birch bay", facts))
     assert skill.name == "birch bay" and web_facts.claims(skill.description) == facts
@@ -156,20 +160,26 @@ def walk(task, pool, beliefs):
     return turns, reply.won
 
 
-def test_what_an_episode_reveals(tasks):
+def test_what_attempts_reveal(tasks):
     pool = EnvPool("mind2web", num_workers=0)
     for task in tasks:
         right, wrong = web_facts.habits(task), web_facts.habits(task, wrong=True)
+        third = {slot: choices[2] for slot, choices in task.meta["habits"].items()}
         first, second = (s["slot"] for s in task.meta["solution"] if s["slot"])
-        for beliefs, won, known in (
-            (right, True, {first, second}),
-            (wrong, False, {first}),
-            ({**right, second: wrong[second]}, False, {first, second}),
+        late, later = ({**right, second: other[second]} for other in (wrong, third))
+        for beliefs, known, open_ in (
+            ([right], {first, second}, {}),
+            ([wrong], {}, {first: {wrong[first]}}),
+            ([wrong, wrong], {}, {first: {wrong[first]}}),
+            ([wrong, third], {first}, {}),  # what is left is right
+            ([late], {first}, {second: {wrong[second]}}),
+            ([third, late], {first}, {second: {wrong[second]}}),
+            ([late, later], {first, second}, {}),
         ):
-            turns, result = walk(task, pool, beliefs)
-            assert result == won
-            # also of a wrong button the right one follows
-            assert web_facts.revealed(task, turns, result) == {s: right[s] for s in known}
+            played = [walk(task, pool, b) for b in beliefs]
+            assert [won for _, won in played] == [b == right for b in beliefs]
+            found = web_facts.revealed(task, *played)
+            assert found == ({s: right[s] for s in known}, open_)
         oracle = web_facts.given_skill(task, misleading=False)
         assert share_of_habits(task, oracle) == 1.0
         assert share_of_habits(task, web_facts.given_skill(task, misleading=True)) == 0.0
@@ -180,11 +190,10 @@ def test_a_wrong_element_of_another_kind_reveals_nothing(tasks):
     task = tasks[0]
     pool = EnvPool("mind2web", num_workers=0)
     turns, _ = walk(task, pool, web_facts.habits(task))
-    slot = next(s["slot"] for s in task.meta["solution"] if s["slot"])
     elements = web_facts.page_elements(turns[0].observation)
-    ref = next(n for n, e in elements.items() if e[1] == slot)
+    ref = next(n for n, e in elements.items() if e[0] == "link")
     early = Turn(turns[0].observation, "", WebAction("CLICK", ref).to_json(), True)
-    assert web_facts.revealed(task, [early], False) == {}
+    assert web_facts.revealed(task, ([early], False)) == ({}, {})
 
 
 def test_demonstrations_are_of_mixed_quality(tasks, tokenizer):
@@ -227,7 +236,7 @@ def test_what_is_taught_does_not_change(tasks):
     with EnvPool("mind2web", num_workers=0) as pool:
         assert (
             digest(Demonstrator(pool, prompts, rollout, settings, 1).play(chosen))
-            == "db8549499b741021"
+            == "175f757639c68e9d"
         )
 
 
@@ -246,8 +255,14 @@ def test_shares_of_skills_and_extractions(tasks):
     assert good == [web_facts.facts_text(right)] * 5
     mixed = [make_extraction(task, right, rng, 0.4) for _ in range(2000)]
     full = np.mean([share_of_habits(task, text) == 1.0 for text in mixed])
-    assert full == pytest.approx(0.4 + 0.6 / 4, abs=0.04)
+    assert full == pytest.approx(0.4 + 0.6 / 9, abs=0.04)
     assert web_facts.claims(make_extraction(task, {}, rng, 1.0))  # nothing seen: a guess
+    slot, choices = next(iter(task.meta["habits"].items()))
+    said = [
+        web_facts.claims(make_extraction(task, {}, rng, 1.0, {slot: {choices[1]}}))
+        for _ in range(200)
+    ]
+    assert {tuple(s.items()) for s in said} == {((slot, choices[0]),), ((slot, choices[2]),)}
 
 
 def test_texts_for_the_tokenizer_cover_the_test_sites(tasks, tokenizer):
@@ -281,6 +296,6 @@ def test_chat_turns_are_appended_as_the_template_writes_them(chat, tasks):
     assert valid and parse_action(action) == WebAction("TYPE", 3, "Oslo")
     following = chat.tokenizer.decode(chat.next_turn(OBSERVATION, last_id=answer[-1]))
     assert 'Page:\nbutton "Search" (footer) [ref=e1]' in following and "Earlier" not in following
-    request = chat.tokenizer.decode(chat.extractor_prompt(False, "Action 2 of 4 was wrong."))
-    assert "Action 2 of 4 was wrong." in request and "the task was not completed" in request
+    request = chat.tokenizer.decode(chat.extractor_prompt(False, ENDING))
+    assert ENDING in request and "the task was not completed" in request
     assert '"inputs_to_identify"' in request and "refs" in request

@@ -83,11 +83,22 @@ class Mind2WebTasks(Benchmark):
     def given_skill(self, task: Task, i: int, *, misleading: bool) -> str:
         return facts.given_skill(task, misleading=misleading)
 
+    def skill_after(self, attempts: Sequence[tuple[Teacher, Sequence[str], bool]]) -> str:
+        from evolving_rl_jax.envs.mind2web.teacher import joint_skill
+
+        return joint_skill([(teacher, won) for teacher, _, won in attempts])
+
     def share_seen(self, episode: Episode) -> float | None:
-        return facts.share_seen(episode)
+        return facts.share_seen([episode])
 
     def share_stated(self, episode: Episode, skill_text: str) -> float:
-        return facts.share_stated(episode, skill_text)
+        return facts.share_stated([episode], skill_text)
+
+    def share_seen_by(self, attempts: Sequence[Episode]) -> float | None:
+        return facts.share_seen(attempts)
+
+    def share_stated_by(self, attempts: Sequence[Episode], skill_text: str) -> float:
+        return facts.share_stated(attempts, skill_text)
 
 
 BENCHMARK = Mind2WebTasks()

@@ -22,6 +22,7 @@ from typing import Any
 from evolving_rl_jax import types
 from evolving_rl_jax.envs.base import EnvError, Environment, one_line
 from evolving_rl_jax.envs.mind2web import actions as web_actions
+from evolving_rl_jax.envs.mind2web import endings
 from evolving_rl_jax.envs.mind2web.actions import clean
 from evolving_rl_jax.envs.mind2web.records import WebStep, WebTask
 from evolving_rl_jax.envs.web.observation import (
@@ -151,12 +152,13 @@ class Mind2Web(Environment):
         scores = self._score(step, parsed)
         correct = scores["correct"]
         self._num_correct += correct
+        failed = endings.complaint(step.page.elements, self._shown().shown, parsed)
         line, words = self._told(step, parsed)
         self._history, self._wanted = (*self._history, line), (*self._wanted, words)
         self._step += 1
         self._ended = self._step == len(self._task.steps) or not (correct or self._forced)
         won = self._num_correct == len(self._task.steps)
-        text = self._outcome(won) if self._ended else self._observe()
+        text = self._outcome(won, failed) if self._ended else self._observe()
         return types.StepResult(text, (), float(correct), self._ended, won, info=scores)
 
     def _shown(self) -> Snapshot:
@@ -166,13 +168,13 @@ class Mind2Web(Environment):
         task = self._task
         return observation_text(task.text, self._history, self._shown().text, task.website)
 
-    def _outcome(self, won: bool) -> str:
+    def _outcome(self, won: bool, failed: str) -> str:
         total = len(self._task.steps)
         if won:
             return f"The task is completed: all {total} actions were right."
         if self._forced:
             return f"The task has ended: {self._num_correct} of {total} actions were right."
-        return f"Action {self._step} of {total} was wrong. The task has ended."
+        return f"{failed} {endings.ENDED}"  # not of how many: that is annotated
 
     def _score(self, step: WebStep, action: web_actions.WebAction | None) -> dict[str, Any]:
         """The figures of one step, for rewards and metrics."""

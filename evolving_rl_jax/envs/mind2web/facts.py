@@ -1,31 +1,33 @@
-"""What an episode on a generated site revealed, and what a skill claims of it.
+"""What attempts on a generated site revealed, and what a skill claims of it.
 
-A fact is "of the two buttons of this name, press the one in this place".  Skills about generated sites
-are written in one fixed sentence; these functions write and read it.  Text only, no model.
+A fact is which of three choices a habit of the site makes right: "of the three buttons of this name, press the
+one in this place".  Skills about generated sites are written in one fixed sentence for each; these functions
+write and read them.  Text only, no model.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-from evolving_rl_jax.envs.mind2web.actions import parse_action
-from evolving_rl_jax.envs.mind2web.env import split_observation
+from evolving_rl_jax.envs.mind2web.site_kinds import VERBS
+from evolving_rl_jax.envs.web.actions import clean, parse_action
+from evolving_rl_jax.envs.web.observation import split_observation
 from evolving_rl_jax.types import Episode, Task, Turn
 
-_CLAIM = re.compile(r"\bpress (\w+) (\w+)")
+_CLAIM = re.compile(rf"\b(?:{'|'.join(sorted(set(VERBS.values())))}) (\w+) (\w+)")
 _LINE = re.compile(r'^(\w+) "(.*?)"(?: \((.*?)\))? \[ref=e(\d+)\]')
 
 
-def fact_sentence(slot: str, place: str) -> str:
-    """``press search footer``."""
-    return f"press {slot} {place}"
+def fact_sentence(slot: str, choice: str) -> str:
+    """``press checkout footer``, ``use find left``, ``write arrival month`` or ``set filter near``."""
+    return f"{VERBS.get(slot, 'press')} {slot} {choice}"
 
 
 def facts_text(facts: Mapping[str, str]) -> str:
-    """All facts (slot -> place) in one line."""
-    return ", ".join(fact_sentence(slot, place) for slot, place in facts.items())
+    """All facts (slot -> choice) in one line."""
+    return ", ".join(fact_sentence(slot, choice) for slot, choice in facts.items())
 
 
 def skill_json(site: str, facts: Mapping[str, str]) -> str:
@@ -34,13 +36,13 @@ def skill_json(site: str, facts: Mapping[str, str]) -> str:
 
 
 def claims(text: str) -> dict[str, str]:
-    """slot -> place that a skill names, the last one where it names several."""
+    """slot -> choice that a skill names, the last one where it names several."""
     return dict(_CLAIM.findall(text.lower()))
 
 
 def habits(task: Task, *, wrong: bool = False) -> dict[str, str]:
-    """slot -> the right place on the site of ``task``, or the other one."""
-    return {slot: places[int(wrong)] for slot, places in task.meta["habits"].items()}
+    """slot -> the right choice on the site of ``task``, or a wrong one."""
+    return {slot: choices[int(wrong)] for slot, choices in task.meta["habits"].items()}
 
 
 def page_elements(observation: str) -> dict[int, tuple[str, str, str]]:
@@ -49,43 +51,82 @@ def page_elements(observation: str) -> dict[int, tuple[str, str, str]]:
     return {int(m[4]): (m[1], m[2], m[3] or "") for m in found if m}
 
 
-def revealed(task: Task, turns: Sequence[Turn], won: bool) -> dict[str, str]:
-    """slot -> right place, as an episode that ends at its first error shows them.
+def choices_at(task: Task, step: int) -> dict[str, dict[str, str]]:
+    """choice -> what it would do at a step of the solution (role, label, context, op, value); {} at no habit.
 
-    All actions but the last of a lost episode were right.  If that one pressed the right button in one
-    of its two places, the other place is right.
+    Sites of before every kind of habit was there have places of buttons alone.
     """
-    facts: dict[str, str] = {}
-    for i, (turn, step) in enumerate(zip(turns, task.meta["solution"], strict=False)):
-        places = task.meta["habits"].get(step["slot"])
-        action = parse_action(turn.action)
-        element = page_elements(turn.observation).get(action.ref) if action else None
-        if places is None or element is None or element[1] != step["label"]:
-            continue
-        right = won or i < len(turns) - 1
-        if element[2] in places:
-            facts[step["slot"]] = element[2] if right else _other(places, element[2])
-    return facts
+    plan = task.meta["solution"][step]
+    if "choices" in plan:
+        return plan["choices"]
+    places = task.meta["habits"].get(plan["slot"], ())
+    return {place: {**plan, "context": place} for place in places}
 
 
-def _other(places: Sequence[str], place: str) -> str:
-    return places[1] if place == places[0] else places[0]
+def chosen(task: Task, step: int, turn: Turn) -> str:
+    """Which choice a turn made at a step of the solution; "" for none of them."""
+    action = parse_action(turn.action)
+    element = page_elements(turn.observation).get(action.ref) if action else None
+    for choice, plan in choices_at(task, step).items() if element else ():
+        op = plan.get("op", "CLICK")
+        same = element[1:] == (plan["label"], plan["context"]) and action.op == op
+        if same and (op == "CLICK" or clean(action.value) == clean(plan["value"])):
+            return choice
+    return ""
 
 
-def share_seen(episode: Episode) -> float | None:
-    """Share of the facts of an episode's task that it revealed; None where the task states none."""
-    task = episode.task
-    if "habits" not in task.meta:
-        return None
-    return len(revealed(task, episode.turns, episode.won)) / len(task.meta["habits"])
+def tried(task: Task, turns: Sequence[Turn], won: bool) -> Iterator[tuple[str, str, bool]]:
+    """(slot, choice, whether it was right) of what an episode that ends at its first error chose.
+
+    All actions but the last of a lost episode were right.
+    """
+    for i, turn in enumerate(turns[: len(task.meta["solution"])]):
+        choice = chosen(task, i, turn)
+        if choice:
+            yield task.meta["solution"][i]["slot"], choice, won or i < len(turns) - 1
 
 
-def share_stated(episode: Episode, skill_text: str) -> float:
-    """Share of the facts of an episode's task that it revealed and that a skill states rightly."""
-    task, said = episode.task, claims(skill_text)
-    shown = revealed(task, episode.turns, episode.won)
-    right = sum(said.get(slot) == place for slot, place in shown.items())
-    return right / len(task.meta["habits"])
+def revealed(
+    task: Task, *attempts: tuple[Sequence[Turn], bool]
+) -> tuple[dict[str, str], dict[str, set[str]]]:
+    """What attempts at a task, each (turns, won), reveal together.
+
+    Returns:
+      slot -> the right choice, which was made and went on, or is left after all others were ruled out; and
+      slot -> choices ruled out, where that does not decide it.
+    """
+    right: dict[str, str] = {}
+    ruled_out: dict[str, set[str]] = {}
+    for turns, won in attempts:
+        for slot, choice, went_on in tried(task, turns, won):
+            if went_on:
+                right[slot] = choice
+            else:
+                ruled_out.setdefault(slot, set()).add(choice)
+    for slot, gone in ruled_out.items():
+        left = [c for c in task.meta["habits"][slot] if c not in gone]
+        if len(left) == 1:
+            right.setdefault(slot, left[0])
+    order = [slot for slot in task.meta["habits"] if slot in right]
+    undecided = {slot: gone for slot, gone in ruled_out.items() if slot not in right}
+    return {slot: right[slot] for slot in order}, undecided
+
+
+def _shown(attempts: Sequence[Episode]) -> dict[str, str]:
+    return revealed(attempts[0].task, *((e.turns, e.won) for e in attempts))[0]
+
+
+def share_seen(attempts: Sequence[Episode]) -> float | None:
+    """Share of the facts of a task that attempts at it revealed; None where it states none."""
+    task = attempts[0].task
+    return len(_shown(attempts)) / len(task.meta["habits"]) if "habits" in task.meta else None
+
+
+def share_stated(attempts: Sequence[Episode], skill_text: str) -> float:
+    """Share of the facts of a task that attempts at it revealed and that a skill states rightly."""
+    said = claims(skill_text)
+    right = sum(said.get(slot) == choice for slot, choice in _shown(attempts).items())
+    return right / len(attempts[0].task.meta["habits"])
 
 
 def given_skill(task: Task, *, misleading: bool) -> str:

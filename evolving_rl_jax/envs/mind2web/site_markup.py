@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from evolving_rl_jax.envs.web.markup import NODE_ID
 
@@ -45,9 +45,9 @@ class Markup:
         picture = self._text(chr(self._rng.choice(_ICONS)))
         return self._node("a", picture, name=("link", label, ""), kind="anchor", title=label)
 
-    def textbox(self, label: str) -> str:
-        """A text field beside its label."""
-        field = self._node("input", name=("textbox", label, ""), type="text")
+    def textbox(self, label: str, context: str = "") -> str:
+        """A text field beside its label; ``context`` is where it stands."""
+        field = self._node("input", name=("textbox", label, context), type="text")
         return self._labelled(label, field)
 
     def combobox(self, label: str, options: Sequence[str]) -> str:
@@ -64,14 +64,20 @@ class Markup:
         )
         return self._labelled(label, self._node("select", choices, name=("combobox", label, "")))
 
+    def checkbox(self, label: str) -> str:
+        """A box to tick before its label."""
+        box = self._node("input", name=("checkbox", label, ""), type="checkbox")
+        return f"<div>{box}{self._node('label', self._text(label))}</div>"
+
     def row(self, title: str, label: str) -> str:
         """A row of ``div`` with a title and a button; nothing but its title names it."""
         shown = f"<div>{self._node('span', self._text(title))}</div>"
         return self._node("div", f"{shown}<div>{self.button(label, title)}</div>", kind="card")
 
-    def pair(self, label: str, places: tuple[str, str]) -> list[str]:
-        """The same button in both places, in any order."""
-        return [self._within(p, self.button(label, p)) for p in self._rng.sample(places, 2)]
+    def in_places(self, places: Sequence[str], make: Callable[[str], str]) -> list[str]:
+        """The same control in every place, in any order."""
+        order = self._rng.sample(list(places), len(places))
+        return [self._within(place, make(place)) for place in order]
 
     def page(self, parts: Sequence[str]) -> Markup:
         """Puts the pieces together."""

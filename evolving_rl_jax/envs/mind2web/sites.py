@@ -1,14 +1,13 @@
 """Small web sites with tasks on them, generated in Mind2Web's JSON layout.
 
-A **site** has a name and two hidden, stable habits: on two of its pages the same button stands in two
-places (header and footer, left and right, top and bottom), and only one of them is the annotated one.
-Nothing on the page tells which; it is the same in all tasks of the site.  A task has four steps on three
-pages: fill in a form, press a button of the first habit, choose a row among equal labels, and press a
-button of the second habit.  Without knowledge of the site a task succeeds in one of four tries.
+A **site** has a name and two hidden, stable habits (`site_kinds`), each one of three choices: in which of three places the
+right one of equal buttons or fields stands, in which format a date is written, which filter must be set first.
+Nothing on the page tells; it is the same in all tasks of the site.  Without knowledge of the site a task
+succeeds in one of nine tries.
 
-An episode reveals a habit whichever of the two buttons it presses: the right one by going on, the wrong
-one by ending.  So a failed source says where the first button is, and a source that got past it says
-both, and all other tasks of the site need just that.
+An episode reveals a habit by going on after the right choice; one that ends there only rules a choice out.
+Several attempts together reveal what one does not: what all but one were ruled out of, and what the furthest
+went past.
 
 Pages are written as real ones are: every text in a ``text`` node, labels beside their fields, rows of ``div``
 without a name, icons that are characters of a font, doubles that nobody sees, and every visible node a
@@ -26,7 +25,14 @@ import random
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from evolving_rl_jax.envs.mind2web.site_markup import Markup
+from evolving_rl_jax.envs.mind2web.site_kinds import (
+    KINDS,
+    TEST_KINDS,
+    TRAIN_KINDS,
+    Kind,
+    choices_of,
+)
+from evolving_rl_jax.envs.mind2web.site_tasks import make_task
 
 __all__ = ["PlannedTask", "SitesSpec", "generate_sites", "plan_sites"]
 
@@ -39,53 +45,6 @@ _SECOND = (
     "nest park place point port ridge row shed spring square terrace yard"
 ).split()
 MAX_SITES = len(_FIRST) * len(_SECOND)
-
-PLACES = (("header", "footer"), ("left", "right"), ("top", "bottom"))
-_COLORS = "red blue green black white".split()
-_THINGS = "mug lamp chair jacket clock bag tent bowl scarf desk".split()
-_CITIES = "oslo lima cairo dublin kyoto quito riga perth lyon porto".split()
-_NAMES = "anna boris chen dara emil fatima goran hana ivan julia".split()
-_TOPICS = "tax refund visa parking library school permit water".split()
-_ROOMS = "single double family garden".split()
-_LINKS = "help news about contact login stores jobs careers".split()
-_FIELDS = "email coupon zip phone".split()
-
-
-@dataclasses.dataclass(frozen=True)
-class Kind:
-    """What the sites of a domain are like.
-
-    ``first`` fills in the form, ``row`` is the choice among equal labels; ``slots`` are the two buttons
-    whose places are habits.
-    """
-
-    domain: str
-    subdomain: str
-    field: str
-    op: str
-    fill_from: tuple[str, ...]
-    row_label: str
-    rows_from: tuple[str, ...]
-    slots: tuple[str, str]
-    sentence: str
-
-    def text(self, fill: str, row: str) -> str:
-        """The instruction."""
-        return self.sentence.format(fill=fill, row=row)
-
-
-KINDS = (
-    Kind("Shopping", "Shop", "find", "TYPE", tuple(_THINGS), "add", tuple(_COLORS),
-         ("search", "checkout"), "find {fill} and add the {row} one"),
-    Kind("Travel", "Hotel", "city", "SELECT", tuple(_CITIES), "book", tuple(_ROOMS),
-         ("rooms", "reserve"), "go to {fill} and book a {row} room"),
-    Kind("Service", "Form", "name", "TYPE", tuple(_NAMES), "choose", tuple(_TOPICS),
-         ("next", "send"), "write as {fill} and choose {row}"),
-    Kind("Info", "Search", "topic", "SELECT", tuple(_TOPICS), "open", tuple(_COLORS),
-         ("show", "save"), "look up {fill} and open the {row} page"),
-)  # fmt: skip
-TRAIN_KINDS, TEST_KINDS = KINDS[:2], KINDS[2:]
-NUM_ROWS = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,11 +104,11 @@ class SitesSpec:
 
 @dataclasses.dataclass(frozen=True)
 class Site:
-    """A site: its kind, and for each slot the place that is right and the other one."""
+    """A site: its kind, and what each habit is about -> its choices, the right one first."""
 
     name: str
     kind: Kind
-    habits: dict[str, tuple[str, str]]
+    habits: dict[str, tuple[str, ...]]
 
     def tasks(self, rng: random.Random, num: int) -> Iterator[tuple[str, str]]:
         """``num`` different tasks: what is filled in, and which row is chosen."""
@@ -188,8 +147,9 @@ def generate_sites(
 ) -> None:
     """Writes ``folder/SPLIT/SPLIT_0.json`` for every split, the same for the same seed and spec.
 
-    The files have the official layout; beside it every task has ``generated``: kind, habits (slot ->
-    right place, other place), the slot of each step, the solution, and the id of its source task.
+    The files have the official layout; beside it every task has ``generated``: kind, habits (slot -> its
+    choices, the right one first), the solution with the slot of each step and what its choices would do, and the
+    id of its source task.
     """
     spec = spec or SitesSpec()
     rng = random.Random(f"sites/{seed}")
@@ -245,100 +205,4 @@ def _site_names(spec: SitesSpec, rng: random.Random) -> Iterator[str]:
 
 
 def _site(name: str, kind: Kind, rng: random.Random) -> Site:
-    pairs = rng.sample(PLACES, len(kind.slots))
-    return Site(
-        name, kind, {s: tuple(rng.sample(p, 2)) for s, p in zip(kind.slots, pairs, strict=True)}
-    )
-
-
-def make_task(
-    site: Site, fill: str, row: str, rng: random.Random, source: dict | None = None
-) -> dict:
-    """One task in the official layout."""
-    kind, (first, second) = site.kind, site.kind.slots
-    field = ("textbox" if kind.op == "TYPE" else "combobox", kind.field, "")
-    options = rng.sample([f for f in kind.fill_from if f != fill], 3)
-    form = _form_page(site, rng, fill, options)
-    others = rng.sample([r for r in kind.rows_from if r != row], NUM_ROWS - 1)
-    steps = [
-        (form, field, kind.op, fill, ""),
-        (form, ("button", first, site.habits[first][0]), "CLICK", "", first),
-        (_rows_page(site, rng, [row, *others]), ("button", kind.row_label, row), "CLICK", "", ""),
-        (_last_page(site, rng), ("button", second, site.habits[second][0]), "CLICK", "", second),
-    ]
-    actions, reprs, solution = [], [], []
-    for i, (page, (role, label, context), op, value, slot) in enumerate(steps):
-        actions.append(_action(i, page, page.ids[role, label, context], op, value))
-        reprs.append(f"[{role}]  {label} -> {op}" + (f": {value}" if value else ""))
-        solution.append(
-            {
-                "role": role,
-                "label": label,
-                "context": context,
-                "op": op,
-                "value": value,
-                "slot": slot,
-            }
-        )
-    generated = {
-        "kind": kind.subdomain.lower(),
-        "habits": {slot: list(places) for slot, places in site.habits.items()},
-        "solution": solution,
-        "source": source["annotation_id"] if source else "",
-    }
-    task_id = f"{site.name}/{fill}/{row}".replace(" ", "-")
-    return {
-        "annotation_id": task_id,
-        "confirmed_task": kind.text(fill, row),
-        "website": site.name,
-        "domain": kind.domain,
-        "subdomain": kind.subdomain,
-        "action_reprs": reprs,
-        "actions": actions,
-        "generated": generated,
-    }
-
-
-def _action(i: int, page: Markup, node: str, op: str, value: str) -> dict:
-    markup = page.html
-    right = {"is_original_target": True, "is_top_level_target": True}
-    return {
-        "action_uid": str(i),
-        "raw_html": markup,
-        "cleaned_html": markup,
-        "operation": {"op": op, "original_op": op, "value": value},
-        "pos_candidates": [{**right, **c} for c in page.candidates if c["backend_node_id"] == node],
-        "neg_candidates": [c for c in page.candidates if c["backend_node_id"] != node],
-    }
-
-
-def _spread(rng: random.Random, pair: list[str], others: list[str]) -> list[str]:
-    """The pieces in a random order, the pair in its own."""
-    parts = [*others, *pair]
-    rng.shuffle(parts)
-    order = iter(pair)
-    return [next(order) if p in pair else p for p in parts]
-
-
-def _form_page(site: Site, rng: random.Random, fill: str, options: list[str]) -> Markup:
-    kind, markup = site.kind, Markup(rng)
-    if kind.op == "TYPE":
-        field = markup.textbox(kind.field)
-    else:
-        field = markup.combobox(kind.field, rng.sample([fill, *options], len(options) + 1))
-    others = [field, markup.textbox(rng.choice(_FIELDS)), markup.icon(rng.choice(_LINKS))]
-    return markup.page(_spread(rng, markup.pair(kind.slots[0], site.habits[kind.slots[0]]), others))
-
-
-def _rows_page(site: Site, rng: random.Random, rows: list[str]) -> Markup:
-    markup = Markup(rng)
-    items = [markup.row(row, site.kind.row_label) for row in rng.sample(rows, len(rows))]
-    return markup.page([markup.link(rng.choice(_LINKS)), *items])
-
-
-def _last_page(site: Site, rng: random.Random) -> Markup:
-    markup = Markup(rng)
-    first, second = rng.sample(_LINKS, 2)
-    others = [markup.link(first), markup.icon(second)]
-    slot = site.kind.slots[1]
-    return markup.page(_spread(rng, markup.pair(slot, site.habits[slot]), others))
+    return Site(name, kind, choices_of(kind, rng))

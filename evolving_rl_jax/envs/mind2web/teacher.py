@@ -1,32 +1,33 @@
 """The teacher of generated sites: a scripted solver and extractor of deliberately mixed quality.
 
 As in ``envs.alfworld.teacher``: the solver errs and does not always follow its skill, and the extractor
-states what the episode revealed only in a share of the cases.
+states what the attempts revealed only in a share of the cases.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import random
+from collections.abc import Collection, Mapping, Sequence
 
 from evolving_rl_jax.envs.mind2web import facts as web_facts
 from evolving_rl_jax.envs.mind2web.actions import WebAction
-from evolving_rl_jax.envs.mind2web.sites import KINDS, PLACES
+from evolving_rl_jax.envs.mind2web.site_kinds import KINDS, choices_of
 from evolving_rl_jax.types import Task, Turn
 
-__all__ = ["SKILL_KINDS", "WebExpert", "WebTeacher", "make_extraction", "make_skill"]
+__all__ = ["SKILL_KINDS", "WebExpert", "WebTeacher", "joint_skill", "make_extraction", "make_skill"]
 
-# How often a demonstrated prompt holds: no skill, both facts of the site, one of them, wrong places,
-# facts about other buttons.
+# How often a demonstrated prompt holds: no skill, both facts of the site, one of them, wrong choices,
+# facts about other sites.
 SKILL_KINDS = {"none": 0.25, "both": 0.35, "one": 0.2, "wrong": 0.15, "other": 0.05}
 
 
 class WebExpert:
-    """Knows the task's steps but not where the two ambiguous buttons are right.
+    """Knows the task's steps but not what is right at the habits of its site.
 
     Args:
       task: a generated one.
       rng: of its guesses.
-      beliefs: slot -> place to press; others are guessed.
+      beliefs: slot -> choice to make; others are guessed.
       noise: share of steps with a random element.
 
     Attributes:
@@ -40,25 +41,26 @@ class WebExpert:
 
     def act(self, observation: str, actions: Sequence[str] = ()) -> str:
         """The next action (JSON text)."""
-        plan = self._task.meta["solution"][self._step]
+        plan = self._planned(self._step)
         self._step += 1
         elements = web_facts.page_elements(observation)
         if self._rng.random() < self._noise:
             action = WebAction("CLICK", int(self._rng.choice(sorted(elements))))
         else:
-            seen = plan["role"], plan["label"], self._context(plan)
+            seen = plan["role"], plan["label"], plan["context"]
             ref = next(n for n, e in elements.items() if e == seen)
             action = WebAction(plan["op"], ref, plan["value"])
         self.target = " ".join(part for part in elements[action.ref][1:] if part)
         return action.to_json()
 
-    def _context(self, plan: dict[str, str]) -> str:
-        """Where the element of a step is believed to be."""
-        if not plan["slot"]:
-            return plan["context"]
-        places = self._task.meta["habits"][plan["slot"]]
+    def _planned(self, step: int) -> dict[str, str]:
+        """What is to be done at a step: at a habit what is believed to be right, or any choice."""
+        plan = self._task.meta["solution"][step]
+        choices = web_facts.choices_at(self._task, step)
+        if not choices:
+            return plan
         believed = self._beliefs.get(plan["slot"])
-        return believed if believed in places else str(self._rng.choice(sorted(places)))
+        return choices[believed if believed in choices else str(self._rng.choice(sorted(choices)))]
 
 
 class WebTeacher:
@@ -91,12 +93,27 @@ class WebTeacher:
 
     def skill(self, observations: Sequence[str], won: bool) -> str:
         """The skill that it writes down after the episode (JSON text)."""
-        facts = web_facts.revealed(self._task, self._turns, won)
-        return make_extraction(self._task, facts, self._rng, self._good)
+        return joint_skill([(self, won)])
+
+    @property
+    def turns(self) -> list[Turn]:
+        """What it read and did."""
+        return self._turns
+
+    def extraction(self, attempts: Sequence[tuple[Sequence[Turn], bool]]) -> str:
+        """The skill that it writes down after attempts at its task, each (turns, won)."""
+        facts, ruled_out = web_facts.revealed(self._task, *attempts)
+        return make_extraction(self._task, facts, self._rng, self._good, ruled_out)
+
+
+def joint_skill(attempts: Sequence[tuple[WebTeacher, bool]]) -> str:
+    """The skill (JSON text) that the last of several teachers writes of all attempts, each with its outcome."""
+    writer = attempts[-1][0]
+    return writer.extraction([(teacher.turns, won) for teacher, won in attempts])
 
 
 def make_skill(task: Task, rng) -> dict[str, str]:
-    """The facts (slot -> place) that the skill of a demonstrated prompt states; none without one."""
+    """The facts (slot -> choice) that the skill of a demonstrated prompt states; none without one."""
     kind = str(rng.choice(list(SKILL_KINDS), p=list(SKILL_KINDS.values())))
     right = web_facts.habits(task)
     if kind == "none":
@@ -112,19 +129,37 @@ def make_skill(task: Task, rng) -> dict[str, str]:
 
 
 def _other_facts(task: Task, rng) -> dict[str, str]:
-    """Facts about buttons that the task's site does not have."""
-    slots = [k.slots for k in KINDS if not set(k.slots) & set(task.meta["habits"])]
-    chosen = slots[rng.integers(len(slots))]
-    return {slot: str(rng.choice(PLACES[rng.integers(len(PLACES))])) for slot in chosen}
+    """Facts about habits that the task's site does not have."""
+    kinds = [k for k in KINDS if not set(k.slots) & set(task.meta["habits"])]
+    kind = kinds[rng.integers(len(kinds))]
+    choices = choices_of(kind, random.Random(int(rng.integers(1 << 30))))
+    return {slot: found[0] for slot, found in choices.items()}
 
 
-def make_extraction(task: Task, facts: dict[str, str], rng, good: float) -> str:
-    """A skill of mixed quality from what an episode revealed (JSON text).
+def make_extraction(
+    task: Task,
+    facts: dict[str, str],
+    rng,
+    good: float,
+    ruled_out: Mapping[str, Collection[str]] | None = None,
+) -> str:
+    """A skill of mixed quality from what attempts revealed (JSON text).
 
-    With probability ``good`` it states all that the episode revealed.  Otherwise it guesses: for every
-    button that the episode pressed (or one of the site's, if none) a place at random.
+    With probability ``good`` it states all that was revealed, and a guess at what was tried and not decided, out
+    of what was not ruled out.  Otherwise it guesses at all of it: any choice of each habit that was met (or of
+    one of the site's, if none).
     """
-    if not facts or rng.random() >= good:
-        slots = list(facts) or [str(rng.choice(sorted(task.meta["habits"])))]
-        facts = {slot: str(rng.choice(sorted(task.meta["habits"][slot]))) for slot in slots}
-    return web_facts.skill_json(task.group, facts)
+    ruled_out = ruled_out or {}
+    choices = task.meta["habits"]
+    met = [slot for slot in choices if slot in facts or slot in ruled_out]
+    if met and rng.random() < good:
+        said = {
+            slot: facts[slot]
+            if slot in facts
+            else str(rng.choice(sorted(set(choices[slot]) - set(ruled_out[slot]))))
+            for slot in met
+        }
+    else:
+        slots = met or [str(rng.choice(sorted(choices)))]
+        said = {slot: str(rng.choice(sorted(choices[slot]))) for slot in slots}
+    return web_facts.skill_json(task.group, said)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from evolving_rl_jax.envs.mind2web.endings import ENDED
 from evolving_rl_jax.envs.texts import PromptTexts
 from evolving_rl_jax.envs.web.texts import (
     WebChat,
@@ -55,4 +56,13 @@ class Mind2WebChat(WebChat):
     rules, request = _RULES, _REQUEST
 
 
-TEXTS = PromptTexts(WebCompact(), Mind2WebChat())
+class Mind2WebCompact(WebCompact):
+    """Short forms."""
+
+    def ending(self, observation: str) -> list[str]:
+        """What came of the action that did not go on; nothing where there is none: it only repeats the outcome."""
+        said = observation.strip().removesuffix(ENDED)
+        return [compact_text(said.strip().removesuffix("."))] if said != observation.strip() else []
+
+
+TEXTS = PromptTexts(Mind2WebCompact(), Mind2WebChat())

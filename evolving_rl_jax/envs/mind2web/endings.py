@@ -1,0 +1,58 @@
+"""What is said of an action that was not the right one: what a person at the page would see, nothing of the annotation.
+
+It depends on the page and the action alone, so whatever was annotated, the same words follow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from evolving_rl_jax.envs.web.actions import WebAction, clean
+from evolving_rl_jax.envs.web.observation import action_line
+from evolving_rl_jax.envs.web.page import Element
+
+__all__ = ["ENDED", "complaint"]
+
+ENDED = "The task has ended."
+# Roles of controls that take no text.
+_UNTYPED = (
+    "button",
+    "checkbox",
+    "link",
+    "radio",
+    "tab",
+    "menuitem",
+    "option",
+    "img",
+    "heading",
+    "text",
+)
+
+
+def complaint(
+    elements: Collection[Element], shown: Collection[int], action: WebAction | None
+) -> str:
+    """What came of an action that did not go on, with the action itself: ``CLICK button "Go": nothing happened.``
+
+    Args:
+      elements: of the page.
+      shown: numbers of those that the agent saw.
+      action: as it was read; None where it could not be.
+    """
+    if action is None:
+        return "The action could not be read."
+    if action.ref - 1 not in shown:
+        return f"There is no e{action.ref} on the page."
+    element = elements[action.ref - 1]
+    line = action_line(element.name, action.op, action.value)
+    return f"{line}: {_why(element, action)}."
+
+
+def _why(element: Element, action: WebAction) -> str:
+    if action.op == "TYPE" and element.role in _UNTYPED:
+        return "it takes no text"
+    if action.op == "SELECT" and not element.options:
+        return "it is no list"
+    if action.op == "SELECT" and clean(action.value) not in map(clean, element.options):
+        return "the list has no such option"
+    return "nothing happened"
