@@ -15,7 +15,7 @@ pytest.importorskip("ml_collections")
 
 from evolving_rl_jax import models, parallel
 from evolving_rl_jax.aot import check as compile_check
-from evolving_rl_jax.aot import chips, estimate
+from evolving_rl_jax.aot import chips, estimate, gpus
 from evolving_rl_jax.aot import report as compile_report
 from evolving_rl_jax.cli import main as cli
 from evolving_rl_jax.config import ConfigError, load_config
@@ -76,9 +76,14 @@ def test_training_takes_more_with_remat_and_a_reference_and_less_with_adapters()
     assert flops(lora=True) < flops() < flops(remat="full") < flops(remat="full", reference=True)
 
 
-@pytest.mark.parametrize("name", ["v5p", "v5p:4x4", "v5e:2x2x4", "h100:2x2", "v5e:0x4", "v5e:2x2 "])
+@pytest.mark.parametrize(
+    "name",
+    ["h100:0", "h100", "b100:1", "v5p", "v5p:4x4", "v5e:2x2x4", "h100:2x2", "v5e:0x4", "v5e:2x2 "],
+)
 def test_topology_names_are_checked(name):
-    with pytest.raises(ConfigError, match="--topology must be CHIP:SIDES .*v4, v5e, v5p, v6e"):
+    with pytest.raises(
+        ConfigError, match="--topology must be CHIP:SIDES .*v4, v5e, v5p, v6e.*a100, h100"
+    ):
         compile_check.topology_devices(name)
 
 
@@ -86,6 +91,33 @@ def test_topology_of_less_than_a_host():
     assert chips.parse_topology("v5e:1x1")[1] == (1, 1)
     assert chips.host_bounds((1, 1)) == (1, 1, 1)
     assert chips.host_bounds((2, 2)) is None
+
+
+def test_a_card_is_told_to_the_compiler_in_its_own_words():
+    card, kind, count = gpus.parse_topology("l4:2")
+    assert (kind, count, card.capability) == ("l4", 2, (8, 9))
+    assert gpus.parse_topology("v5e:2x2") is None
+    text = gpus.target_config(card)
+    for line in (
+        *("core_count: 58", "shared_memory_per_core: 102400", "memory_bandwidth: 300000000000"),
+        *("shared_memory_per_block_optin: 101376", 'platform_name: "CUDA"', "major: 8 minor: 9"),
+    ):
+        assert line in text
+    for kind, card in gpus.CARDS.items():
+        chip = card.chip(kind)
+        assert chip.memory < card.memory and chip.flops > card.bandwidth
+        assert gpus.target_config(card).count("{") == gpus.target_config(card).count("}")
+
+
+def test_what_cannot_be_tuned_without_a_device_is_compiled_without_it(capsys):
+    class Lowered:
+        def compile(self, compiler_options=None):
+            if compiler_options is None:
+                raise jax.errors.JaxRuntimeError("INTERNAL: Autotuning failed: no default config")
+            return compiler_options
+
+    assert compile_check._compiled(Lowered()) == gpus.UNTUNED
+    assert "without it" in capsys.readouterr().err
 
 
 # -- the command -----------------------------------------------------------------------------------
@@ -201,6 +233,8 @@ def test_a_mistake_is_one_line(monkeypatch, capsys, small):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert cli.main(["compile", f"--config={small}", "--topology=v5e:2x2"]) == 2
     assert 'pip install ".[tpu]"' in capsys.readouterr().err
+    assert cli.main(["compile", f"--config={small}", "--topology=h100:1"]) == 2
+    assert 'pip install ".[cuda]"' in capsys.readouterr().err
     monkeypatch.setattr(compile_check, "topology_devices", lambda name: stand_in(2**30))
     command = ["compile", f"--config={small}", "--topology=v5e:1x1"]
     assert cli.main([*command, "--config.mesh.tensor=3"]) == 2
@@ -262,6 +296,23 @@ def test_a_real_slice(capfd, small):
     cache = "--config.rollout.num_slots=100000"
     assert cli.main([*command, cache, "--config.rollout.row_buckets=100000"]) == 1
     assert "rollout.num_slots below 100000" in capfd.readouterr().out
+
+
+@pytest.fixture
+def cuda_compiler():
+    """XLA's compiler for GPUs, which needs none."""
+    if importlib.util.find_spec(gpus.PLUGIN) is None:
+        pytest.skip("jax's CUDA plugin is not installed: pip install '.[cuda]'")
+
+
+@pytest.mark.slow
+def test_real_cards(capfd, small, cuda_compiler):
+    for topology in ("h100:1", "l4:2"):
+        assert cli.main(["compile", f"--config={small}", f"--topology={topology}"]) == 0
+        out = capfd.readouterr().out
+        assert f"small on {topology}: {topology[-1]} devices (NVIDIA" in out
+        assert "GiB a device" in out and "XLA_PYTHON_CLIENT_MEM_FRACTION=0.92" in out
+        assert f"memory of {topology[:-2]}" in out
 
 
 @pytest.mark.slow

@@ -1,7 +1,7 @@
-"""Compiles a configuration's programs for a TPU slice, without TPUs, and tells whether they fit.
+"""Compiles a configuration's programs for a TPU slice or for GPUs, without them: do they fit?
 
-The TPU compiler runs on any machine; it is given shapes and shardings only, so neither weights nor
-a tokenizer are needed.  What training and generation keep in memory at the same time is added up:
+The compilers run on any machine; they are given shapes and shardings only, so neither weights nor a
+tokenizer are needed.  What training and generation keep in memory at the same time is added up:
 the state, the engine's weights and its cache stay, the temporaries are those of one program at a
 time; with ``config.rollout.overlap`` those of the train step and of the largest program of generation.
 """
@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from evolving_rl_jax import models, parallel
-from evolving_rl_jax.aot import chips, estimate
+from evolving_rl_jax.aot import chips, estimate, gpus
 from evolving_rl_jax.config import ConfigError
 from evolving_rl_jax.generate.programs import Programs
 from evolving_rl_jax.models import lora as lora_lib
@@ -93,15 +93,21 @@ class Report:
 
 
 def topology_devices(name: str) -> tuple[chips.Chip, list[Any]]:
-    """The chip and the compile-only devices of a slice.
+    """The chip and the compile-only devices of a slice, or of some GPUs.
 
     Raises:
-      ConfigError: not a slice that the TPU compiler knows, or no TPU compiler is installed.
+      ConfigError: not a slice that the TPU compiler knows nor a GPU, or no such compiler is here.
     """
+    if found := gpus.parse_topology(name):
+        card, kind, count = found
+        if importlib.util.find_spec(gpus.PLUGIN) is None:
+            raise ConfigError('compile needs jax\'s CUDA plugin: pip install ".[cuda]"')
+        return card.chip(kind), gpus.devices(card, count)
     try:
         chip, sides = chips.parse_topology(name)
     except ValueError as e:
-        raise ConfigError(f"--topology {e}") from None
+        cards = ", ".join(gpus.CARDS)
+        raise ConfigError(f"--topology {e}; or GPU:NUMBER (h100:1) with a GPU of {cards}") from None
     if importlib.util.find_spec("libtpu") is None:
         raise ConfigError('compile needs the TPU compiler (libtpu): pip install ".[tpu]"')
     from jax.experimental import topologies
@@ -179,11 +185,13 @@ def check(config, config_file: str, topology: str) -> Report:
         programs.append(_compile(name, lowered, total / engine_mesh.size, held))
     shown = " ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
     hosts = len({d.process_index for d in devices})
+    on_gpu = devices[0].platform == "gpu"
     return Report(
         title=f"{pathlib.Path(config_file).stem} on {topology}: {len(devices)} devices "
         f"({devices[0].device_kind}) on {hosts} hosts; training mesh {shown}",
         notes=[f"every host generates on {engine_mesh.size} of its {len(local)} devices, "
-               f"{config.rollout.num_slots} slots of {config.rollout.max_length} tokens"],
+               f"{config.rollout.num_slots} slots of {config.rollout.max_length} tokens",
+               *((gpus.NOTE,) if on_gpu else ())],
         chip=chip,
         resident=resident,
         programs=programs,
@@ -232,19 +240,7 @@ def _abstract_batch(shape: BatchShape, scored_steps: int) -> TokenBatch:
         step_rewards=steps,
         step_mask=steps,
         floor_logprobs=of(jnp.float32, *rows) if shape.sampling_mask else None,
-        **_abstract_sources(shape, scored_steps),
     )
-
-
-def _abstract_sources(shape: BatchShape, scored_steps: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """The fields of source episodes, where these are trained on."""
-    sizes = shape.g, shape.sources
-    names = {"source_wins": sizes, "source_mask": sizes}
-    if scored_steps:
-        names |= dict.fromkeys(("source_step_rewards", "source_step_mask"), (*sizes, scored_steps))
-    if not shape.sources:
-        return {}
-    return {name: jax.ShapeDtypeStruct(size, jnp.float32) for name, size in names.items()}
 
 
 def _lower_generation(config, cfg, mesh):
@@ -319,11 +315,22 @@ def _sizes(state, lora: bool) -> dict[str, float]:
 _NEEDED = re.compile(r"(?:Used |temporaries \(|required[^(]*\()([\d.]+)([KMGT])")
 
 
+def _compiled(lowered):
+    """Compiles; for GPUs once more without the kernels whose tiles only a device can choose."""
+    try:
+        return lowered.compile()
+    except jax.errors.JaxRuntimeError as e:
+        if "autotun" not in str(e).lower():
+            raise
+        print("a kernel needs a device to be tuned on: compiling without it", file=sys.stderr)
+        return lowered.compile(compiler_options=gpus.UNTUNED)
+
+
 def _compile(name, lowered, flops, arguments) -> Program:
     """Compiles; ``arguments`` are the bytes of its inputs that stay."""
     print(f"compiling: {name}", file=sys.stderr, flush=True)  # minutes, for a large model
     try:
-        compiled = lowered.compile()
+        compiled = _compiled(lowered)
     except jax.errors.JaxRuntimeError as e:
         text = " ".join(str(e).split())
         found = _NEEDED.search(text)

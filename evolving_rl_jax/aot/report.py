@@ -34,7 +34,7 @@ def _memory(report: Report) -> list[str]:
     if report.overlap:
         lines.append(_row("beside it (overlap)", [_gib(report.beside(p)) for p in programs]))
     lines.append(_row("total", [_gib(report.total(p)) for p in programs]))
-    lines.append(_row(f"HBM of {report.chip.name}", [_gib(report.chip.memory)] * len(programs)))
+    lines.append(_row(f"memory of {report.chip.name}", [_gib(report.chip.memory)] * len(programs)))
     return lines
 
 

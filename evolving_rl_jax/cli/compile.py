@@ -6,18 +6,19 @@ import os
 
 from evolving_rl_jax.config import load_config
 
-# Read by jax and libtpu when they start: this process compiles only, next to others perhaps, and must
+# Read by jax, its plugins and libtpu when they start: this process compiles only, next to others perhaps, and must
 # not look for devices.
 _ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
     "TPU_SKIP_MDS_QUERY": "1",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
-# Of no consequence for a program that is only compiled; unset, libtpu complains.
+# Of no consequence for a program that is only compiled; unset, the compilers complain.
 _QUIET = {
     "TPU_ACCELERATOR_TYPE": "v5p-32",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_MIN_LOG_LEVEL": "3",
+    "TF_CPP_MIN_LOG_LEVEL": "3",  # XLA says which kernels it could tune better with a GPU at hand
 }
 
 
@@ -25,17 +26,18 @@ def add(commands) -> None:
     """The options."""
     p = commands.add_parser(
         "compile",
-        help="does a configuration fit a TPU slice; needs no TPU",
-        description="Compiles the train step and the generation functions for a TPU slice and prints the "
-        "memory and arithmetic of a device.  Exit code 1 when it does not fit.",
+        help="does a configuration fit a TPU slice or a GPU; needs neither",
+        description="Compiles the train step and the generation functions for a TPU slice or for GPUs and "
+        "prints the memory and arithmetic of a device.  Exit code 1 when it does not fit.",
         epilog="Any key can be overridden: --config.mesh.tensor=4 --config.rollout.num_slots=8",
     )
     p.add_argument("--config", required=True, metavar="FILE", help="Python file with get_config()")
     p.add_argument(
         "--topology",
         required=True,
-        metavar="CHIP:SIDES",
-        help="v4:2x2x2, v5e:4x4, v5p:2x2x4, v6e:2x4, ...",
+        metavar="NAME",
+        help="a slice: v4:2x2x2, v5e:4x4, v5p:2x2x4, v6e:2x4, ...; or GPUs: h100:1, h200:8, a100:1, l4:1, "
+        "rtx4090:2",
     )
 
 
