@@ -62,6 +62,18 @@ def test_blockwise_equals_plain(monkeypatch, batch, heads, kv_heads, length, til
         assert_close(value_and_gradients("blockwise", *arrays, segments), expected, 2e-5)
 
 
+@pytest.mark.parametrize("tile", [1, 60_000, 128 << 20])
+def test_tiles_for_a_gpu_equal_plain(monkeypatch, tile):
+    """The devices of the mesh choose them; the arithmetic is that of any device."""
+    monkeypatch.setattr(lib, "_GPU_TILE_BYTES", tile)
+    monkeypatch.setattr(lib, "_TILE_BYTES", None)  # not these
+    mesh = SimpleNamespace(size=1, devices=np.array([SimpleNamespace(platform="gpu")]))
+    arrays, segments = inputs(4, 4, 2, 130), packed_segments(4, 130)
+    monkeypatch.setattr(lib, "attention", functools.partial(lib.attention, mesh=mesh))
+    got = value_and_gradients("auto", *arrays, segments)
+    assert_close(got, value_and_gradients("plain", *arrays, segments), 2e-5)
+
+
 @pytest.mark.parametrize("implementation", ["splash_interpreted", "pallas_gpu_interpreted"])
 @pytest.mark.parametrize(
     "batch, heads, kv_heads, length, dim", [(2, 4, 2, 130, 8), (1, 2, 1, 256, 128)]

@@ -1,9 +1,10 @@
 """KV cache rows on the device.
 
-The cache has one row a slot (``models.init_cache``: per layer ``[S, Hkv, C, d]``).  Compiled
-functions work on a copy of the rows and columns that they need and write back only the columns that
-they changed.  The copy is made once per prefill chunk or decode window and pays for itself within a
-step or two by attention over fewer columns and rows.
+The cache has one row a slot (``models.init_cache``: per layer ``[S, Hkv, C, d]``).  On accelerators
+compiled functions use it where it lies (`models.cached`).  On a CPU they work on a copy of the rows
+and columns that they need and write back only the columns that they changed: the copy is made once
+per prefill chunk or decode window and pays for itself within a step or two by attention over fewer
+columns and rows.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from evolving_rl_jax.models import ModelConfig
+from evolving_rl_jax.models.cached import read_block
+
+_COPIED = 1024  # columns that a copy in place moves at a time
 
 
 def cache_bytes(cfg: ModelConfig, num_slots: int, max_length: int, dtype=None) -> int:
@@ -40,10 +44,6 @@ def scatter_columns(cache, rows, slots: jax.Array, starts: jax.Array, count: int
       count: static number of columns.
     """
 
-    dims = jax.lax.ScatterDimensionNumbers(
-        update_window_dims=(1, 2, 3), inserted_window_dims=(0,), scatter_dims_to_operand_dims=(0, 2)
-    )
-
     def write(target, source):
         _, heads, length, width = source.shape
         first = jnp.clip(starts, 0, length - count)
@@ -51,15 +51,41 @@ def scatter_columns(cache, rows, slots: jax.Array, starts: jax.Array, count: int
         def window(row, at):
             return jax.lax.dynamic_slice(row, (0, at, 0), (heads, count, width))
 
-        return jax.lax.scatter(
-            target,
-            jnp.stack([slots, first], axis=1),
-            jax.vmap(window)(source, first),
-            dims,
-            mode=jax.lax.GatherScatterMode.FILL_OR_DROP,
-        )
+        return _scatter(target, jax.vmap(window)(source, first), slots, first)
 
     return jax.tree.map(write, cache, rows)
+
+
+def _scatter(target, values, slots, first):
+    """Values [R, H, n, d] into rows ``slots`` [R] of target [S, H, C, d], from columns ``first``
+    [R]."""
+    dims = jax.lax.ScatterDimensionNumbers(
+        update_window_dims=(1, 2, 3), inserted_window_dims=(0,), scatter_dims_to_operand_dims=(0, 2)
+    )
+    return jax.lax.scatter(
+        target,
+        jnp.stack([slots, first], axis=1),
+        values,
+        dims,
+        mode=jax.lax.GatherScatterMode.FILL_OR_DROP,
+    )
+
+
+def copy_in_place(cache, sources: jax.Array, targets: jax.Array, columns: int):
+    """Copies the first ``columns`` columns of rows ``sources`` [R] to ``targets`` [R], block by block.
+
+    Rows whose target is out of range are dropped.
+    """
+    block = min(columns, _COPIED)
+
+    def move(i, cache):
+        start = jnp.minimum(i * block, columns - block)  # the last block is moved back
+        first = jnp.full(targets.shape, start, targets.dtype)
+        return jax.tree.map(
+            lambda a: _scatter(a, read_block(a, sources, start, block), targets, first), cache
+        )
+
+    return jax.lax.fori_loop(0, -(-columns // block), move, cache)
 
 
 def bucket(sizes: tuple[int, ...], needed: int) -> int:

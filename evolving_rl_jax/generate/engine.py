@@ -111,14 +111,14 @@ class Engine:
             window=decode_window,
             rows=row_buckets,
             columns=column_buckets,
-            on_cpu=device.platform == "cpu",
+            platform=device.platform,
             fixed_rows=fixed_rows,
         )
         self.memory = MemoryPlan.of(
             self.cfg,
             num_slots=num_slots,
             max_length=max_length,
-            rows=programs.most_rows,
+            rows=0 if programs.in_place else programs.most_rows,
             weights=own_weights(params, self.cfg.dtype, copies_weights, mesh or device),
             devices=mesh.size if mesh else 1,
         )

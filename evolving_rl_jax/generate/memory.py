@@ -20,8 +20,8 @@ class MemoryPlan:
     Attributes:
       cache: the KV cache, slots x length x layers x 2 x kv heads x head size x bytes.
       working: what the largest call needs beside its inputs.  Before anything is compiled, the copy
-        of the rows and columns that it works on, a lower bound; after the warm-up, what the compiler
-        says.
+        of the rows and columns that it works on, a lower bound (0 where it works in place); after the
+        warm-up, what the compiler says.
       weights: of the engine's own copy; 0 when it uses the trainer's arrays.
       num_slots, max_length: S and C.
       devices: how many share the heads and weights.
@@ -51,7 +51,7 @@ class MemoryPlan:
         Args:
           cfg: the model in the dtype of generation.
           num_slots, max_length: S and C.
-          rows: most rows of one call.
+          rows: most rows that one call copies.
           weights: bytes of the engine's own copy of the weights, all devices together.
           devices: how many.
         """

@@ -1,6 +1,7 @@
 """The compiled functions of the engine: prefill a chunk, decode a window, copy cache rows.
 
-All are pure and of fixed shape; what differs between rows (lengths, limits, temperatures, stop
+On accelerators they read and write the cache where it lies; on a CPU they work on a copy of the
+rows and columns that they need, see `cache`.  All are pure and of fixed shape; what differs between rows (lengths, limits, temperatures, stop
 tokens, random keys) is in arrays.  A row whose slot number is out of range is padding: it computes
 garbage that is written nowhere.
 """
@@ -18,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from evolving_rl_jax import models
-from evolving_rl_jax.generate.cache import bucket, gather_rows, scatter_columns
+from evolving_rl_jax.generate.cache import bucket, copy_in_place, gather_rows, scatter_columns
 from evolving_rl_jax.generate.sampling import sample, token_uniforms
 from evolving_rl_jax.generate.sessions import MAX_STOP_IDS
 
@@ -29,9 +30,11 @@ SLOT, TOKEN, POSITION, REMAINING, PRODUCED, KEY, _, TOP_K, STOP = range(9)
 NUM_INTS = STOP + MAX_STOP_IDS
 # Columns of the float array.
 TEMPERATURE, TOP_P = range(2)
+# Where a second copy of the rows at work costs more, in memory and in traffic, than it saves.
+_IN_PLACE = ("gpu", "tpu")
 
 
-def prefill(params, cache, slots, tokens, positions, *, cfg, columns):
+def prefill(params, cache, slots, tokens, positions, *, cfg, columns, in_place=False):
     """Adds a chunk of tokens to R cache rows.
 
     Args:
@@ -41,16 +44,21 @@ def prefill(params, cache, slots, tokens, positions, *, cfg, columns):
       positions: [R, T] int32, consecutive cache columns below ``columns``, then -1 for padding.
       cfg: static model config.
       columns: static; how many cache columns take part.
+      in_place: static; use the cache where it lies.
 
     Returns:
       The cache.
     """
+    if in_place:
+        return models.apply(
+            params, cfg, tokens, positions=positions, cache=cache, slots=slots, kv_limit=columns
+        )[1]
     rows = gather_rows(cache, slots, columns)
     _, rows = models.apply(params, cfg, tokens, positions=positions, cache=rows)
     return scatter_columns(cache, rows, slots, positions[:, 0], tokens.shape[1])
 
 
-def decode(params, cache, ints, floats, *, cfg, window, columns):
+def decode(params, cache, ints, floats, *, cfg, window, columns, in_place=False):
     """Samples up to ``window`` tokens for each of R rows; ends early once all rows are done.
 
     Args:
@@ -59,14 +67,15 @@ def decode(params, cache, ints, floats, *, cfg, window, columns):
         POSITION; REMAINING is how many tokens the row may still sample; PRODUCED how many this turn
         has; KEY the bits of `sampling.turn_key`.
       floats: [R, 2] float32.
-      cfg, window, columns: static.
+      cfg, window, columns, in_place: static.
 
     Returns:
       (cache, tokens [window, R] with -1 after a row's end, logprobs, sampling_logprobs,
       floor_logprobs), see `sampling.Sampled`.
     """
     slots, start = ints[:, SLOT], ints[:, POSITION]
-    rows = gather_rows(cache, slots, columns)
+    rows = cache if in_place else gather_rows(cache, slots, columns)
+    where = {"slots": slots, "kv_limit": columns} if in_place else {}
     keys = jax.lax.bitcast_convert_type(ints[:, KEY : KEY + 2], jnp.uint32)
     uniforms = token_uniforms(keys, ints[:, PRODUCED], window)
     zeros = jnp.zeros((window, slots.shape[0]), jnp.float32)
@@ -79,7 +88,9 @@ def decode(params, cache, ints, floats, *, cfg, window, columns):
     def body(state):
         step, rows, token, active, out = state
         positions = jnp.where(active, start + step, -1)[:, None]
-        hidden, rows = models.apply(params, cfg, token[:, None], positions=positions, cache=rows)
+        hidden, rows = models.apply(
+            params, cfg, token[:, None], positions=positions, cache=rows, **where
+        )
         drawn = sample(
             models.logits(params, cfg, hidden[:, 0]),
             uniforms[step],
@@ -97,11 +108,13 @@ def decode(params, cache, ints, floats, *, cfg, window, columns):
 
     state = jnp.int32(0), rows, ints[:, TOKEN], ints[:, REMAINING] > 0, out
     _, rows, _, _, out = jax.lax.while_loop(going, body, state)
-    return scatter_columns(cache, rows, slots, start, window), *out
+    return rows if in_place else scatter_columns(cache, rows, slots, start, window), *out
 
 
-def copy_rows(cache, sources, targets, *, columns):
+def copy_rows(cache, sources, targets, *, columns, in_place=False):
     """Copies the first ``columns`` columns of cache rows ``sources`` [R] to ``targets`` [R]."""
+    if in_place:
+        return copy_in_place(cache, sources, targets, columns)
     rows = gather_rows(cache, sources, columns)
     return scatter_columns(cache, rows, targets, jnp.zeros_like(targets), columns)
 
@@ -130,11 +143,12 @@ class Programs:
         columns of a call are padded to; more rows than the largest size take several calls.
         Defaults of rows by device: on a CPU small calls win, as what they compute stays in the
         processor's cache (16 rows measured 2 to 5 times faster per token than 128).
-      on_cpu: whether it runs on a CPU.
+      platform: of the devices that it runs on: ``cpu``, ``gpu`` or ``tpu``.
       fixed_rows: rows of every call while ``fixed`` is set; 0 = it never is.
 
     Attributes:
       chunks, rows, columns: the same, ascending and within the KV cache.
+      in_place: whether the cache is used where it lies.
       fixed: every call has ``fixed_rows`` rows, however many of them are in use.
     """
 
@@ -148,9 +162,10 @@ class Programs:
         chunks: Sequence[int],
         rows: Sequence[int] | None,
         columns: Sequence[int] | None,
-        on_cpu: bool,
+        platform: str,
         fixed_rows: int = 0,
     ):
+        on_cpu, self.in_place = platform == "cpu", platform in _IN_PLACE
         self.cfg, self.window = cfg, window
         self.fixed_rows, self.fixed = fixed_rows, False
         self.chunks = _ascending(chunks, max_length)
@@ -246,16 +261,17 @@ class Programs:
         kind, rows, size, columns = key
         # A cache over several devices is given back as it came, so that it can be donated again.
         as_given = jax.tree.map(lambda a: a.sharding, cache)
+        common = {"cfg": self.cfg, "in_place": self.in_place}
         slots, grid = np.zeros(rows, np.int32), np.zeros((rows, size), np.int32)
         if kind == "copy":
-            function = functools.partial(copy_rows, columns=columns)
+            function = functools.partial(copy_rows, columns=columns, in_place=self.in_place)
             jitted = jax.jit(function, donate_argnums=0, out_shardings=as_given)
             return jitted.lower(cache, slots, slots)
         if kind == "prefill":
-            function = functools.partial(prefill, cfg=self.cfg, columns=columns)
+            function = functools.partial(prefill, columns=columns, **common)
             jitted = jax.jit(function, donate_argnums=1, out_shardings=as_given)
             return jitted.lower(params, cache, slots, grid, grid)
-        function = functools.partial(decode, cfg=self.cfg, window=size, columns=columns)
+        function = functools.partial(decode, window=size, columns=columns, **common)
         ints, floats = np.zeros((rows, NUM_INTS), np.int32), np.zeros((rows, 2), np.float32)
         out_shardings = as_given, None, None, None, None
         jitted = jax.jit(function, donate_argnums=1, out_shardings=out_shardings)

@@ -29,6 +29,7 @@ from jax.sharding import Mesh
 
 from evolving_rl_jax import parallel
 from evolving_rl_jax.models.attention import attention, cached_attention, write_cache
+from evolving_rl_jax.models.cached import rows_attention, write_rows
 from evolving_rl_jax.models.config import ModelConfig
 
 
@@ -180,6 +181,7 @@ def apply(
     positions=None,
     segment_ids=None,
     cache=None,
+    slots=None,
     kv_limit=None,
     remat: str = "full",
     implementation: str = "auto",
@@ -199,6 +201,9 @@ def apply(
         padding (written nowhere, output meaningless).
       segment_ids: [B, T] int, 0 = padding; only without a cache.
       cache: from `init_cache` or an earlier call, or None.
+      slots: [B] int, the row of the cache that each row of tokens has; out of range = padding.  Such
+        a cache may have any number of rows and is used where it lies (`cached`), which saves copies
+        on accelerators; default: row b has row b.
       kv_limit: static int; only cache columns below it are read, so it must exceed every position.
       remat: what the backward pass computes again: ``full`` (all but the input of each layer),
         ``dots`` (all but projections and attention) or ``none``; only without a cache.
@@ -222,7 +227,8 @@ def apply(
         )
         x = _run_scanned(x, params["layers"], cfg, rope, shape, attend, remat, mesh)
     else:
-        x, cache = _run_cached(x, params["layers"], cfg, rope, shape, positions, cache, kv_limit)
+        places = positions, slots, kv_limit
+        x, cache = _run_cached(x, params["layers"], cfg, rope, shape, places, cache)
     return _rms_norm(x, params["final_norm"], cfg.rms_norm_eps).reshape(*shape, -1), cache
 
 
@@ -242,12 +248,10 @@ def _run_scanned(x, layers, cfg, rope, shape, attend, remat, mesh):
     return jax.lax.scan(body, parallel.constrain_rows(x, mesh), layers)[0]
 
 
-def _run_cached(x, layers, cfg, rope, shape, positions, cache, kv_limit):
+def _run_cached(x, layers, cfg, rope, shape, places, cache):
     keys, values = [], []
     for i in range(cfg.num_layers):
-        attend = functools.partial(
-            _attend_cached, cache["k"][i], cache["v"][i], positions, kv_limit
-        )
+        attend = functools.partial(_attend_cached, cache["k"][i], cache["v"][i], *places)
         layer = jax.tree.map(operator.itemgetter(i), layers)
         x, (k_cache, v_cache) = _layer(x, layer, cfg, rope, shape, attend)
         keys.append(k_cache)
@@ -255,7 +259,13 @@ def _run_cached(x, layers, cfg, rope, shape, positions, cache, kv_limit):
     return x, {"k": tuple(keys), "v": tuple(values)}
 
 
-def _attend_cached(k_cache, v_cache, positions, kv_limit, q, k, v):
+def _attend_cached(k_cache, v_cache, positions, slots, kv_limit, q, k, v):
+    if slots is not None:
+        k_cache = write_rows(k_cache, k, slots, positions)
+        v_cache = write_rows(v_cache, v, slots, positions)
+        columns = kv_limit or k_cache.shape[2]
+        out = rows_attention(q, k_cache, v_cache, slots, positions, columns=columns)
+        return out, (k_cache, v_cache)
     k_cache = write_cache(k_cache, k, positions)
     v_cache = write_cache(v_cache, v, positions)
     out = cached_attention(q, k_cache[:, :, :kv_limit], v_cache[:, :, :kv_limit], positions)
