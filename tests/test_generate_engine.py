@@ -47,7 +47,7 @@ def make_engine(num_slots=4, params=PARAMS, **options):
 
 @pytest.fixture(scope="module", params=["copied", "in_place"])
 def shared_engine(request):
-    """With the programs of a CPU, and with those of accelerators in blocks of 32 columns."""
+    """With the programs of a CPU, and with those of a GPU in blocks of 32 columns."""
     with pytest.MonkeyPatch.context() as patch:
         for module, name, value in (
             (cached, "_LEAST", 32),

@@ -250,7 +250,7 @@ def _lower_generation(config, cfg, mesh):
     programs = Programs(
         cfg, num_slots=r.num_slots, max_length=r.max_length, window=r.decode_window,
         chunks=r.prefill_buckets, rows=r.row_buckets or None, columns=r.column_buckets or None,
-        on_cpu=False,
+        platform=mesh.devices.flat[0].platform,
     )  # fmt: skip
     shapes = jax.eval_shape(lambda: parallel.cast(models.init(cfg, jax.random.key(0)), cfg.dtype))
     weights = jax.tree.map(

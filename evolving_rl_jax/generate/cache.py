@@ -1,7 +1,7 @@
 """KV cache rows on the device.
 
-The cache has one row a slot (``models.init_cache``: per layer ``[S, Hkv, C, d]``).  On accelerators
-compiled functions use it where it lies (`models.cached`).  On a CPU they work on a copy of the rows
+The cache has one row a slot (``models.init_cache``: per layer ``[S, Hkv, C, d]``).  On GPUs
+compiled functions use it where it lies (`models.cached`).  Elsewhere they work on a copy of the rows
 and columns that they need and write back only the columns that they changed: the copy is made once
 per prefill chunk or decode window and pays for itself within a step or two by attention over fewer
 columns and rows.

@@ -1,6 +1,6 @@
 """The compiled functions of the engine: prefill a chunk, decode a window, copy cache rows.
 
-On accelerators they read and write the cache where it lies; on a CPU they work on a copy of the
+On GPUs they read and write the cache where it lies; elsewhere they work on a copy of the
 rows and columns that they need, see `cache`.  All are pure and of fixed shape; what differs between rows (lengths, limits, temperatures, stop
 tokens, random keys) is in arrays.  A row whose slot number is out of range is padding: it computes
 garbage that is written nowhere.
@@ -30,8 +30,9 @@ SLOT, TOKEN, POSITION, REMAINING, PRODUCED, KEY, _, TOP_K, STOP = range(9)
 NUM_INTS = STOP + MAX_STOP_IDS
 # Columns of the float array.
 TEMPERATURE, TOP_P = range(2)
-# Where a second copy of the rows at work costs more, in memory and in traffic, than it saves.
-_IN_PLACE = ("gpu", "tpu")
+# Where a second copy of the rows at work costs more, in memory and in traffic, than it saves.  Not a
+# TPU as long as no compiler for one has shown that it holds there too.
+_IN_PLACE = ("gpu",)
 
 
 def prefill(params, cache, slots, tokens, positions, *, cfg, columns, in_place=False):

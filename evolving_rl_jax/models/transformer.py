@@ -203,7 +203,7 @@ def apply(
       cache: from `init_cache` or an earlier call, or None.
       slots: [B] int, the row of the cache that each row of tokens has; out of range = padding.  Such
         a cache may have any number of rows and is used where it lies (`cached`), which saves copies
-        on accelerators; default: row b has row b.
+        on GPUs; default: row b has row b.
       kv_limit: static int; only cache columns below it are read, so it must exceed every position.
       remat: what the backward pass computes again: ``full`` (all but the input of each layer),
         ``dots`` (all but projections and attention) or ``none``; only without a cache.
