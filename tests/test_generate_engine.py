@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from evolving_rl_jax import models
-from evolving_rl_jax.generate import Engine, programs
-from evolving_rl_jax.generate import cache as rows
+from evolving_rl_jax.generate import Engine
 from evolving_rl_jax.models import cached
 
 VOCAB, LENGTH = 61, 96
@@ -36,30 +35,18 @@ PARAMS = make_params(0)
 
 
 def make_engine(num_slots=4, params=PARAMS, **options):
-    options = (
-        dict(
-            prefill_chunk=(4,), decode_window=5, row_buckets=(4,), column_buckets=(LENGTH,), seed=7
-        )
-        | options
-    )
+    defaults = {"prefill_chunk": (4,), "decode_window": 5, "row_buckets": (4,), "seed": 7}
+    options = defaults | {"column_buckets": (LENGTH,)} | options
     return Engine(CFG, params, num_slots=num_slots, max_length=LENGTH, **options)
 
 
 @pytest.fixture(scope="module", params=["copied", "in_place"])
 def shared_engine(request):
     """With the programs of a CPU, and with those of a GPU in blocks of 32 columns."""
+    engine = make_engine(prefill_chunk=(4, 8), column_buckets=(48,))
+    engine._runner.programs.in_place = request.param == "in_place"
     with pytest.MonkeyPatch.context() as patch:
-        for module, name, value in (
-            (cached, "_LEAST", 32),
-            (cached, "_BLOCK_BYTES", 0),
-            (rows, "_COPIED", 32),
-        ):
-            patch.setattr(module, name, value)
-        with pytest.MonkeyPatch.context() as only_here:
-            if request.param == "in_place":
-                only_here.setattr(programs, "_IN_PLACE", ("cpu",))
-            engine = make_engine(prefill_chunk=(4, 8), column_buckets=(48,))
-        assert engine._runner.programs.in_place == (request.param == "in_place")
+        patch.setattr(cached, "_block", lambda *_: 32)
         yield engine
 
 
