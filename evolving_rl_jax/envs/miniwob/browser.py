@@ -1,0 +1,270 @@
+"""One Chromium for all episodes of a process: a frame for each, replaced when it is killed, hangs or grows.
+
+A watchman holds the reading end of a pipe: when the owner is gone, however it ended, it kills the process
+group of driver and browser and removes their files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import tempfile
+import weakref
+from typing import Any
+
+from evolving_rl_jax.envs.base import EnvError, one_line
+from evolving_rl_jax.envs.miniwob import chromium
+
+__all__ = ["Browser", "Frame", "PageError"]
+
+HERE = pathlib.Path(__file__).parent
+WIDTH, HEIGHT = 500, 320  # of a frame: the window of the package
+_IDLE = 24  # pages that are loaded ahead, in place of those of ended episodes
+_LOOK_EVERY = 64  # frames taken between looks at the memory
+_REAPED_S = 10.0
+_HTTP_S = 5.0  # for the driver to say that a call took too long
+_WATCH = 'read -r line || kill -KILL -- "-$1"; rm -rf "$2"'
+
+log = logging.getLogger(__name__)
+
+
+class PageError(EnvError):
+    """A page raised an error; the browser goes on."""
+
+
+class Frame:
+    """A page of one family in a browser.
+
+    Attributes:
+      key: its name in the browser.
+      family: whose page it is.
+      life: of the browser that it was opened in.
+    """
+
+    def __init__(self, key: str, family: str, life: int):
+        self.key, self.family, self.life = key, family, life
+
+
+class Browser:
+    """Starts at the first use.
+
+    Args:
+      answer_s: longest time for one call.
+      most_mb: a browser that holds more memory is replaced between two episodes.
+
+    Attributes:
+      life: how often it was started.
+    """
+
+    def __init__(self, answer_s: float, most_mb: float):
+        self.life = 0
+        self._answer_s, self._most_mb = answer_s, most_mb
+        self._running: _Running | None = None
+        self._idle: list[Frame] = []
+        self._keys = itertools.count()
+        self._taken = 0
+
+    def take(self, family: str) -> Frame:
+        """A frame with the page of a family, an idle one or a new one.
+
+        Raises:
+          EnvError: no browser, or no such page.
+        """
+        self._taken += 1
+        if self._taken % _LOOK_EVERY == 0 and self._running is not None:
+            held = self.memory_mb()
+            if held > self._most_mb:
+                log.info("the browser holds %.0f MB and is replaced", held)
+                self.close()
+        frame = next((f for f in self._idle if f.family == family), None)
+        if frame is None:
+            self._start()
+            frame = self._load(family)
+        else:
+            self._idle.remove(frame)
+        refused = self._run("ready", f"the page {family}", frame.key)
+        if refused:
+            raise PageError(f"the page {family} of miniwob cannot be opened: {refused:.200}")
+        return frame
+
+    def give(self, frame: Frame) -> None:
+        """Takes a frame back after an episode; its page is loaded anew meanwhile.
+
+        Args:
+          frame: may be of a browser that is gone.
+        """
+        if not self.holds(frame):
+            return
+        with contextlib.suppress(EnvError):
+            self._run("drop", f"the page {frame.family}", frame.key)
+            self._idle.append(self._load(frame.family))
+            if len(self._idle) > _IDLE:
+                old = self._idle.pop(0)
+                self._run("drop", f"the page {old.family}", old.key)
+
+    def _load(self, family: str) -> Frame:
+        frame = Frame(f"f{next(self._keys)}", family, self.life)
+        url = (chromium.html_folder() / f"{family}.html").as_uri()
+        self._run("open", f"the page {family}", frame.key, url, WIDTH, HEIGHT)
+        return frame
+
+    def holds(self, frame: Frame) -> bool:
+        """Whether the browser that a frame was opened in still runs."""
+        return self._running is not None and frame.life == self.life
+
+    def call(self, function: str, frame: Frame, *arguments: Any) -> dict:
+        """Calls ``pages.FUNCTION`` of page.js on a frame.
+
+        Raises:
+          PageError: the page raised.
+          EnvError: the browser failed and was ended.
+        """
+        if not self.holds(frame):
+            raise EnvError(f"the browser of the page {frame.family} is gone")
+        found = self._run(function, f"the page {frame.family}", frame.key, *arguments)
+        if not isinstance(found, dict) or found.get("lost"):
+            raise PageError(f"the page {frame.family} of miniwob went somewhere else")
+        return found
+
+    def memory_mb(self) -> float:
+        """Megabytes of all its processes, what they share counted once (0 where no /proc tells)."""
+        return _memory_mb(self._running.group) if self._running else 0.0
+
+    def pids(self) -> list[int]:
+        """Its processes, the driver first."""
+        return _members(self._running.group) if self._running else []
+
+    def close(self) -> None:
+        """Ends it; the next use starts another."""
+        running, self._running, self._idle = self._running, None, []
+        if running is not None:
+            running.end()
+
+    def _start(self) -> None:
+        if self._running is None:
+            lack = chromium.missing()
+            if lack:
+                raise EnvError(lack)
+            self._running = _Running(self._answer_s)
+            self.life += 1
+            weakref.finalize(self, self._running.end)
+
+    def _run(self, function: str, what: str, *arguments: Any) -> Any:
+        from selenium.common.exceptions import JavascriptException
+
+        try:
+            return self._running.call(function, arguments)
+        except JavascriptException as e:
+            raise PageError(f"{what} of miniwob raised: {_first_line(e)}") from e
+        except Exception as e:  # of selenium, urllib3, the operating system
+            self.close()
+            raise EnvError(f"the browser failed at {what} and was ended: {_first_line(e)}") from e
+
+
+class _Running:
+    """A driver and its browser, in one process group."""
+
+    def __init__(self, answer_s: float):
+        self._profile = tempfile.mkdtemp(prefix="miniwob-")
+        self._driver = self._service = self._watchman = None
+        try:
+            self._open(answer_s)
+        except Exception as e:
+            self.end()
+            raise EnvError(f"Chromium cannot be started: {_first_line(e)}") from e
+
+    def _open(self, answer_s: float) -> None:
+        from selenium import webdriver
+        from selenium.webdriver.chrome.remote_connection import ChromeRemoteConnection
+
+        options = webdriver.ChromeOptions()
+        options.binary_location = chromium.executable()
+        for flag in chromium.flags(self._profile):
+            options.add_argument(flag)
+        self._service = webdriver.ChromeService(
+            executable_path=chromium.driver(),
+            log_output=subprocess.DEVNULL,
+            popen_kw={"start_new_session": True},
+        )
+        self._service.start()
+        self._watchman = subprocess.Popen(
+            ["/bin/sh", "-c", _WATCH, "sh", str(self.group), self._profile],
+            stdin=subprocess.PIPE,
+            start_new_session=True,
+        )
+        connection = ChromeRemoteConnection(
+            remote_server_addr=self._service.service_url, ignore_proxy=True
+        )
+        connection.client_config.timeout = answer_s + _HTTP_S
+        self._driver = driver = webdriver.Remote(command_executor=connection, options=options)
+        driver.set_script_timeout(answer_s)
+        driver.get((HERE / "shell.html").as_uri())
+        source = (HERE / "clock.js").read_text(encoding="utf-8")
+        added = {"cmd": "Page.addScriptToEvaluateOnNewDocument", "params": {"source": source}}
+        driver.execute("executeCdpCommand", added)
+        driver.execute_script((HERE / "page.js").read_text(encoding="utf-8"))
+
+    @property
+    def group(self) -> int:
+        """The process group of driver and browser."""
+        return self._service.process.pid
+
+    def call(self, function: str, arguments: tuple) -> Any:
+        """Calls ``pages.FUNCTION``."""
+        if function == "ready":
+            return self._driver.execute_async_script(
+                "const [key, done] = arguments;"
+                "pages.ready(key).then(() => done(''), e => done(String(e)))",
+                *arguments,
+            )
+        return self._driver.execute_script(f"return pages.{function}(...arguments)", *arguments)
+
+    def end(self) -> None:
+        """Kills all of it and removes its files; may be called again."""
+        service, self._service = self._service, None
+        if service is not None and service.process is not None:
+            with contextlib.suppress(OSError):
+                os.killpg(service.process.pid, signal.SIGKILL)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                service.process.wait(_REAPED_S)
+        watchman, self._watchman = self._watchman, None
+        if watchman is not None:
+            with contextlib.suppress(OSError):
+                watchman.stdin.write(b"over\n")
+                watchman.stdin.close()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                watchman.wait(_REAPED_S)
+        shutil.rmtree(self._profile, ignore_errors=True)
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(getattr(error, "msg", "") or error)
+    first = (text.strip().splitlines() or [""])[0].strip()
+    return f"{first:.200}" if first else one_line(error)[:200]
+
+
+def _members(group: int) -> list[int]:
+    """Processes of a group, as /proc lists them."""
+    found = []
+    for stat in pathlib.Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = stat.read_text(errors="replace").rpartition(")")[2].split()
+            if int(fields[2]) == group and fields[0] not in "ZX":
+                found.append(int(stat.parent.name))
+    return sorted(found)
+
+
+def _memory_mb(group: int) -> float:
+    total = 0
+    for pid in _members(group):
+        with contextlib.suppress(OSError):
+            for line in pathlib.Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+                if line.startswith("Pss:"):
+                    total += int(line.split()[1])
+    return total / 1024
