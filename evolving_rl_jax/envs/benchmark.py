@@ -70,13 +70,14 @@ class Benchmark(abc.ABC):
         return ""
 
     def prove(self, env) -> str:
-        """Plays a task made for it on the engine of ``config.env`` and on the one that it must equal.
+        """Whether what plays it works here: for one, an engine plays a task as the one that it must equal.
 
         Returns:
           A line for people; empty where there is nothing to compare.
 
         Raises:
           EngineMismatch: they differ.
+          EnvError: something is missing or does not fit.
         """
         return ""
 

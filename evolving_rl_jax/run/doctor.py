@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from evolving_rl_jax.envs.base import EngineMismatch
+from evolving_rl_jax.envs.base import EngineMismatch, EnvError
 from evolving_rl_jax.run.hosts import Hosts, has_tpu
 
 PACKAGES = (
@@ -77,7 +77,7 @@ def _outcome(name: str, check: Callable[[Subject], str], subject: Subject) -> Li
     except _NotHere as e:
         return Line(name, None, str(e))
     except Exception as e:  # whatever is broken here is what the table is for
-        kind = "" if isinstance(e, Problem | EngineMismatch) else f"{type(e).__name__}: "
+        kind = "" if isinstance(e, Problem | EngineMismatch | EnvError) else f"{type(e).__name__}: "
         return Line(name, False, f"{kind}{' '.join(str(e).split())}"[:400])
 
 
@@ -296,7 +296,7 @@ def tokens(subject: Subject) -> str:
 
 
 def game_engines(subject: Subject) -> str:
-    """The engine of the benchmark against the one that it must equal, on a task made for the check."""
+    """What plays the benchmark: an engine equals its reference, a browser fits its driver."""
     from evolving_rl_jax import envs
     from evolving_rl_jax.config import default_config
 

@@ -26,8 +26,9 @@ __all__ = ["Browser", "Frame", "PageError"]
 HERE = pathlib.Path(__file__).parent
 WIDTH, HEIGHT = 500, 320  # of a frame: the window of the package
 _IDLE = 24  # pages that are loaded ahead, in place of those of ended episodes
-_LOOK_EVERY = 64  # frames taken between looks at the memory
+_LOOK_EVERY = 64  # episodes between looks at the memory
 _REAPED_S = 10.0
+_START_S = 120.0  # for Chromium to start on a machine that is busy
 _HTTP_S = 5.0  # for the driver to say that a call took too long
 _WATCH = 'read -r line || kill -KILL -- "-$1"; rm -rf "$2"'
 
@@ -128,7 +129,12 @@ class Browser:
         if not self.holds(frame):
             raise EnvError(f"the browser of the page {frame.family} is gone")
         found = self._run(function, f"the page {frame.family}", frame.key, *arguments)
-        if not isinstance(found, dict) or found.get("lost"):
+        if found is None:  # what the driver says of a script that a dialog stopped
+            self.close()
+            raise EnvError(
+                f"the browser failed at the page {frame.family} and was ended: it opened a dialog"
+            )
+        if found.get("lost"):
             raise PageError(f"the page {frame.family} of miniwob went somewhere else")
         return found
 
@@ -182,6 +188,8 @@ class _Running:
     def _open(self, answer_s: float) -> None:
         from selenium import webdriver
         from selenium.webdriver.chrome.remote_connection import ChromeRemoteConnection
+        from selenium.webdriver.common.proxy import Proxy, ProxyType
+        from selenium.webdriver.remote.client_config import ClientConfig
 
         options = webdriver.ChromeOptions()
         options.binary_location = chromium.executable()
@@ -198,17 +206,19 @@ class _Running:
             stdin=subprocess.PIPE,
             start_new_session=True,
         )
-        connection = ChromeRemoteConnection(
-            remote_server_addr=self._service.service_url, ignore_proxy=True
+        url = self._service.service_url
+        config = ClientConfig(
+            url, proxy=Proxy({"proxyType": ProxyType.DIRECT}), timeout=max(answer_s, _START_S)
         )
-        connection.client_config.timeout = answer_s + _HTTP_S
+        connection = ChromeRemoteConnection(url, client_config=config)
         self._driver = driver = webdriver.Remote(command_executor=connection, options=options)
-        driver.set_script_timeout(answer_s)
         driver.get((HERE / "shell.html").as_uri())
         source = (HERE / "clock.js").read_text(encoding="utf-8")
         added = {"cmd": "Page.addScriptToEvaluateOnNewDocument", "params": {"source": source}}
         driver.execute("executeCdpCommand", added)
         driver.execute_script((HERE / "page.js").read_text(encoding="utf-8"))
+        driver.set_script_timeout(answer_s)
+        config.timeout = answer_s + _HTTP_S
 
     @property
     def group(self) -> int:

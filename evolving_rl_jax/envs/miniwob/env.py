@@ -148,7 +148,9 @@ class MiniWob(Environment):
             for done in self._done:
                 self._take(self._browser.call("act", self._frame, *done))
             if self._text != shown:
-                raise EnvError(f"the page {self._family} of miniwob was not the same when played again")
+                raise EnvError(
+                    f"the page {self._family} of miniwob was not the same when played again"
+                )
 
     def _take(self, state: dict[str, Any]) -> None:
         self._page: Page = parse_page(state["html"])

@@ -26,14 +26,14 @@ _PRESSED = re.compile(r'\b(?:button|link) (?=")')
 _COMPACT = r"(?:.*\s)?(?P<ref>\d+)\s*>\s*(?P<op>{})(?:\s(?P<value>.*))?"
 
 
-def compact_text(line: str) -> str:
+def compact_text(line: str, *, keep_case: bool = False) -> str:
     """``button "Search" (footer) [ref=e7]`` as ``search footer 7``: fewer and fewer kinds of tokens.
 
     What can only be clicked needs no role.  The tokenizer makes one token of a word and its number, so
     whoever finds the right word has the ref with it.
     """
     line = _MARKS.sub(" ", _PRESSED.sub("", _REF.sub(r"\1", line)))
-    return " ".join(line.lower().split())
+    return " ".join((line if keep_case else line.lower()).split())
 
 
 def parse_web(text: str) -> tuple[str, bool]:

@@ -212,7 +212,9 @@ def scrolled(task: str, page: View):
 def tic_tac_toe(task: str, page: View):
     """Wins where it can, blocks where it must, else the middle, a corner, an edge."""
     while True:
-        cells = ["x" if "mark-x" in e.label else "o" if "mark-o" in e.label else "" for e in page.items]
+        cells = [
+            "x" if "mark-x" in e.label else "o" if "mark-o" in e.label else "" for e in page.items
+        ]
         refs = [e.ref for e in page.items]
         yield_to = _completing(cells, "x") + _completing(cells, "o") + [4, 0, 2, 6, 8, 1, 3, 5, 7]
         page = yield WebAction("CLICK", refs[next(i for i in yield_to if not cells[i])])
@@ -234,7 +236,9 @@ def flight(task: str, page: View):
     for name, place in (("From:", start), ("To:", goal)):
         page = yield page.type(place, name)
         found = next(
-            e for e in page.all(None, "text") if e.label.startswith(place) or f"({place})" in e.label
+            e
+            for e in page.all(None, "text")
+            if e.label.startswith(place) or f"({place})" in e.label
         )
         page = yield WebAction("CLICK", found.ref)
     page = yield page.click(None, "textbox", n=2)

@@ -125,7 +125,9 @@ def pie(task: str, page: View):
     """The plus, then the letter."""
     page = yield from opened(page)
     wanted = quoted(task)[0]
-    yield WebAction("CLICK", next(e.ref for e in page.items if e.role == "text" and e.label == wanted))
+    yield WebAction(
+        "CLICK", next(e.ref for e in page.items if e.role == "text" and e.label == wanted)
+    )
 
 
 def opened(page: View):

@@ -1,0 +1,97 @@
+"""MiniWoB++ as a benchmark."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from evolving_rl_jax.envs.base import EnvError, Environment
+from evolving_rl_jax.envs.benchmark import Teacher, WithoutFacts, checked_options
+from evolving_rl_jax.envs.miniwob import index
+from evolving_rl_jax.envs.miniwob.chromium import missing, versions
+from evolving_rl_jax.envs.miniwob.corpus import collect_texts
+from evolving_rl_jax.envs.miniwob.env import Options, make
+from evolving_rl_jax.envs.miniwob.solvers import SCRIPTS
+from evolving_rl_jax.envs.miniwob.teacher import ScriptTeacher
+from evolving_rl_jax.envs.miniwob.texts import TEXTS
+from evolving_rl_jax.types import Task
+
+__all__ = ["BENCHMARK"]
+
+_ALL_TOKENS = 1_000_000  # of the page that a task's hash is of
+
+
+class MiniWobTasks(WithoutFacts):
+    """Small web tasks in a real browser; a task's group is its family."""
+
+    name, texts, splits = "miniwob", TEXTS, index.SPLITS
+    generator = "miniwob"
+    preload = ("evolving_rl_jax.envs.miniwob.env",)
+
+    def options(self, **options: Any) -> Options:
+        return checked_options(Options, self.name, options)
+
+    def make_environment(self, options: Options) -> Environment:
+        return make(options)
+
+    def worker_options(self, env) -> dict[str, Any]:
+        return {"snapshot_tokens": env.snapshot_tokens, "browser_mb": env.browser_mb}
+
+    def prove(self, env) -> str:
+        try:
+            browser, driver = versions()
+        except ValueError as e:
+            raise EnvError(str(e)) from e
+        return f"Chromium {browser} and chromedriver {driver} fit"
+
+    def variant(self, env) -> str:
+        return "browser"
+
+    def load(self, folder: pathlib.Path) -> Sequence[Task]:
+        return index.load_tasks(folder)
+
+    def is_generated(self, folder: pathlib.Path) -> bool:
+        return (folder / index.FILE).is_file()
+
+    def plan(self, data, seed: int) -> Sequence[Any]:
+        return index.plan(data.miniwob)
+
+    def generate(
+        self, data, folder: pathlib.Path, seed: int, progress: Callable[[int], None]
+    ) -> None:
+        planned = index.plan(data.miniwob)
+        lack = missing()
+        if lack:
+            raise ValueError(lack)
+        env = make(Options(snapshot_tokens=_ALL_TOKENS))
+
+        def show(family: str, seed: int) -> str:
+            return env.reset(_task(family, seed)).text
+
+        try:
+            index.write(folder, show, planned, progress)
+        except EnvError as e:
+            raise ValueError(str(e)) from e
+        finally:
+            env.browser.close()
+
+    def subject(self, task: Task) -> str:
+        return task.text
+
+    def corpus(self, pool, tasks: Sequence[Task]) -> list[str]:
+        return collect_texts(pool, tasks)
+
+    def teaches(self, task: Task) -> bool:
+        return task.meta.get("family") in SCRIPTS
+
+    def teacher(self, task: Task, rng, quality) -> Teacher:
+        return ScriptTeacher(task, rng, quality.action_noise, quality.good_extraction)
+
+
+def _task(family: str, seed: int) -> Task:
+    meta = {"family": family, "seed": seed}
+    return Task(f"{family}/{seed}", "miniwob", "", family, "", f"{family}/{seed}", "", meta=meta)
+
+
+BENCHMARK = MiniWobTasks()
