@@ -38,24 +38,43 @@ def play(env, family, seed):
     return answers, getattr(reply, "won", False)
 
 
-def browsers():
-    """Processes of Chromium and its driver that play miniwob's pages: pid -> parent."""
-    found = {}
+def descendants(pid):
+    """Processes that a process has started, and theirs: {(pid, time of start): command line}."""
+    found, parents = {}, {}
     for folder in pathlib.Path("/proc").iterdir():
-        if folder.name.isdigit():
-            try:
-                line = (folder / "cmdline").read_bytes()
-                fields = (folder / "stat").read_text().rpartition(")")[2].split()
-            except OSError:
-                continue
-            if (b"chrom" in line.split(b"\0")[0]) and fields[0] not in "ZX":
-                found[int(folder.name)] = int(fields[1])
+        if folder.name.isdigit() and (state := _state(int(folder.name))):
+            parents.setdefault(int(state[1]), []).append((int(folder.name), state[19]))
+    waiting = [pid]
+    while waiting:
+        for child in parents.get(waiting.pop(), []):
+            with contextlib.suppress(OSError):
+                found[child] = pathlib.Path(f"/proc/{child[0]}/cmdline").read_bytes()
+                waiting.append(child[0])
     return found
 
 
-def gone(before, seconds=30.0):
-    """Whether all browsers that were not there before end within some seconds."""
+def drivers(pid):
+    """Process ids of the drivers of browsers that a process has started."""
+    return sorted(child for (child, _), line in descendants(pid).items() if b"chromedriver" in line)
+
+
+def gone(processes, seconds=120.0):
+    """Whether these processes end within some seconds."""
     end = time.monotonic() + seconds
-    while browsers().keys() - before and time.monotonic() < end:
+    while (left := [p for p in processes if _runs(*p)]) and time.monotonic() < end:
         time.sleep(0.1)
-    return not browsers().keys() - before
+    return not left
+
+
+def _runs(pid, started):
+    state = _state(pid)
+    return bool(state) and state[19] == started
+
+
+def _state(pid):
+    """Fields of /proc/PID/stat after the name; nothing for what has ended."""
+    try:
+        fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
+    return [] if fields[0] in "ZX" else fields

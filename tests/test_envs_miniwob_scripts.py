@@ -24,7 +24,7 @@ def test_every_script_has_a_family_and_says_how_its_page_is_used():
 @pytest.mark.slow
 @browsed
 def test_scripts_win_nine_of_ten_families():
-    env = make(Options(snapshot_tokens=4000))
+    env = make(Options(snapshot_tokens=4000, answer_s=300.0))
     wins = {family: sum(play(env, family, s)[1] for s in SEEDS) for family in SCRIPTS}
     env.browser.close()
     good = [f for f, won in wins.items() if won >= 0.95 * len(SEEDS)]
@@ -34,7 +34,7 @@ def test_scripts_win_nine_of_ten_families():
 @pytest.mark.slow
 @browsed
 def test_every_family_is_the_same_again_also_after_others_and_random_actions():
-    env = make(Options(snapshot_tokens=4000))
+    env = make(Options(snapshot_tokens=4000, answer_s=300.0))
     for family in PLAYED:
         want = [_random_play(env, family, s) for s in (4, 5)]
         assert [_random_play(env, family, s) for s in (4, 5)] == want, family
@@ -73,7 +73,7 @@ def test_sentences_are_those_of_the_package(monkeypatch):
     monkeypatch.setenv("MINIWOB_CHROME_BINARY", chromium.executable())
     monkeypatch.setenv("MINIWOB_CHROMEDRIVER", chromium.driver())
     gymnasium.register_envs(miniwob)
-    env = make(Options())
+    env = make(Options(answer_s=300.0))
     for family in ("click-checkboxes", "email-inbox", "login-user", "search-engine", "choose-date"):
         raw = gymnasium.make(f"miniwob/{family}-v1")
         for seed in (1, 7):
@@ -94,7 +94,7 @@ def test_sentences_are_those_of_the_package(monkeypatch):
 def test_a_teacher_plays_errs_and_says_how():
     import json
 
-    env = make(Options())
+    env = make(Options(answer_s=300.0))
     own = task("click-option", 3)
     for seed in range(4):
         opening = env.reset(own)

@@ -177,6 +177,7 @@ class _Running:
     """A driver and its browser, in one process group."""
 
     def __init__(self, answer_s: float):
+        self._owner = os.getpid()
         self._profile = tempfile.mkdtemp(prefix="miniwob-")
         self._driver = self._service = self._watchman = None
         try:
@@ -236,7 +237,9 @@ class _Running:
         return self._driver.execute_script(f"return pages.{function}(...arguments)", *arguments)
 
     def end(self) -> None:
-        """Kills all of it and removes its files; may be called again."""
+        """Kills all of it and removes its files; may be called again, and does nothing in a fork."""
+        if os.getpid() != self._owner:
+            return
         service, self._service = self._service, None
         if service is not None and service.process is not None:
             with contextlib.suppress(OSError):
