@@ -161,7 +161,7 @@ def test_a_hung_browser_is_replaced_and_only_its_episode_fails(pages, click):
     assert first.browser is second.browser
     shown = second.reset(task("fine")).text
     first.reset(task("hangs"))
-    first.browser._running._driver.set_script_timeout(1.0)  # of this one call
+    first.browser._running.config.timeout = 2.0  # of this one call
     with pytest.raises(EnvError, match="the browser failed at the page hangs and was ended"):
         act(first, "CLICK", 1)
     assert act(second, "CLICK", 1).won, "played again in the new browser"

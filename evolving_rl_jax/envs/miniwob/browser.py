@@ -30,7 +30,7 @@ _LOOK_EVERY = 64  # episodes between looks at the memory
 _REAPED_S = 10.0
 _START_S = 120.0  # for Chromium to start on a machine that is busy
 _HTTP_S = 5.0  # for the driver to say that a call took too long
-_WATCH = 'read -r line || kill -KILL -- "-$1"; rm -rf "$2"'
+_WATCH = 'read -r line || kill -s KILL -- "-$1"; rm -rf "$2"'
 
 log = logging.getLogger(__name__)
 
@@ -174,7 +174,11 @@ class Browser:
 
 
 class _Running:
-    """A driver and its browser, in one process group."""
+    """A driver and its browser, in one process group.
+
+    Attributes:
+      config: of the connection to the driver; its timeout is what ends a page that never returns.
+    """
 
     def __init__(self, answer_s: float):
         self._owner = os.getpid()
@@ -208,7 +212,7 @@ class _Running:
             start_new_session=True,
         )
         url = self._service.service_url
-        config = ClientConfig(
+        self.config = config = ClientConfig(
             url, proxy=Proxy({"proxyType": ProxyType.DIRECT}), timeout=max(answer_s, _START_S)
         )
         connection = ChromeRemoteConnection(url, client_config=config)
