@@ -123,6 +123,7 @@ class Episode:
     action.  ``rewards`` and ``infos``
     are those of the steps that were answered (`StepResult`).  ``began`` and ``ended`` are seconds of one
     clock: of its first answer and of its end.  ``cut``: a stop of the rollout ended it.
+    ``without_skill`` are its sequences as they read without the skill, where the driver keeps them.
     """
 
     task: Task
@@ -139,6 +140,7 @@ class Episode:
     began: float = dataclasses.field(default=0.0, compare=False)
     ended: float = dataclasses.field(default=0.0, compare=False)
     cut: bool = False
+    without_skill: list[Sample] = dataclasses.field(default_factory=list)
 
     @property
     def scored(self) -> bool:
@@ -199,6 +201,9 @@ class TokenBatch(NamedTuple):
     source_mask: Any = None  # [G, E] float32, 0 = infrastructure failure
     source_step_rewards: Any = None  # [G, E, S] float32, with step_rewards
     source_step_mask: Any = None  # [G, E, S] float32
+    # Where the host gives advantages of its own (`rollout.extra`), else None for both:
+    given: Any = None  # [M] float32: the advantage of a sequence; nan = it follows from the wins
+    detached: Any = None  # [M] float32: 1 = learned from as if written now, see `update.given`
 
 
 # The fields of a TokenBatch that hold rows [B, T]; all others are small.

@@ -42,6 +42,7 @@ def small_config(**algorithm) -> ConfigDict:
                 "old_logprobs": "rollout",
                 "kl_kind": "low_var_kl",
                 "kl_without_spread": True,
+                "empty_groups": "keep",
                 "advantage": "std",
                 "ratio": "ppo",
                 "dual_clip": 0.0,

@@ -13,6 +13,7 @@ import pytest
 
 from evolving_rl_jax import config, types
 from evolving_rl_jax.cli import main as cli
+from evolving_rl_jax.data.curriculum import Curriculum
 from evolving_rl_jax.eval.games import PanelGame
 from evolving_rl_jax.eval.panel import Panel
 from evolving_rl_jax.eval.results import write_result
@@ -24,6 +25,8 @@ from evolving_rl_jax.rollout.evolve import Candidate, Experience, Source
 from evolving_rl_jax.skills import Retriever
 from evolving_rl_jax.skills.bank import SCHEMA_VERSION, Bank, SkillRecord
 from evolving_rl_jax.skills.schema import Skill
+from evolving_rl_jax.train.replay import REPLAY_FIGURES
+from evolving_rl_jax.update.given import GIVEN_METRICS
 from evolving_rl_jax.update.step import ARM_WEIGHTS, STEP_METRICS
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -97,6 +100,8 @@ def test_metrics_page_names_every_metric_and_no_other():
         pool=pool, environment_seconds=0.0, finished=0, reused=Counter(), extracted=Counter()
     )
     logged = {"iteration", *(f"train/{name}" for name in STEP_METRICS), *RATES.values()}
+    logged |= {f"train/{name}" for name in GIVEN_METRICS} | set(REPLAY_FIGURES)
+    logged |= set(Curriculum([_task("a")], by="group", rate=0.5, temperature=1.0, seed=0).figures())
     logged |= set(records.rollout_figures(_experience()))
     for said in ("the mug is in drawer 1", "the mug is at some drawer"):
         logged |= set(records.rollout_figures(_experience(_task_by_object, said)))

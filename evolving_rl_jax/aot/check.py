@@ -240,6 +240,8 @@ def _abstract_batch(shape: BatchShape, scored_steps: int) -> TokenBatch:
         step_rewards=steps,
         step_mask=steps,
         floor_logprobs=of(jnp.float32, *rows) if shape.sampling_mask else None,
+        given=of(jnp.float32, count) if shape.extra else None,
+        detached=of(jnp.float32, count) if shape.extra else None,
     )
 
 

@@ -31,6 +31,7 @@ def validate(config: ConfigDict) -> None:
         _warmstart,
         _algorithm,
         _variants,
+        _replay,
         _lengths,
         _overlap,
         _own_environment,
@@ -221,6 +222,24 @@ def _variants(config: ConfigDict) -> Iterator[Rule]:
         )
 
 
+def _replay(config: ConfigDict) -> Iterator[Rule]:
+    replay, kinds = config.replay, ("wins", "guided", "skills", "extractions")
+    active = [kind for kind in kinds if replay[kind].weight]
+    yield (
+        replay.sequences >= len(active) and bool(replay.sequences) == bool(active),
+        "replay.sequences",
+        f">= {max(1, len(active))} with {', '.join(active)} on"
+        if active
+        else "0 while all of replay.*.weight are 0",
+    )
+    for kind in kinds[1:]:
+        yield (
+            config.algorithm.arm != "grpo" or not replay[kind].weight,
+            f"replay.{kind}.weight",
+            "0 in the arm 'grpo' (it has no skills)",
+        )
+
+
 def _lengths(config: ConfigDict) -> Iterator[Rule]:
     r = config.rollout
     yield (
@@ -242,6 +261,11 @@ def _lengths(config: ConfigDict) -> Iterator[Rule]:
 
 def _overlap(config: ConfigDict) -> Iterator[Rule]:
     off = not config.rollout.overlap
+    yield (
+        off or config.curriculum.kind == "none",
+        "rollout.overlap",
+        "0 with curriculum.kind 'bandit' (what is played next follows from what this iteration taught)",
+    )
     yield (
         off or config.algorithm.importance.kind == "truncated",
         "algorithm.importance.kind",

@@ -23,6 +23,7 @@ from evolving_rl_jax.config.accepted import (
     share,
     sizes,
 )
+from evolving_rl_jax.config.methods import CURRICULUM, REPLAY
 
 ARMS = ("joint", "solver_only", "extractor_only", "grpo")
 # Projections of a layer that can have adapters.
@@ -186,6 +187,8 @@ _ROLLOUT = {
     "column_buckets": sizes(),  # the same up to max_length
     "sync": True,  # wait for all environments before decoding on: reproducible bit for bit
     "evaluate_invalid_skills": False,
+    # Times that sources without any spread are replaced by others, before an iteration is learned from.
+    "refill_rounds": least_0(0),
     "max_skill_chars": least_1(6000),
     "deadline_s": above_0(
         3600.0
@@ -233,6 +236,8 @@ _ALGORITHM = {
     },
     "kl_kind": one_of("low_var_kl", "k1", "k2", "k3"),
     "kl_without_spread": True,  # whether groups without spread have their KL term
+    # Groups without spread: in the divisor of the loss, with KL and entropy | as if never played (DAPO).
+    "empty_groups": one_of("keep", "drop"),
     "kl_coef": {"solver": least_0(0.01), "extractor": least_0(0.01)},
     "entropy_coef": {"solver": 0.0, "extractor": -0.03},
 }
@@ -348,6 +353,8 @@ KEYS = {
     "model": _MODEL,
     "rollout": _ROLLOUT,
     "algorithm": _ALGORITHM,
+    "replay": REPLAY,
+    "curriculum": CURRICULUM,
     "skills": _SKILLS,
     "optimizer": _OPTIMIZER,
     "train": _TRAIN,

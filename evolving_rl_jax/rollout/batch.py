@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from evolving_rl_jax.rollout.evolve import Experience
+from evolving_rl_jax.rollout.extra import Extra, most_dealt
 from evolving_rl_jax.types import (
     ROLE_EXTRACTOR,
     ROLE_NONE,
@@ -32,7 +33,9 @@ class BatchShape:
 
     ``episode_samples`` is the most sequences of one episode, ``longest`` the most tokens of a sequence
     (0 = T).  With ``sampling_mask`` a batch has what an update needs to leave out what top-p and top-k
-    left out.  ``sources`` are the source episodes of each task that are trained on.  ``shards`` is over how many devices of this host its rows are shared out, in blocks.
+    left out.  ``sources`` are the source episodes of each task that are trained on.  ``shards`` is over
+    how many devices of this host its rows are shared out, in blocks.  ``extra`` is the most sequences
+    whose advantage is given; with any, a batch says whose are.
     """
 
     g: int
@@ -46,6 +49,7 @@ class BatchShape:
     sampling_mask: bool = False
     shards: int = 1
     sources: int = 0
+    extra: int = 0
 
     @classmethod
     def from_config(cls, config) -> BatchShape:
@@ -62,13 +66,15 @@ class BatchShape:
             r.max_length,
             config.algorithm.sampling_mask == "replay",
             sources=trained_sources(config),
+            extra=most_dealt(config.replay.sequences, t.minibatches, 1),
         )
 
     @property
     def num_sequences(self) -> int:
-        """M: every extraction and every sequence of an evaluation episode, and of a trained source."""
+        """M: every extraction, every sequence of an evaluation episode, of a trained source, and those
+        beside them."""
         episodes = self.n * self.k * self.r + self.sources
-        return self.g * (self.n + episodes * self.episode_samples)
+        return self.g * (self.n + episodes * self.episode_samples) + self.extra
 
     @property
     def num_rows(self) -> int:
@@ -124,9 +130,14 @@ class Batcher:
         self._shape, self._agree = shape, agree
         self.num_rows = shape.row_buckets[0]
 
-    def __call__(self, shares: Sequence[Experience]) -> list[TokenBatch]:
-        """A batch for each share of the sources, see `make_batch`."""
-        packed = [_pack(share, self._shape) for share in shares]
+    def __call__(
+        self, shares: Sequence[Experience], extras: Sequence[Sequence[Extra]] = ()
+    ) -> list[TokenBatch]:
+        """A batch for each share of the sources and its extras, see `make_batch`."""
+        extras = extras or [()] * len(shares)
+        packed = [
+            _pack(share, self._shape, more) for share, more in zip(shares, extras, strict=True)
+        ]
         needed = self._agree(max(len(rows) for _, rows, *_ in packed))
         if needed > self.num_rows:
             wanted = min(needed + needed // 4, self._shape.num_rows)
@@ -138,7 +149,10 @@ class Batcher:
 
 
 def make_batch(
-    experience: Experience, shape: BatchShape, num_rows: int | None = None
+    experience: Experience,
+    shape: BatchShape,
+    num_rows: int | None = None,
+    extras: Sequence[Extra] = (),
 ) -> TokenBatch:
     """Packs the sequences of ``experience`` into rows; see ``types.TokenBatch`` for the fields.
 
@@ -146,18 +160,19 @@ def make_batch(
       experience: of one minibatch.
       shape: its sizes.
       num_rows: B, enough for what there is; by default the worst case.
+      extras: at most ``shape.extra`` sequences beside those of the experience.
     """
-    return _fill(experience, shape, num_rows or shape.num_rows, *_pack(experience, shape))
+    return _fill(experience, shape, num_rows or shape.num_rows, *_pack(experience, shape, extras))
 
 
-def _pack(experience, shape):
-    """(samples, numbers of the samples of each row, role, index, step)."""
-    samples, role, index, step = _collect(experience, shape)
+def _pack(experience, shape, extras=()):
+    """(samples, numbers of the samples of each row, the fields [M])."""
+    samples, fields = _collect(experience, shape, extras)
     rows, _ = pack_rows([len(s.tokens) for s in samples], shape.row_length)
-    return samples, rows, role, index, step
+    return samples, rows, fields
 
 
-def _fill(experience, shape, num_rows, samples, rows, role, index, step) -> TokenBatch:
+def _fill(experience, shape, num_rows, samples, rows, fields) -> TokenBatch:
     filled = fill_rows(
         samples, rows, num_rows, shape.row_length,
         sampling_mask=shape.sampling_mask, shards=shape.shards,
@@ -165,15 +180,13 @@ def _fill(experience, shape, num_rows, samples, rows, role, index, step) -> Toke
     return TokenBatch(
         **filled,
         **experience.arrays(),
-        role=role,
-        index=index,
-        step=step,
+        **fields,
         num_rows=np.int32(len(rows)),
     )
 
 
-def _collect(experience: Experience, shape: BatchShape):
-    """The samples in use with their role, index and step; unused entries of [M] have ROLE_NONE."""
+def _collect(experience: Experience, shape: BatchShape, extras: Sequence[Extra]):
+    """The samples in use and the fields [M] of a batch; unused entries have ROLE_NONE."""
     entries: list[tuple[Sample, int, int]] = []
     for g, source in enumerate(experience.sources):
         for n, candidate in enumerate(source.candidates):
@@ -187,7 +200,12 @@ def _collect(experience: Experience, shape: BatchShape):
                 if episode.scored:
                     flat = g * shape.sources + i
                     entries += [(sample, ROLE_SOURCE, flat) for sample in episode.samples]
-    entries = [e for e in entries if e[0].loss_mask.any()]  # each counts in the loss's divisor
+    given = [np.nan] * len(entries) + [e.advantage for e in extras]
+    detached = [False] * len(entries) + [e.detached for e in extras]
+    entries += [(e.sample, e.role, 0) for e in extras]
+    # Each counts in the loss's divisor.
+    kept = [i for i, entry in enumerate(entries) if entry[0].loss_mask.any()]
+    entries = [entries[i] for i in kept]
     role = np.full(shape.num_sequences, ROLE_NONE, np.int32)
     index, step = np.zeros_like(role), np.zeros_like(role)
     longest = min(shape.longest or shape.row_length, shape.row_length)
@@ -198,7 +216,13 @@ def _collect(experience: Experience, shape: BatchShape):
                 f"sequences up to {longest} and one of {len(sample.tokens)} tokens"
             )
         role[m], index[m], step[m] = kind, flat, sample.step
-    return [e[0] for e in entries], role, index, step
+    fields = {"role": role, "index": index, "step": step}
+    if shape.extra:
+        fields |= {"given": np.full(len(role), np.nan, np.float32)}
+        fields |= {"detached": np.zeros(len(role), np.float32)}
+        fields["given"][: len(kept)] = [given[i] for i in kept]
+        fields["detached"][: len(kept)] = [detached[i] for i in kept]
+    return [e[0] for e in entries], fields
 
 
 def fill_rows(

@@ -61,6 +61,14 @@ class Transcript:
         for parts in (self.tokens, self.mask, self.logprobs, self.sampling, self.floors):
             parts.pop()
 
+    def reopened(self, ids) -> Transcript:
+        """The same with other forced tokens in the place of the first addition."""
+        other = Transcript()
+        other.append_forced(ids)
+        for name in ("tokens", "mask", "logprobs", "sampling", "floors"):
+            getattr(other, name).extend(getattr(self, name)[1:])
+        return other
+
     @property
     def last_id(self) -> int | None:
         """The last token, or None when there is none."""
@@ -209,6 +217,14 @@ class FullContext(_Context):
         """The one sequence; none where the policy sampled nothing."""
         return [self._transcript.sample()] if self._seen else []
 
+    def without_skill(self) -> list[Sample]:
+        """`samples` as the same episode reads without a skill; what was sampled stays as it is."""
+        if not self._seen:
+            return []
+        first = self._seen[0]
+        opening = self._prompts.solver_prompt(self._task, "", first.text, first.actions)
+        return [self._transcript.reopened(opening).sample()]
+
     @property
     def last_id(self) -> int | None:
         """The last id of the session, or None."""
@@ -279,6 +295,24 @@ class RecentContext(_Context):
     def samples(self) -> list[Sample]:
         """A sequence for every turn."""
         return self._samples
+
+    def without_skill(self) -> list[Sample]:
+        """`samples` as the same episode reads without a skill; what was sampled stays as it is."""
+        unguided = RecentContext(self._prompts, self._task, "", self._most)
+        found = []
+        for seen, sample in zip(self._seen, self._samples, strict=True):
+            unguided.observe(seen.text, seen.actions)
+            answer = sample.loss_mask > 0
+            kept = sample.floor_logprobs
+            transcript = Transcript()
+            transcript.append_forced(unguided._prompt)
+            transcript.append_sampled(
+                sample.tokens[answer], sample.logprobs[answer], sample.sampling_logprobs[answer],
+                None if kept is None else kept[answer],
+            )  # fmt: skip
+            found.append(transcript.sample(step=sample.step))
+            unguided._seen[-1].ids = seen.ids
+        return found
 
     def told(self, room: int, opening: Opening | None = None) -> list[int]:
         """As `FullContext.told`.

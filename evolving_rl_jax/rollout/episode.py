@@ -79,6 +79,8 @@ class Driver:
       settings: how to play.
       iteration: first part of every sampling key; the second is the episode's ``key``.
       clock: seconds; what `types.Episode.began` and ``ended`` are read from.
+      keeps_unguided: whether wins with a skill are kept as they read without it too
+        (`types.Episode.without_skill`).
 
     Attributes:
       environment_seconds: spent in waiting for environments and acting on their replies.
@@ -92,10 +94,10 @@ class Driver:
 
     def __init__(
         self, engine, pool, prompts, settings: PlaySettings, *, iteration: int,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = time.monotonic, keeps_unguided: bool = False,
     ):  # fmt: skip
         self.engine, self.pool, self.prompts, self.settings = engine, pool, prompts, settings
-        self.iteration, self._clock = iteration, clock
+        self.iteration, self._clock, self._keeps_unguided = iteration, clock, keeps_unguided
         self.environment_seconds = 0.0
         self.finished = 0
         self.reused: collections.Counter = collections.Counter()
@@ -361,6 +363,7 @@ class Driver:
             self.release(play)
         self.finished += 1
         ended = self._clock()
+        unguided = self._keeps_unguided and won and play.skill_text
         episode = Episode(
             task=play.task,
             turns=play.turns,
@@ -376,6 +379,7 @@ class Driver:
             began=ended if play.began is None else play.began,
             ended=ended,
             cut=cut,
+            without_skill=play.context.without_skill() if unguided else [],
         )
         play.on_done(episode, play if play.session is not None else None)
 

@@ -73,7 +73,9 @@ def evaluating(config, engine: Engine) -> Iterator[dict[str, Any]]:
         engine.independent = False
 
 
-def make_driver(parts, engine: Engine, iteration: int, temperature: float) -> Driver:
+def make_driver(
+    parts, engine: Engine, iteration: int, temperature: float, **options: Any
+) -> Driver:
     """Plays episodes on ``engine`` with the settings of ``config.rollout``.
 
     Args:
@@ -81,6 +83,7 @@ def make_driver(parts, engine: Engine, iteration: int, temperature: float) -> Dr
       engine: that holds the policy.
       iteration: first part of every sampling key.
       temperature: of sampling.
+      options: further keywords of `Driver`.
     """
     settings = PlaySettings.from_config(parts.config.rollout, temperature=temperature)
-    return Driver(engine, parts.pool, parts.prompts, settings, iteration=iteration)
+    return Driver(engine, parts.pool, parts.prompts, settings, iteration=iteration, **options)

@@ -16,13 +16,18 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
+from evolving_rl_jax.data.tasks import TaskOrder
 from evolving_rl_jax.generate import Engine, Stats
 from evolving_rl_jax.rollout.episode import Driver
 from evolving_rl_jax.rollout.evolve import Evolver, Experience, StepScoring
+from evolving_rl_jax.rollout.groups import solver_advantages
 from evolving_rl_jax.run.engine import make_driver, on_this_host
 from evolving_rl_jax.run.parts import Parts
 from evolving_rl_jax.run.skills import audit_rules, fit_to_prompt, make_retriever
-from evolving_rl_jax.skills.rotation import Rotation
+from evolving_rl_jax.skills.rotation import Lots, Rotation
+from evolving_rl_jax.train.memory import Memory, tasks_drawn
 from evolving_rl_jax.types import Task
 
 
@@ -60,7 +65,11 @@ class Rollout:
 
 
 def make_collector(
-    parts: Parts, engine: Engine, sources: Sequence[int], weights: Callable[[Any], Any]
+    parts: Parts,
+    engine: Engine,
+    sources: Sequence[int],
+    weights: Callable[[Any], Any],
+    memory: Memory,
 ) -> Collector:
     """The collector of a run.
 
@@ -69,11 +78,15 @@ def make_collector(
       engine: plays the iterations.
       sources: numbers of the source tasks, out of the iteration's G, that are this host's.
       weights: training state -> the policy's whole weights on the training mesh.
+      memory: what the run remembers beside them.
     """
-    stages, temperature = Stages(parts, sources), parts.config.rollout.temperature
+    stages, temperature = Stages(parts, sources, memory), parts.config.rollout.temperature
+    replay = parts.config.replay
     return Collector(
         engine,
-        lambda iteration: make_driver(parts, engine, iteration, temperature),
+        lambda iteration: make_driver(
+            parts, engine, iteration, temperature, keeps_unguided=bool(replay.guided.weight)
+        ),
         stages.collect,
         stages.coming,
         lambda state: on_this_host(parts, weights(state)),
@@ -206,10 +219,13 @@ class Stages:
     Args:
       parts: of the run.
       sources: numbers of the source tasks, out of the iteration's G, that are this host's.
+      memory: of the run; it chooses the tasks where a curriculum does.
     """
 
-    def __init__(self, parts: Parts, sources: Sequence[int]):
-        self._parts, self._sources = parts, sources
+    def __init__(self, parts: Parts, sources: Sequence[int], memory: Memory):
+        self._parts, self._sources, self._memory = parts, sources, memory
+        # Of the tasks that take the place of others.
+        self._others = TaskOrder(parts.train_tasks, parts.config.seed + 1_000_003)
         self._grpo = parts.config.algorithm.arm == "grpo"
         self._retriever = make_retriever(parts, parts.train_tasks)
         num_retrieved = parts.config.rollout.num_retrieved
@@ -234,30 +250,69 @@ class Stages:
             StepScoring.from_config(config), audit_rules(config),
             fit_to_prompt(config, self._parts.tokenizer),
         )  # fmt: skip
-        tasks = self._tasks(iteration)
+        experience = self._play(evolver, iteration, 0, self._sources)
+        self._memory.refilled = 0
+        for again in range(1, config.rollout.refill_rounds + 1):
+            empty = np.flatnonzero(~solver_advantages(experience).any((1, 2, 3)))
+            if not len(empty) or evolver.stop():
+                break
+            self._memory.refilled += len(empty)
+            new = self._play(evolver, iteration, again, [self._sources[i] for i in empty])
+            for i, source in zip(empty, new.sources, strict=True):
+                experience.sources[i] = source
+            for name, values in experience.arrays().items():
+                values[empty] = getattr(new, name)
+        return experience
+
+    def _play(
+        self, evolver: Evolver, iteration: int, again: int, sources: Sequence[int]
+    ) -> Experience:
+        """The stages for some of this host's sources; ``again`` counts how often they were replaced."""
+        tasks = self._tasks(iteration, again, sources)
+        numbers = [g + again * self._parts.config.rollout.num_sources for g in sources]
         if self._grpo:
-            return evolver.collect_groups(tasks, self._sources)
-        return evolver.collect(tasks, self._sources, self._retrieved(iteration))
+            return evolver.collect_groups(tasks, numbers)
+        found = None if again else self._retrieved(iteration)
+        return evolver.collect(tasks, numbers, found)
 
     def coming(self, iteration: int) -> list[Task]:
         """The games of an iteration on this host, each once; none after the last iteration."""
         config = self._parts.config
-        if iteration >= config.train.num_iterations:
-            return []
+        if iteration >= config.train.num_iterations or self._memory.curriculum is not None:
+            return []  # a curriculum knows them when the iteration before has been learned from
         tasks = self._tasks(iteration)
         if not self._grpo:
             tasks = [*tasks, *(t for found in self._retrieved(iteration) for t in found)]
         return list({task.id: task for task in tasks}.values())
 
     def _retrieved(self, iteration: int) -> list[list[Task]]:
-        first = iteration * self._parts.config.rollout.num_sources
-        return [self._rotation.at(first + g) for g in self._sources]
+        rollout = self._parts.config.rollout
+        if self._memory.curriculum is None:
+            first = iteration * rollout.num_sources
+            return [self._rotation.at(first + g) for g in self._sources]
+        lots = Lots(self._parts.config.seed, iteration)  # the sources are in no order known before
+        found = [
+            self._retriever.retrieve(task, rollout.num_retrieved, lots=lots)
+            for task in self._tasks(iteration, 0, range(rollout.num_sources))
+        ]
+        return [found[g] for g in self._sources]
 
-    def _tasks(self, iteration: int) -> list[Task]:
+    def _tasks(
+        self, iteration: int, again: int = 0, sources: Sequence[int] | None = None
+    ) -> list[Task]:
         rollout = self._parts.config.rollout
         size = rollout.num_retrieved if self._grpo else 1  # tasks of one source
-        tasks = self._parts.order.take(iteration, rollout.num_sources * size)
-        return [task for g in self._sources for task in tasks[g * size : (g + 1) * size]]
+        count = rollout.num_sources * size
+        if (curriculum := self._memory.curriculum) is not None:
+            drawn = curriculum.draw(iteration, tasks_drawn(self._parts.config))
+            tasks = drawn[again * count : (again + 1) * count]
+        elif again:
+            rounds = rollout.refill_rounds
+            tasks = self._others.take(iteration * rounds + again - 1, count)
+        else:
+            tasks = self._parts.order.take(iteration, count)
+        sources = self._sources if sources is None else sources
+        return [task for g in sources for task in tasks[g * size : (g + 1) * size]]
 
     def _stopping(self, stop: Callable[[], str]) -> Callable[[], str]:
         """When to leave what is unfinished: a notice, or the deadline of an iteration."""

@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from evolving_rl_jax import parallel
 from evolving_rl_jax.rollout.batch import BatchShape
 from evolving_rl_jax.rollout.evolve import Experience, Source
+from evolving_rl_jax.rollout.extra import most_dealt
 from evolving_rl_jax.run.hosts import Hosts
 from evolving_rl_jax.types import (
     ROLE_EXTRACTOR,
@@ -44,6 +45,7 @@ def host_shape(shape: BatchShape, hosts: Hosts, mesh: Mesh | None = None) -> Bat
         g=shape.g // hosts.count,
         micro_batch_rows=max(1, shape.micro_batch_rows // hosts.count),
         shards=max(1, shards // hosts.count),
+        extra=most_dealt(shape.extra, 1, hosts.count),
     )
 
 
@@ -130,7 +132,8 @@ def whole_experience(
 
 def _without_tokens(source: Source) -> Source:
     def episode(e):
-        return dataclasses.replace(e, samples=[_lengths_only(s) for s in e.samples])
+        lengths = [_lengths_only(s) for s in e.samples]
+        return dataclasses.replace(e, samples=lengths, without_skill=[])
 
     return dataclasses.replace(
         source,

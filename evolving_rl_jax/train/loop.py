@@ -48,7 +48,7 @@ def train(parts: Parts) -> None:
                 # Learn: an optimizer step for each share of the sources.
                 before, steps = clock(), []
                 shares = split_experience(rollout.experience, config.train.minibatches)
-                batches = run.batches(shares)
+                batches = run.batches(shares, run.memory.extras(iteration, rollout.experience))
                 batches = [global_batch(b, run.shape, hosts, run.mesh) for b in batches]
                 for batch in run.with_old_logprobs(state, batches):
                     state, metrics = run.train_step(state, batch)
@@ -66,6 +66,8 @@ def train(parts: Parts) -> None:
                     overlapped=rollout.overlapped, trained=trained, total=clock() - began,
                 )  # fmt: skip
                 figures = rollout_figures(experience) | update_figures(steps)
+                run.memory.learn(iteration, experience)
+                figures |= run.memory.figures()
                 figures = hosts.from_first(figures)
                 run.record.log(iteration, figures | whole_counts(costs, hosts))
 

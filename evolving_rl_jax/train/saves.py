@@ -15,6 +15,7 @@ from evolving_rl_jax.run.parts import Parts, read_adapter
 from evolving_rl_jax.train.checkpoint import Checkpoints
 from evolving_rl_jax.train.cloning import initial_params
 from evolving_rl_jax.train.collapse import CollapseRule
+from evolving_rl_jax.train.memory import Memory
 from evolving_rl_jax.update.state import TrainState, abstract_state, kept, state_from_params
 
 
@@ -26,6 +27,7 @@ class Saves:
       optimizer: of the updates.
       mesh: that states are laid out on.
       lora: the adapters that are trained, or None.
+      memory: what is saved with the state; None = nothing.
 
     Attributes:
       rule: the collapse rule, whose memory is saved with the state.
@@ -37,9 +39,10 @@ class Saves:
         optimizer: optax.GradientTransformation,
         mesh: Mesh,
         lora: LoraConfig | None,
+        memory: Memory | None = None,
     ):
         self._parts, self._optimizer, self._mesh, self._lora = parts, optimizer, mesh, lora
-        self._config = parts.config.checkpoint
+        self._config, self._memory = parts.config.checkpoint, memory
         folder = parts.folder.path / "checkpoints"
         self._checkpoints = Checkpoints(folder, self._config, parts.hosts)
         self.rule = CollapseRule(parts.config.collapse)
@@ -48,6 +51,7 @@ class Saves:
         """The state of the newest checkpoint, or a new one, and the iterations it was trained for."""
         state, extra = self._restore("latest") or (self._new_state(), {"iteration": 0})
         self.rule = CollapseRule(self._parts.config.collapse, extra.get("collapse"))
+        self._remember(extra)
         if extra["iteration"]:
             self._parts.say(f"going on from the checkpoint after iteration {extra['iteration']}")
         return state, extra["iteration"]
@@ -86,7 +90,7 @@ class Saves:
           CollapsedError: the rule has ended the run, which is saved.
         """
         if self.due(done) or at_once:
-            self._checkpoints.save(done, kept(state, self._lora), self._extra(done))
+            self._save(done, state)
         if at_once:
             self.save_now(done, state)
         self.rule.raise_if_stopped()
@@ -99,7 +103,7 @@ class Saves:
         """
         self._checkpoints.settle()
         if done and done not in self._checkpoints.steps():
-            self._checkpoints.save(done, kept(state, self._lora), self._extra(done))
+            self._save(done, state)
         self.wait()
         self._parts.say(f"saved after iteration {done}")
 
@@ -135,6 +139,7 @@ class Saves:
         restored = None if self._start_is_best() else self._restore("best")
         state, extra = restored or (self._new_state(), {"iteration": 0})
         best = extra["iteration"]
+        self._remember(extra)
         parts.say(f"back to the policy of iteration {best}; the collapsed one is in {aside.folder}")
         return state, best
 
@@ -144,8 +149,17 @@ class Saves:
         start = scores.get(0)
         return best is None or (start is not None and start > scores[best])
 
+    def _save(self, done: int, state: TrainState) -> None:
+        remembered = self._memory.save(done, self._checkpoints.steps()) if self._memory else {}
+        extra = self._extra(done) | ({"memory": remembered} if remembered else {})
+        self._checkpoints.save(done, kept(state, self._lora), extra)
+
+    def _remember(self, extra: dict[str, Any]) -> None:
+        if self._memory:
+            self._memory.restore(extra["iteration"], extra.get("memory"))
+
     def _extra(self, done: int) -> dict[str, Any]:
-        """Everything but the state that a run needs to go on."""
+        """Everything but the state and the memory that a run needs to go on."""
         return {"iteration": done, "collapse": self.rule.state}
 
     def _restore(self, which: str) -> tuple[TrainState, dict[str, Any]] | None:

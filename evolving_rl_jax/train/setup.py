@@ -20,6 +20,7 @@ from evolving_rl_jax.train.collapse import CollapseLog
 from evolving_rl_jax.train.collect import Collector, make_collector
 from evolving_rl_jax.train.global_batch import host_shape, source_numbers
 from evolving_rl_jax.train.limits import Limits
+from evolving_rl_jax.train.memory import Memory
 from evolving_rl_jax.train.saves import Saves
 from evolving_rl_jax.types import TokenBatch
 from evolving_rl_jax.update.optimizer import make_optimizer
@@ -38,6 +39,7 @@ class Run:
         the log-probabilities of ``state``, see `TokenBatch.old_logprobs`.
       shape: of this host's part of a batch.
       batches: shares of an iteration's experience -> this host's part of the batch of each.
+      memory: what the run remembers beside its weights.
       sources: numbers of the source tasks, out of the iteration's G, that this host plays.
       weights: state -> the whole policy; with LoRA valid until the next call, see `lora.Merger`.
       collector: plays iterations.
@@ -53,6 +55,7 @@ class Run:
     with_old_logprobs: Callable[[TrainState, list[TokenBatch]], list[TokenBatch]]
     shape: BatchShape
     batches: Batcher
+    memory: Memory
     sources: Sequence[int]
     weights: Callable[[TrainState], Any]
     collector: Collector
@@ -76,7 +79,9 @@ def set_up(parts: Parts) -> tuple[Run, TrainState, int]:
     config, hosts = parts.config, parts.hosts
     mesh, lora = training_mesh(config, hosts), lora_lib.from_config(config.model.lora)
     optimizer = make_optimizer(config, config.train.num_iterations * config.train.minibatches)
-    saves = Saves(parts, optimizer, mesh, lora)
+    sources = source_numbers(config.rollout.num_sources, config.train.minibatches, hosts)
+    memory = Memory(parts, sources)
+    saves = Saves(parts, optimizer, mesh, lora, memory)
     state, done = saves.begin()
     saves.rule.raise_if_stopped()
     train_step = make_train_step(
@@ -84,8 +89,7 @@ def set_up(parts: Parts) -> tuple[Run, TrainState, int]:
     )
     weights = _weights(lora)
     engine = make_engine(parts, weights(state))
-    sources = source_numbers(config.rollout.num_sources, config.train.minibatches, hosts)
-    collector = make_collector(parts, engine, sources, weights)
+    collector = make_collector(parts, engine, sources, weights, memory)
     shape = host_shape(BatchShape.from_config(config), hosts, mesh)
     run = Run(
         mesh=mesh,
@@ -93,6 +97,7 @@ def set_up(parts: Parts) -> tuple[Run, TrainState, int]:
         with_old_logprobs=_scorer(parts, optimizer, mesh, lora),
         shape=shape,
         batches=Batcher(shape, lambda rows: max(hosts.gather(rows))),
+        memory=memory,
         sources=sources,
         weights=weights,
         collector=collector,

@@ -123,7 +123,10 @@ def spread_of_sequences(algorithm: Any, batch: Any) -> jax.Array:
     sources = source_advantages(algorithm, batch)
     if sources is not None:
         sources = jnp.broadcast_to((sources != 0).any(1, keepdims=True), sources.shape)
-    return with_sources(found, sources, batch.role, batch.index, batch.step)
+    found = with_sources(found, sources, batch.role, batch.index, batch.step)
+    if batch.given is None:
+        return found
+    return jnp.where(jnp.isnan(batch.given), found, batch.given != 0)
 
 
 def arm_weights(algorithm: Any) -> tuple[float, float]:

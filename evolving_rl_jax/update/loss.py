@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from evolving_rl_jax import losses
 from evolving_rl_jax.models import lora as lora_lib
 from evolving_rl_jax.types import ROLE_EXTRACTOR
-from evolving_rl_jax.update import agreement, microbatch
+from evolving_rl_jax.update import agreement, given, microbatch
 from evolving_rl_jax.update import rows as rows_lib
 from evolving_rl_jax.update.advantages import spread_of_sequences
 from evolving_rl_jax.update.variants import Variant
@@ -61,6 +61,7 @@ def make_loss(config, model_cfg, lora, ref_params, batch, advantages, mesh, atte
 
     if not algorithm.kl_without_spread:
         kl_coef = jnp.where(spread_of_sequences(algorithm, batch), kl_coef, 0.0)
+    kl_coef, entropy_coef = given.coefficients(config, batch, kl_coef, entropy_coef)
     variant = Variant(algorithm, batch, advantages)
     centre = agreement.centre_of(batch)
 
@@ -77,6 +78,8 @@ def make_loss(config, model_cfg, lora, ref_params, batch, advantages, mesh, atte
         if uses_reference:
             ref_logprobs = logprobs_of(ref_params, rows._replace(floor_logprobs=None)).logprobs
         old_logprobs, weights = agreement.importance(algorithm, sampled, rows)
+        free = given.detached_tokens(batch, rows.sequence_ids)
+        old_logprobs, weights = given.detach(free, sampled, old_logprobs, weights)
         loss, parts = losses.evolving_rl_loss(
             sampled,
             old_logprobs,
@@ -95,6 +98,8 @@ def make_loss(config, model_cfg, lora, ref_params, batch, advantages, mesh, atte
         sums = {n: parts[n] for n in _PER_SEQUENCE}
         kl = losses.kl_estimate(logprobs, ref_logprobs, kind=algorithm.kl_kind)
         is_extractor = rows_lib.gather(extractor, rows.sequence_ids)
+        sums |= given.sums(free, rows, sampled)
+        rows = given.own_rows(free, rows)
         sums |= agreement.sums(algorithm, rows, sampled, weights, centre)
         return loss, _token_sums(rows, sampled, entropy, kl, is_extractor, sums)
 

@@ -31,8 +31,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from evolving_rl_jax import models, parallel
 from evolving_rl_jax.models import lora as lora_lib
 from evolving_rl_jax.models.attention import check_platform
-from evolving_rl_jax.types import ROLE_EXTRACTOR, ROLE_NONE, ROLE_SOLVER, ROW_FIELDS, TokenBatch
-from evolving_rl_jax.update import microbatch
+from evolving_rl_jax.types import ROLE_EXTRACTOR, ROLE_SOLVER, ROW_FIELDS, TokenBatch
+from evolving_rl_jax.update import given, microbatch
 from evolving_rl_jax.update import rows as rows_lib
 from evolving_rl_jax.update import state as state_lib
 from evolving_rl_jax.update.advantages import (
@@ -155,11 +155,12 @@ def make_train_step(
         )
         rows, num_micro = _micro_batches(batch, config, mesh)
         grads, total = microbatch.accumulate_gradients(loss_fn, state.params, rows, num_micro, mesh)
-        count = jnp.sum(batch.role != ROLE_NONE).astype(jnp.float32)
+        count = jnp.sum(given.counted(config.algorithm, batch)).astype(jnp.float32)
         grads = jax.tree.map(lambda g: g / jnp.maximum(count, 1.0), grads)
         state, norms = state_lib.apply_gradients(state, grads, optimizer, usable=count > 0)
-        metrics = stats | norms | step_metrics(total, count)
-        return state, {name: metrics[name].astype(jnp.float32) for name in STEP_METRICS}
+        more = given.metrics(total.sums, batch)
+        metrics = stats | norms | step_metrics(total, count) | more
+        return state, {n: metrics[n].astype(jnp.float32) for n in (*STEP_METRICS, *more)}
 
     abstract = state_lib.abstract_state(model_cfg, optimizer, mesh, lora=lora)
     return _compiled(train_step, abstract, batch_shardings(mesh), mesh)
@@ -332,13 +333,14 @@ def sequence_advantages(config: Any, batch: TokenBatch) -> tuple[jax.Array, dict
     if sources is not None:
         sources = sources * solver_weight
     advantages = with_sources(advantages, sources, batch.role, batch.index, batch.step)
+    advantages = given.advantages(advantages, batch)
     return advantages, _outcome_metrics(batch, result)
 
 
 def _outcome_metrics(batch, result):
     """Statistics of wins and groups; groups that were never played do not count."""
     played = batch.episode_mask > 0
-    is_extractor = batch.role == ROLE_EXTRACTOR
+    is_extractor = (batch.role == ROLE_EXTRACTOR) & given.computed(batch)
     num_sources, num_skills = batch.skill_valid.shape
     source = jnp.where(is_extractor, batch.index // num_skills, num_sources)
     extracted = jnp.zeros(num_sources + 1, bool).at[source].set(True)[:num_sources]
@@ -357,7 +359,7 @@ def _outcome_metrics(batch, result):
         "zero_variance_extractor": share(used_source & (result.extractor == 0).all(1), used_source),
         "extractor_reward": reward.sum() / jnp.maximum(used_source.sum() * num_skills, 1),
         "win_rate": share(jnp.where(played, batch.wins, 0.0), played),
-        "sequences_solver": (batch.role == ROLE_SOLVER).sum(),
+        "sequences_solver": ((batch.role == ROLE_SOLVER) & given.computed(batch)).sum(),
         "sequences_extractor": is_extractor.sum(),
     }
 

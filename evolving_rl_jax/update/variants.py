@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from evolving_rl_jax import losses
-from evolving_rl_jax.types import ROLE_EXTRACTOR, ROLE_NONE, TokenBatch
+from evolving_rl_jax.types import ROLE_EXTRACTOR, TokenBatch
+from evolving_rl_jax.update import given
 from evolving_rl_jax.update.rows import Rows, gather, in_use
 
 
@@ -26,9 +27,12 @@ class Variant:
 
     def __init__(self, algorithm: Any, batch: TokenBatch, advantages: jax.Array):
         self._algorithm = algorithm
-        self._advantages = advantages
+        self._advantages, self._batch = advantages, batch
         # The first token of a sequence has nothing that predicts it.
         self._trained = in_use(batch) & (batch.loss_mask > 0) & (batch.positions > 0)
+        counted = given.counted(algorithm, batch)
+        if batch.detached is not None or algorithm.empty_groups == "drop":
+            self._trained &= gather(counted, batch.sequence_ids)
         self._same = {"ratio": algorithm.ratio, "dual_clip": algorithm.dual_clip or None}
         for bound in ("low", "high"):
             solver, extractor = algorithm[f"clip_{bound}"], algorithm.extractor_clip[bound]
@@ -36,7 +40,7 @@ class Variant:
                 solver = jnp.where(batch.role == ROLE_EXTRACTOR, extractor, solver)
             self._same[f"clip_{bound}"] = solver
         if algorithm.aggregate == "token":
-            count = jnp.maximum(jnp.sum(batch.role != ROLE_NONE), 1)
+            count = jnp.maximum(jnp.sum(counted), 1)
             self._same["token_divisor"] = jnp.maximum(jnp.sum(self._trained), 1) / count
         elif algorithm.aggregate == "constant":
             self._same["token_divisor"] = algorithm.aggregate_length
@@ -55,7 +59,7 @@ class Variant:
         outliers = losses.covariance_outliers(
             rows.rollout_logprobs,
             gather(self._advantages, rows.sequence_ids),
-            rows.mask,
+            given.own_rows(given.detached_tokens(self._batch, rows.sequence_ids), rows).mask,
             self._limits,
         )
         if self._algorithm.covariance.kind == "kl":

@@ -1,0 +1,36 @@
+"""Keys of what kindred methods add to the loop, see docs/methods.md; `defaults` puts them in their place."""
+
+from __future__ import annotations
+
+from evolving_rl_jax.config.accepted import above_0, least_0, least_1, one_of, share
+
+# Further sequences of an update, each with an advantage that is given; docs/methods.md.  A weight is
+# that of one of them beside an advantage of 1 (0 = off).
+REPLAY = {
+    "sequences": least_0(0),  # most of them an iteration, shared evenly by the kinds that are on
+    "kl_coef": least_0(0.0),  # of their tokens
+    "wins": {  # of earlier iterations, worth what they exceed the median of recent groups by
+        "weight": least_0(0.0),
+        "min_advantage": 1.0,  # in their group, to be stored: standard deviations
+        "max_age": least_1(5),  # iterations
+        "capacity": least_1(2048),
+        "baselines": least_1(10240),  # groups that the median is over
+        "ramp": least_0(0),  # iterations in which the weight rises from 0 (0 = at once)
+    },
+    "guided": {"weight": least_0(0.0)},  # wins with a skill, as they read without it
+    # Skills won with by at least this share, of sources with wins and losses.
+    "skills": {"weight": least_0(0.0), "min_reward": share(0.5)},
+    "extractions": {  # of earlier iterations, paid from -1 (all plays lost) to 1
+        "weight": least_0(0.0),
+        "cooldown": least_0(1),  # iterations before one is trained on again
+        "exponent": least_0(1.0),  # drawn in proportion to (1 + times trained on) to minus this
+        "capacity": least_1(2048),
+    },
+}
+
+CURRICULUM = {  # which source tasks are taken
+    "kind": one_of("none", "bandit"),  # a permutation of all | kinds of tasks by what they taught
+    "by": one_of("task_type", "group"),  # what a kind is: the type | the object@household, the site
+    "rate": share(0.5),  # how much of a value the newest plays make
+    "temperature": above_0(1.0),  # kinds are drawn with p ~ exp(value / this)
+}

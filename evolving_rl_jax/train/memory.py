@@ -1,0 +1,136 @@
+"""What a run remembers from iteration to iteration beside its weights, saved with every checkpoint.
+
+A small part is in the checkpoint itself; the replay buffer is a file ``replay/ITERATION.npz`` of the
+run folder, written before the checkpoint that it belongs to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from evolving_rl_jax.data.curriculum import Curriculum
+from evolving_rl_jax.rollout.evolve import Experience
+from evolving_rl_jax.rollout.extra import Extra, deal
+from evolving_rl_jax.rollout.groups import solver_advantages
+from evolving_rl_jax.run.parts import Parts
+from evolving_rl_jax.train.replay import Harvest, Replay, harvest
+from evolving_rl_jax.types import Task
+
+
+class Memory:
+    """The memory of a run; all its hosts make the same calls and hold the same.
+
+    Args:
+      parts: of the run.
+      sources: numbers of the source tasks, out of the iteration's G, that this host plays.
+
+    Attributes:
+      curriculum: that chooses the source tasks, or None.
+      refilled: sources that this host replaced in the newest iteration.
+    """
+
+    def __init__(self, parts: Parts, sources: Sequence[int]):
+        config = parts.config
+        self._parts, self._sources, self._replay = parts, sources, None
+        self._folder = parts.folder.path / "replay"
+        if config.replay.sequences:
+            longest = min(config.rollout.max_length, config.train.row_length)
+            self._replay = Replay(config.replay, config.seed, longest)
+        self.curriculum, self.refilled = None, 0
+        if (c := config.curriculum).kind == "bandit":
+            self.curriculum = Curriculum(
+                parts.train_tasks, by=c.by, rate=c.rate, temperature=c.temperature, seed=config.seed
+            )
+
+    def extras(self, iteration: int, experience: Experience) -> list[list[Extra]]:
+        """The further sequences of this host, for each optimizer step of an iteration.
+
+        Args:
+          iteration: of the update.
+          experience: of this host.
+        """
+        config, hosts = self._parts.config, self._parts.hosts
+        if self._replay is None:
+            return [[] for _ in range(config.train.minibatches)]
+        own = harvest(experience, self._sources, iteration, config.replay)
+        found = self._replay.take(iteration, Harvest.joined(hosts.gather(own)))
+        return deal(found, config.train.minibatches, hosts.count, hosts.index)
+
+    def learn(self, iteration: int, experience: Experience) -> None:
+        """Takes what an iteration has given, of all hosts."""
+        if self.curriculum is not None:
+            grpo = self._parts.config.algorithm.arm == "grpo"
+            played = self._parts.hosts.from_first(taught(experience, each_task=grpo))
+            self.curriculum.learn(iteration, tasks_drawn(self._parts.config), played)
+
+    def figures(self) -> dict[str, float]:
+        """Of the iteration, for metrics.jsonl."""
+        found = {} if self._replay is None else dict(self._replay.figures)
+        if self.curriculum is not None:
+            found |= self.curriculum.figures()
+        if self._parts.config.rollout.refill_rounds:
+            found["rollout/refilled"] = float(sum(self._parts.hosts.gather(self.refilled)))
+        return found
+
+    # -- saving ------------------------------------------------------------------------------------
+
+    def save(self, done: int, kept: Collection[int]) -> dict[str, Any]:
+        """Writes what belongs beside the checkpoint after ``done`` iterations.
+
+        Args:
+          done: iterations that the state was trained for.
+          kept: the checkpoints that there are; files of others are removed.
+
+        Returns:
+          What belongs into it; {} for a run that remembers nothing.
+        """
+        if self._replay is not None and self._parts.hosts.first:
+            self._replay.write(self._file(done))
+            for path in self._folder.glob("*.npz"):
+                if path.stem.isdigit() and int(path.stem) not in {done, *kept}:
+                    path.unlink(missing_ok=True)
+        return {"curriculum": self.curriculum.state()} if self.curriculum is not None else {}
+
+    def restore(self, done: int, saved: dict[str, Any] | None) -> None:
+        """Takes what was saved with a checkpoint; 0 iterations = a new run.
+
+        Raises:
+          ConfigError: it is not there.
+        """
+        saved = saved or {}
+        if self.curriculum is not None:
+            self.curriculum.restore(saved.get("curriculum"))
+        if self._replay is None:
+            return
+        if done:
+            self._replay.read(self._file(done))
+        else:
+            self._replay.clear()
+
+    def _file(self, done: int):
+        return self._folder / f"{done:08d}.npz"
+
+
+def tasks_drawn(config: Any) -> int:
+    """Tasks that an iteration may need as sources (groups, in the arm ``grpo``), on all hosts."""
+    size = config.rollout.num_retrieved if config.algorithm.arm == "grpo" else 1
+    return config.rollout.num_sources * size * (1 + config.rollout.refill_rounds)
+
+
+def taught(experience: Experience, *, each_task: bool) -> list[tuple[Task, float]]:
+    """Source tasks with the mean |advantage| of the episodes that they led to.
+
+    Args:
+      experience: of all hosts.
+      each_task: of each task that was played, as in the arm ``grpo``, instead of each source.
+    """
+    sizes, played, found = abs(solver_advantages(experience)), experience.episode_mask > 0, []
+    for g, source in enumerate(experience.sources):
+        parts = [(source.task, (g,))]
+        if each_task:
+            parts = [(task, (g, k)) for k, task in enumerate(source.retrieved)]
+        for task, at in parts:
+            if played[at].any():
+                found.append((task, float(sizes[at][played[at]].mean())))
+    return found
