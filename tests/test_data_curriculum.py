@@ -133,8 +133,8 @@ def stages(rounds, monkeypatch, wins):
     retriever = SimpleNamespace(retrieve=lambda task, k, lots=None: tasks[:k])
     table, name = Table(wins), "evolving_rl_jax.train.collect."
     monkeypatch.setattr(name + "make_retriever", lambda *_: retriever)
-    monkeypatch.setattr(name + "Evolver", lambda *_: table)
-    memory = SimpleNamespace(curriculum=None, refilled=0)
+    monkeypatch.setattr(name + "Evolver", lambda *_, **__: table)
+    memory = SimpleNamespace(curriculum=None, refilled=0, beside=lambda: None)
     return Stages(parts, range(4), memory), memory, table
 
 

@@ -102,6 +102,10 @@ def test_metrics_page_names_every_metric_and_no_other():
     logged = {"iteration", *(f"train/{name}" for name in STEP_METRICS), *RATES.values()}
     logged |= {f"train/{name}" for name in GIVEN_METRICS} | set(REPLAY_FIGURES)
     logged |= set(Curriculum([_task("a")], by="group", rate=0.5, temperature=1.0, seed=0).figures())
+    logged |= {
+        f"rollout/{kind}_{what}" for kind in ("free", "bank") for what in ("plays", "win_rate")
+    }
+    logged |= {"bank/skills", "bank/value", "bank/uses"}
     logged |= set(records.rollout_figures(_experience()))
     for said in ("the mug is in drawer 1", "the mug is at some drawer"):
         logged |= set(records.rollout_figures(_experience(_task_by_object, said)))

@@ -32,6 +32,7 @@ def validate(config: ConfigDict) -> None:
         _algorithm,
         _variants,
         _replay,
+        _bank,
         _lengths,
         _overlap,
         _own_environment,
@@ -240,6 +241,22 @@ def _replay(config: ConfigDict) -> Iterator[Rule]:
         )
 
 
+def _bank(config: ConfigDict) -> Iterator[Rule]:
+    bank, arm = config.bank, config.algorithm.arm
+    yield (
+        not bank.repeats or bank.free_repeats >= 4,
+        "bank.free_repeats",
+        ">= 4 with bank.repeats (without free plays a policy forgets to play unguided; of fewer, most "
+        "groups have no spread)",
+    )
+    for key in ("free_repeats", "repeats"):
+        yield (
+            not bank[key] or arm != "grpo",
+            f"bank.{key}",
+            "0 in the arm 'grpo' (it writes no skills, and all its plays are free)",
+        )
+
+
 def _lengths(config: ConfigDict) -> Iterator[Rule]:
     r = config.rollout
     yield (
@@ -265,6 +282,11 @@ def _overlap(config: ConfigDict) -> Iterator[Rule]:
         off or config.curriculum.kind == "none",
         "rollout.overlap",
         "0 with curriculum.kind 'bandit' (what is played next follows from what this iteration taught)",
+    )
+    yield (
+        off or not config.bank.repeats,
+        "rollout.overlap",
+        "0 with bank.repeats (what guides a play follows from what the iteration before gave)",
     )
     yield (
         off or config.algorithm.importance.kind == "truncated",

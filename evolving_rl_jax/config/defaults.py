@@ -23,7 +23,7 @@ from evolving_rl_jax.config.accepted import (
     share,
     sizes,
 )
-from evolving_rl_jax.config.methods import CURRICULUM, REPLAY
+from evolving_rl_jax.config.methods import BANK, CURRICULUM, REPLAY
 
 ARMS = ("joint", "solver_only", "extractor_only", "grpo")
 # Projections of a layer that can have adapters.
@@ -355,6 +355,7 @@ KEYS = {
     "algorithm": _ALGORITHM,
     "replay": REPLAY,
     "curriculum": CURRICULUM,
+    "bank": BANK,
     "skills": _SKILLS,
     "optimizer": _OPTIMIZER,
     "train": _TRAIN,

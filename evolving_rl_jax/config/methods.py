@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from evolving_rl_jax.config.accepted import above_0, least_0, least_1, one_of, share
+from evolving_rl_jax.config.accepted import Accepted, Key, above_0, least_0, least_1, one_of, share
 
 # Further sequences of an update, each with an advantage that is given; docs/methods.md.  A weight is
 # that of one of them beside an advantage of 1 (0 = off).
@@ -33,4 +33,23 @@ CURRICULUM = {  # which source tasks are taken
     "by": one_of("task_type", "group"),  # what a kind is: the type | the object@household, the site
     "rate": share(0.5),  # how much of a value the newest plays make
     "temperature": above_0(1.0),  # kinds are drawn with p ~ exp(value / this)
+}
+
+_GROUP = Accepted("0, or >= 2 (a group of one play has no advantage)", lambda x: x == 0 or x >= 2)
+
+BANK = {  # plays of the retrieved tasks beside those of the new skills, each kind a group of its own
+    "free_repeats": Key(0, _GROUP),  # of each task, without a skill
+    "repeats": Key(
+        0, _GROUP
+    ),  # of each task, with what the run's own bank has for it (0 = no bank)
+    "top": least_1(1),  # skills in a prompt
+    # wins a use, towards 1/2 | moving average of +-1 | less what plays without it won | learned
+    "value": one_of("laplace", "ema", "gain", "head"),
+    "rate": share(0.3),  # of the moving average
+    "candidates": least_1(5),  # that similarity leaves to choose from (see skills.min_similarity)
+    "weight": share(0.5),  # of the value in that choice; the rest is similarity
+    "diversity": least_0(0.0),  # what log(1 + uses) takes from a score
+    "capacity": least_1(20000),  # skills; a new one must be worth more than the worst
+    "min_uses": least_1(5),  # before a skill is removed for being worth less than
+    "min_value": -1.0,  # this (-1 = never)
 }

@@ -66,7 +66,7 @@ class BatchShape:
             r.max_length,
             config.algorithm.sampling_mask == "replay",
             sources=trained_sources(config),
-            extra=most_dealt(config.replay.sequences, t.minibatches, 1),
+            extra=_extra_sequences(config),
         )
 
     @property
@@ -99,6 +99,15 @@ def trained_sources(config) -> int:
     """Source episodes of each task that an update learns from; the arm ``grpo`` plays none."""
     r = config.rollout
     return r.num_source_episodes if r.train_sources and config.algorithm.arm != "grpo" else 0
+
+
+def _extra_sequences(config) -> int:
+    """Most sequences of a minibatch whose advantage is given: those of `replay`, and the plays beside."""
+    r = config.rollout
+    plays = config.bank.free_repeats + config.bank.repeats
+    plays *= r.num_sources // config.train.minibatches * r.num_retrieved
+    samples = r.max_steps if r.context == "recent" else 1
+    return most_dealt(config.replay.sequences, config.train.minibatches, 1) + plays * samples
 
 
 def split_experience(experience: Experience, parts: int) -> list[Experience]:

@@ -65,6 +65,8 @@ class Source:
       retrieved: the K tasks.
       episodes: with the skills, by (k, n, r).
       attempts: the S source episodes in the order of their keys, where S > 1.
+      beside: plays of the retrieved tasks apart from the skills', by (kind, k, i), see `rollout.beside`.
+      guided_by: k -> (id, cosine) of the skills of the bank that guided those of them.
     """
 
     task: Task
@@ -73,6 +75,8 @@ class Source:
     retrieved: list[Task] = dataclasses.field(default_factory=list)
     episodes: dict[tuple[int, int, int], Episode] = dataclasses.field(default_factory=dict)
     attempts: list[Episode] = dataclasses.field(default_factory=list)
+    beside: dict[tuple[str, int, int], Episode] = dataclasses.field(default_factory=dict)
+    guided_by: dict[int, list[tuple[str, float]]] = dataclasses.field(default_factory=dict)
 
     @property
     def played(self) -> list[Episode]:
@@ -145,6 +149,7 @@ class Evolver:
       scoring: of steps, in environments that score them.
       rules: further audits of a skill; None = its language and length alone.
       fit: cuts a skill to what the prompt may hold.
+      beside: starts further plays of the retrieved tasks, (driver, g, source), see `rollout.beside`.
     """
 
     def __init__(
@@ -157,10 +162,11 @@ class Evolver:
         scoring: StepScoring | None = None,
         rules: AuditRules | None = None,
         fit: Callable[[str], str] = str,
+        beside: Callable[[Driver, int, Source], None] | None = None,
     ):
         self.driver, self.retriever, self.prompts = driver, retriever, prompts
         self.stop, self.scoring = stop, scoring
-        self.rules, self.fit = rules, fit
+        self.rules, self.fit, self.beside = rules, fit, beside
         self.shape = (rollout.num_retrieved, rollout.num_skills, rollout.num_repeats)
         self.num_attempts = rollout.num_source_episodes
         self.train_sources = rollout.train_sources
@@ -202,6 +208,8 @@ class Evolver:
             sources.append(source)
             for k, n, r in k_n_r:
                 self._play(g, source, k, n, r, "")
+            if self.beside:
+                self.beside(self.driver, g, source)
         self.driver.run(stop=self.stop)
         return self._experience(sources)
 
@@ -220,6 +228,8 @@ class Evolver:
                     source.retrieved = self.retriever.retrieve(source.task, self.shape[0])
                 else:
                     source.retrieved = chosen
+                if self.beside:
+                    self.beside(self.driver, g, source)
                 attempts.extract(keys, self._after_skill(g, source, attempts.read))
             attempts.release()
 
@@ -260,6 +270,7 @@ class Evolver:
         valid = np.zeros((len(sources), num_n), np.float32)
         settle([e for s in sources for e in s.played])
         settle([e for s in sources for e in s.episodes.values()])
+        settle([e for s in sources for e in s.beside.values()])
         for g, source in enumerate(sources):
             if None in source.candidates:  # no room for them, or not all were written in time
                 source.candidates, source.episodes = [], {}

@@ -245,10 +245,12 @@ class Stages:
           stop: see `Driver.run`; so does a notice or ``config.rollout.deadline_s``.
         """
         config = self._parts.config
+        beside = self._memory.beside()
         evolver = Evolver(
             driver, self._retriever, self._parts.prompts, config.rollout, self._stopping(stop),
             StepScoring.from_config(config), audit_rules(config),
             fit_to_prompt(config, self._parts.tokenizer),
+            beside=beside and beside.start,
         )  # fmt: skip
         experience = self._play(evolver, iteration, 0, self._sources)
         self._memory.refilled = 0

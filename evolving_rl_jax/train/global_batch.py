@@ -143,6 +143,7 @@ def _without_tokens(source: Source) -> Source:
         ],
         episodes={key: episode(e) for key, e in source.episodes.items()},
         attempts=[episode(e) for e in source.attempts],
+        beside={key: episode(e) for key, e in source.beside.items()},
     )
 
 

@@ -10,12 +10,19 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from evolving_rl_jax.data.curriculum import Curriculum
-from evolving_rl_jax.rollout.evolve import Experience
+from evolving_rl_jax.record.figures import bank_records
+from evolving_rl_jax.rollout.beside import Beside, bank_uses, beside_extras, beside_figures
+from evolving_rl_jax.rollout.evolve import Experience, StepScoring
 from evolving_rl_jax.rollout.extra import Extra, deal
 from evolving_rl_jax.rollout.groups import solver_advantages
+from evolving_rl_jax.run.console import user_errors
 from evolving_rl_jax.run.parts import Parts
+from evolving_rl_jax.run.skills import fit_to_prompt, make_skill_retriever
+from evolving_rl_jax.skills.bank import Bank
+from evolving_rl_jax.skills.value import RankedBank
 from evolving_rl_jax.train.replay import Harvest, Replay, harvest
 from evolving_rl_jax.types import Task
+from evolving_rl_jax.update.advantages import arm_weights
 
 
 class Memory:
@@ -28,6 +35,7 @@ class Memory:
     Attributes:
       curriculum: that chooses the source tasks, or None.
       refilled: sources that this host replaced in the newest iteration.
+      bank: that guides plays beside those of the new skills, or None.
     """
 
     def __init__(self, parts: Parts, sources: Sequence[int]):
@@ -37,6 +45,11 @@ class Memory:
         if config.replay.sequences:
             longest = min(config.rollout.max_length, config.train.row_length)
             self._replay = Replay(config.replay, config.seed, longest)
+        self._scoring = StepScoring.from_config(config)
+        self._figures: dict[str, float] = {}
+        self.bank = None
+        if config.bank.repeats:
+            self.bank = RankedBank(config.bank, lambda: make_skill_retriever(config, parts.folder))
         self.curriculum, self.refilled = None, 0
         if (c := config.curriculum).kind == "bandit":
             self.curriculum = Curriculum(
@@ -51,11 +64,18 @@ class Memory:
           experience: of this host.
         """
         config, hosts = self._parts.config, self._parts.hosts
+        steps = config.train.minibatches
+        beside = beside_extras(
+            experience, config.algorithm, arm_weights(config.algorithm)[0], self._scoring
+        )
+        size = len(beside) // steps  # as the sources are shared out
+        own_plays = [sum(beside[i * size : (i + 1) * size], []) for i in range(steps)]
         if self._replay is None:
-            return [[] for _ in range(config.train.minibatches)]
+            return own_plays
         own = harvest(experience, self._sources, iteration, config.replay)
         found = self._replay.take(iteration, Harvest.joined(hosts.gather(own)))
-        return deal(found, config.train.minibatches, hosts.count, hosts.index)
+        dealt = deal(found, steps, hosts.count, hosts.index)
+        return [ours + more for ours, more in zip(own_plays, dealt, strict=True)]
 
     def learn(self, iteration: int, experience: Experience) -> None:
         """Takes what an iteration has given, of all hosts."""
@@ -63,10 +83,31 @@ class Memory:
             grpo = self._parts.config.algorithm.arm == "grpo"
             played = self._parts.hosts.from_first(taught(experience, each_task=grpo))
             self.curriculum.learn(iteration, tasks_drawn(self._parts.config), played)
+        self._figures = beside_figures(experience)
+        if self.bank is not None:
+            self.bank.learn(bank_uses(experience, self._scoring))
+            self.bank.admit(bank_records(experience, iteration, 0, self._scoring))
+            self._figures |= self.bank.figures()
+
+    def beside(self) -> Beside | None:
+        """What starts the plays beside those of the new skills in an iteration; the bank is as it is now."""
+        config = self._parts.config
+        if not config.bank.free_repeats:
+            return None
+        if self.bank is not None:
+            self.bank.freeze()
+        fit = fit_to_prompt(config, self._parts.tokenizer)
+
+        def choose(task: Task) -> tuple[list, str]:
+            chosen = self.bank.choose(task)
+            texts = [self._parts.prompts.render_skill(r.as_skill()) for r, _ in chosen]
+            return chosen, fit("\n\n".join(texts)) if texts else ""
+
+        return Beside(config.bank, config.rollout.num_retrieved, choose)
 
     def figures(self) -> dict[str, float]:
         """Of the iteration, for metrics.jsonl."""
-        found = {} if self._replay is None else dict(self._replay.figures)
+        found = self._figures | ({} if self._replay is None else self._replay.figures)
         if self.curriculum is not None:
             found |= self.curriculum.figures()
         if self._parts.config.rollout.refill_rounds:
@@ -90,7 +131,8 @@ class Memory:
             for path in self._folder.glob("*.npz"):
                 if path.stem.isdigit() and int(path.stem) not in {done, *kept}:
                     path.unlink(missing_ok=True)
-        return {"curriculum": self.curriculum.state()} if self.curriculum is not None else {}
+        parts = {"curriculum": self.curriculum, "bank": self.bank}
+        return {name: part.state() for name, part in parts.items() if part is not None}
 
     def restore(self, done: int, saved: dict[str, Any] | None) -> None:
         """Takes what was saved with a checkpoint; 0 iterations = a new run.
@@ -101,12 +143,21 @@ class Memory:
         saved = saved or {}
         if self.curriculum is not None:
             self.curriculum.restore(saved.get("curriculum"))
+        if self.bank is not None:
+            self._restore_bank(done, saved.get("bank"))
         if self._replay is None:
             return
         if done:
             self._replay.read(self._file(done))
         else:
             self._replay.clear()
+
+    def _restore_bank(self, done: int, state: dict[str, Any] | None) -> None:
+        hosts, records = self._parts.hosts, None
+        if hosts.first and done:
+            records = Bank(self._parts.folder.bank_file).records
+        with user_errors((ValueError,)):
+            self.bank.restore(state, hosts.from_first(records) or [])
 
     def _file(self, done: int):
         return self._folder / f"{done:08d}.npz"
