@@ -12,21 +12,30 @@ def add(commands) -> None:
     """The options."""
     p = commands.add_parser(
         "ablation",
-        help="train every arm with every seed, cross them, and write one table",
+        help="train every arm (or each of several configs) with every seed, and write one table",
         description="Trains the arms of the paper's ablation from one warm start a seed on the same games, "
         "evaluates all on the same panel, lets every solver play with every extractor's skills, and writes "
         "ablation.md, ablation.json and report.html.  Finished runs are kept; the same command goes on, and "
-        "more seeds or arms can be added later.",
+        "more seeds or arms can be added later.  With --configs, whole configurations are compared instead of arms: "
+        "the same warm start, games, panel and number of episodes, no crossings, and each against the first.",
         epilog="evolving-rl ablation --config=configs/alfworld_quickstart.py --workdir=runs/ablation --seeds=3 --jobs=2; "
         "any key can be overridden: --config.train.num_iterations=40",
     )
-    p.add_argument("--config", required=True, metavar="FILE", help="Python file with get_config()")
+    which = p.add_mutually_exclusive_group(required=True)
+    which.add_argument("--config", metavar="FILE", help="Python file with get_config()")
+    which.add_argument(
+        "--configs",
+        default="",
+        metavar="FILE,FILE",
+        help="several such files, with commas; train.num_iterations of each is what gives it as many "
+        "episodes as the first",
+    )
     p.add_argument("--workdir", required=True, metavar="DIR", help="folder of all runs")
     p.add_argument(
         "--arms",
-        default=",".join(ARMS),
+        default=None,
         metavar="A[,A]",
-        help="(default: %(default)s)",
+        help=f"with --config (default: {','.join(ARMS)})",
     )
     p.add_argument(
         "--seeds",
@@ -53,19 +62,30 @@ def add(commands) -> None:
 
 def run(args, overrides: dict[str, str]) -> None:
     """Trains, crosses and writes the table, here or in processes side by side."""
-    arms, seeds = parse_arms(args.arms), parse_seeds(args.seeds)
-    config = load_config(args.config, overrides)
+    seeds, configs = parse_seeds(args.seeds), None
     from evolving_rl_jax.run.folder import RunFolder
+    from evolving_rl_jax.train.ablation.methods import read_methods
     from evolving_rl_jax.train.ablation.run import Ablation, run_ablation, run_ablation_side_by_side
 
-    what = Ablation(RunFolder(args.workdir, config), arms, seeds)
+    if args.configs:
+        if args.arms is not None:
+            raise ConfigError(
+                f"--arms must be left out with --configs (each says its own arm), got {args.arms!r}"
+            )
+        configs = read_methods(names(args.configs), overrides)
+        arms, config = tuple(configs), next(iter(configs.values()))
+        given = [f"--configs={args.configs}"]
+    else:
+        arms = parse_arms(",".join(ARMS) if args.arms is None else args.arms)
+        config = load_config(args.config, overrides)
+        given = [f"--config={args.config}", f"--arms={','.join(arms)}"]
+    what = Ablation(RunFolder(args.workdir, config), arms, seeds, configs)
     if args.jobs == 1:
         run_ablation(config, what, only=args.only)
         return
     command = [
         *(sys.executable, "-m", "evolving_rl_jax", "ablation"),
-        *(f"--config={args.config}", f"--workdir={args.workdir}"),
-        *(f"--arms={','.join(arms)}", f"--seeds={','.join(map(str, seeds))},"),
+        *(*given, f"--workdir={args.workdir}", f"--seeds={','.join(map(str, seeds))},"),
         *(f"--config.{key}={value}" for key, value in overrides.items()),
     ]
     run_ablation_side_by_side(config, what, args.jobs, command)

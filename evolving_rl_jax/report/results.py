@@ -74,8 +74,15 @@ def temperatures(runs: Sequence[Run]) -> list[float]:
 # --- several groups ----------------------------------------------------------------------------
 
 
-def arms_tables(groups: Sequence[Group], notices: list[str]) -> list[dict[str, Any]]:
+def arms_tables(
+    groups: Sequence[Group], notices: list[str], base: Group | None = None
+) -> list[dict[str, Any]]:
     """Success of every group after training, one table for each temperature.
+
+    Args:
+      groups: of runs.
+      notices: gets what a reader should know.
+      base: what the others are compared with; None = the arm ``joint``, else the first.
 
     Returns:
       dicts with ``temperature``, ``columns`` [(split, condition)], ``rows`` (``label``, ``seeds`` and a
@@ -105,7 +112,7 @@ def arms_tables(groups: Sequence[Group], notices: list[str]) -> list[dict[str, A
                 "temperature": temperature,
                 "columns": columns,
                 "rows": rows,
-                **_differences(groups, temperature, columns),
+                **_differences(groups, temperature, columns, base),
             }
         )
     return tables
@@ -163,9 +170,11 @@ def success(panels: Sequence[dict], column: tuple[str, str]) -> dict[str, Any] |
     return {**found, "over_runs": over}
 
 
-def _differences(groups: Sequence[Group], temperature: float, columns) -> dict[str, Any]:
-    """Each group minus the base (the arm `joint`, else the first), paired by seed and game."""
-    base = next((g for g in groups if g.runs[0].arm == "joint"), groups[0])
+def _differences(
+    groups: Sequence[Group], temperature: float, columns, base: Group | None
+) -> dict[str, Any]:
+    """Each group minus the base (see `arms_tables`), paired by seed and game."""
+    base = base or next((g for g in groups if g.runs[0].arm == "joint"), groups[0])
     rows = []
     for group in groups:
         pairs = [] if group is base else _same_seeds(base, group, temperature)

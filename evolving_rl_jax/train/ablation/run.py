@@ -17,7 +17,7 @@ import gc
 import json
 import pathlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ml_collections import ConfigDict
 
@@ -43,14 +43,16 @@ class Ablation:
     """What is run where.
 
     Attributes:
-      folder: of everything; holds the configuration that the runs are made from.
-      arms: in this order.
+      folder: of everything; holds the configuration that the runs are made from, or the first of them.
+      arms: in this order; of several configurations their names.
       seeds: of the runs; the games are those of the configuration's own seed.
+      configs: name -> configuration, where they are compared instead of arms of one; without crossings.
     """
 
     folder: RunFolder
     arms: tuple[str, ...]
     seeds: tuple[int, ...]
+    configs: Mapping[str, ConfigDict] | None = None
 
     def run_path(self, arm: str, seed: int) -> pathlib.Path:
         """The run folder of an arm with a seed."""
@@ -58,10 +60,14 @@ class Ablation:
 
     def run_config(self, config, arm: str, seed: int) -> ConfigDict:
         """The configuration of one run: that of the ablation with the shared games."""
+        if self.configs is not None:
+            config = self.configs[arm]
         own = ConfigDict(config.to_dict())
         own.unlock()
         own.data.games = config.data.games or str(self.folder.path / "games")
-        own.seed, own.algorithm.arm = seed, arm
+        own.seed = seed
+        if self.configs is None:
+            own.algorithm.arm = arm
         validate(own)
         return own.lock()
 
@@ -71,7 +77,7 @@ class Ablation:
 
     def pieces(self) -> dict[str, tuple[str, int]]:
         """Name of every piece -> (arm, seed), where the arm of a crossing is ``cross``."""
-        crossings = [(_CROSS, seed) for seed in self.seeds]
+        crossings = [(_CROSS, seed) for seed in self.seeds if self.configs is None]
         return {f"{arm}-{seed}": (arm, seed) for arm, seed in self.runs() + crossings}
 
 
@@ -106,8 +112,10 @@ def _run_pieces(config, ablation: Ablation, pieces: dict[str, tuple[str, int]], 
             if arm == _CROSS:
                 _cross(config, ablation, seed)
             else:
-                label = f"ablation: arm {arm}, seed {seed} ({number} of {len(ablation.runs())})"
-                _run(ablation.run_config(config, arm, seed), ablation, label, preemption)
+                what = "arm" if ablation.configs is None else "config"
+                label = f"ablation: {what} {arm}, seed {seed} ({number} of {len(ablation.runs())})"
+                own = ablation.run_config(config, arm, seed)
+                _run(own, ablation, ablation.run_path(arm, seed), label, preemption)
             preemption.check()
     if not only:
         _write_results(ablation)
@@ -163,7 +171,7 @@ def _run_left(config, ablation: Ablation, shares: list[set[int]], command: Seque
     runs = ablation.runs()
     with Preemption() as preemption:
         preemption.defer()  # a child that has just been started must not be forgotten
-        total = len(runs) * config.train.num_iterations
+        total = sum(ablation.run_config(config, *run).train.num_iterations for run in runs)
         with progress("ablation: iterations", total, delay_s=0.0) as bar:
 
             def tick() -> None:
@@ -187,6 +195,7 @@ def _is_done(config, ablation: Ablation, arm: str, seed: int) -> bool:
     if arm == _CROSS:
         return not _missing_pairs(config, ablation, seed)
     folder = RunFolder(str(ablation.run_path(arm, seed)))
+    config = ablation.run_config(config, arm, seed)
     return _finished(folder, config) or bool(_collapsed(folder, config))
 
 
@@ -200,7 +209,7 @@ def _iterations(ablation: Ablation, arm: str, seed: int) -> int:
 
 def _write_results(ablation: Ablation) -> None:
     folders = [ablation.run_path(arm, seed) for arm, seed in ablation.runs()]
-    table = write_summary(ablation.folder.path, folders)
+    table = write_summary(ablation.folder.path, folders, named=ablation.configs is not None)
     path = write_report(*folders, title="Ablation", out=ablation.folder.path / "report.html")
     print(table)
     say(f"written: {ablation.folder.path / 'ablation.md'}, ablation.json, {path.name}")
@@ -209,9 +218,11 @@ def _write_results(ablation: Ablation) -> None:
 # -- the runs --------------------------------------------------------------------------------------
 
 
-def _run(config, ablation: Ablation, label: str, preemption: Preemption) -> None:
-    """Trains one arm with one seed, unless its last evaluation is there."""
-    folder = RunFolder(str(ablation.run_path(config.algorithm.arm, config.seed)), config)
+def _run(
+    config, ablation: Ablation, path: pathlib.Path, label: str, preemption: Preemption
+) -> None:
+    """Trains one run, unless its last evaluation is there."""
+    folder = RunFolder(str(path), config)
     if _finished(folder, config):
         say(f"{label}: done")
         return

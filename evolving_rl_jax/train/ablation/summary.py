@@ -16,7 +16,7 @@ from evolving_rl_jax.eval import statistics, tables
 from evolving_rl_jax.files import write_atomic, write_json
 from evolving_rl_jax.record.figures import pooled
 from evolving_rl_jax.report import results as report_results
-from evolving_rl_jax.report.readers import UNREADABLE, Run, groups, read_run
+from evolving_rl_jax.report.readers import UNREADABLE, Group, Run, groups, read_run
 from evolving_rl_jax.report.results import AFTER, BEFORE, CONDITIONS, SPLITS
 from evolving_rl_jax.report.skills import best_skills
 from evolving_rl_jax.skills import Bank, render_skill
@@ -33,12 +33,16 @@ def cross_file(
     return workdir / "cross" / f"{seed}-t{temperature:g}" / f"{solver}+{extractor}.json"
 
 
-def write_summary(workdir: str | os.PathLike, folders: Sequence[str | os.PathLike]) -> str:
+def write_summary(
+    workdir: str | os.PathLike, folders: Sequence[str | os.PathLike], *, named: bool = False
+) -> str:
     """Writes ``ablation.json`` and ``ablation.md`` into ``workdir``.
 
     Args:
       workdir: of the ablation; its ``cross/`` holds the crossed panels.
       folders: of the runs.
+      named: the runs are of several configurations, called as their folders are without the seed, and
+        compared with the first; else of several arms.
 
     Returns:
       The text of ``ablation.md``.
@@ -46,18 +50,24 @@ def write_summary(workdir: str | os.PathLike, folders: Sequence[str | os.PathLik
     workdir = pathlib.Path(workdir)
     runs = [read_run(folder) for folder in folders]
     notices = [f"{run.name}: {n}" for run in runs for n in run.notices]
-    arms = report_results.arms_tables(groups(runs), notices)
+    compared = groups(runs)
+    if named:
+        compared = [Group(_method(group.runs[0]), group.runs) for group in compared]
+    base = compared[0] if named else None
+    arms = report_results.arms_tables(compared, notices, base=base)
     for row in (row for table in arms for row in table["rows"]):
         if row["label"].startswith("warm start"):
             row["label"] = "warm start"  # the arms of a seed share it
     summary = {
-        "runs": [{"name": r.name, "arm": r.arm, "seed": r.seed} for r in runs],
+        "runs": [
+            {"name": r.name, "arm": _method(r) if named else r.arm, "seed": r.seed} for r in runs
+        ],
         "games": sorted({str(p.get("game_list_hash")) for r in runs for p in r.panels}),
         "versions": next((p["versions"] for r in runs for p in r.panels if "versions" in p), {}),
         "success": arms,
-        "by_seed": _by_seed(runs),
+        "by_seed": _by_seed(runs, named),
         "cross": cross_tables(workdir, runs),
-        "skills": _skills(runs),
+        "skills": _skills(compared),
         "notices": notices,
     }
     write_json(workdir / "ablation.json", summary)
@@ -66,13 +76,19 @@ def write_summary(workdir: str | os.PathLike, folders: Sequence[str | os.PathLik
     return text
 
 
-def _by_seed(runs: Sequence[Run]) -> list[dict[str, Any]]:
+def _method(run: Run) -> str:
+    """The name of a run's configuration, from its folder ``NAME-SEED``."""
+    return run.name.rpartition("-")[0]
+
+
+def _by_seed(runs: Sequence[Run], named: bool) -> list[dict[str, Any]]:
     """Success of every run and of its warm start, without pooling."""
     rows = []
     for run in runs:
         for panel in run.panels:
             if panel["name"] in (BEFORE, AFTER):
-                about = {"arm": run.arm, "seed": run.seed, "policy": panel["name"]}
+                arm = _method(run) if named else run.arm
+                about = {"arm": arm, "seed": run.seed, "policy": panel["name"]}
                 rows.append(
                     {**about, "temperature": panel["temperature"], "success": _rates(panel)}
                 )
@@ -141,9 +157,8 @@ def _pooled(panels, temperature: float, solver: str, extractor: str, split: str)
 # -- what the skills say ---------------------------------------------------------------------------
 
 
-def _skills(runs: Sequence[Run]) -> list[dict[str, Any]]:
+def _skills(grouped: Sequence[Group]) -> list[dict[str, Any]]:
     """How valid and true the skills of each policy are, and the best of them."""
-    grouped = groups(runs)
     rows = [_skill_row("warm start", BEFORE, grouped[0].runs)]  # the arms share it
     rows += [_skill_row(group.label, AFTER, group.runs) for group in grouped]
     return [row for row in rows if row]
