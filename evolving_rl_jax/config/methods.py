@@ -11,7 +11,7 @@ REPLAY = {
     "kl_coef": least_0(0.0),  # of their tokens
     "wins": {  # of earlier iterations, worth what they exceed the median of recent groups by
         "weight": least_0(0.0),
-        "min_advantage": 1.0,  # in their group, to be stored: standard deviations
+        "min_advantage": least_0(1.0),  # in their group, to be stored: standard deviations
         "max_age": least_1(5),  # iterations
         "capacity": least_1(2048),
         "baselines": least_1(10240),  # groups that the median is over
@@ -51,5 +51,5 @@ BANK = {  # plays of the retrieved tasks beside those of the new skills, each ki
     "diversity": least_0(0.0),  # what log(1 + uses) takes from a score
     "capacity": least_1(20000),  # skills; a new one must be worth more than the worst
     "min_uses": least_1(5),  # before a skill is removed for being worth less than
-    "min_value": -1.0,  # this (-1 = never)
+    "min_value": Key(-1.0, Accepted("in [-1, 1]", lambda x: -1 <= x <= 1)),  # this (-1 = never)
 }

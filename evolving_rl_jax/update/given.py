@@ -34,14 +34,23 @@ def counted(algorithm: Any, batch: TokenBatch) -> jax.Array:
     return used if batch.detached is None else used & (batch.detached == 0)
 
 
-def computed(batch: TokenBatch) -> jax.Array | bool:
-    """Whose advantage follows from the wins, bool [M]; True for all where no other is given."""
-    return True if batch.given is None else jnp.isnan(batch.given)
+def computed(of_role: jax.Array, batch: TokenBatch) -> jax.Array:
+    """Those of ``of_role`` [M] whose advantage follows from the wins."""
+    return of_role if batch.given is None else of_role & jnp.isnan(batch.given)
+
+
+def usable(batch: TokenBatch, count: jax.Array) -> jax.Array:
+    """Whether there is anything to learn from, ``count`` being what `counted` comes to."""
+    if batch.detached is None:
+        return count > 0
+    return (count > 0) | jnp.any((batch.role != ROLE_NONE) & (batch.detached > 0))
 
 
 def advantages(found: jax.Array, batch: TokenBatch) -> jax.Array:
     """``found`` [M] with those that are given in their place."""
-    return found if batch.given is None else jnp.where(computed(batch), found, batch.given)
+    if batch.given is None:
+        return found
+    return jnp.where(jnp.isnan(batch.given), found, batch.given)
 
 
 def coefficients(config: Any, batch: TokenBatch, kl: jax.Array, entropy: jax.Array):

@@ -157,7 +157,8 @@ def make_train_step(
         grads, total = microbatch.accumulate_gradients(loss_fn, state.params, rows, num_micro, mesh)
         count = jnp.sum(given.counted(config.algorithm, batch)).astype(jnp.float32)
         grads = jax.tree.map(lambda g: g / jnp.maximum(count, 1.0), grads)
-        state, norms = state_lib.apply_gradients(state, grads, optimizer, usable=count > 0)
+        usable = given.usable(batch, count)
+        state, norms = state_lib.apply_gradients(state, grads, optimizer, usable=usable)
         more = given.metrics(total.sums, batch)
         metrics = stats | norms | step_metrics(total, count) | more
         return state, {n: metrics[n].astype(jnp.float32) for n in (*STEP_METRICS, *more)}
@@ -340,7 +341,7 @@ def sequence_advantages(config: Any, batch: TokenBatch) -> tuple[jax.Array, dict
 def _outcome_metrics(batch, result):
     """Statistics of wins and groups; groups that were never played do not count."""
     played = batch.episode_mask > 0
-    is_extractor = (batch.role == ROLE_EXTRACTOR) & given.computed(batch)
+    is_extractor = given.computed(batch.role == ROLE_EXTRACTOR, batch)
     num_sources, num_skills = batch.skill_valid.shape
     source = jnp.where(is_extractor, batch.index // num_skills, num_sources)
     extracted = jnp.zeros(num_sources + 1, bool).at[source].set(True)[:num_sources]
@@ -359,7 +360,7 @@ def _outcome_metrics(batch, result):
         "zero_variance_extractor": share(used_source & (result.extractor == 0).all(1), used_source),
         "extractor_reward": reward.sum() / jnp.maximum(used_source.sum() * num_skills, 1),
         "win_rate": share(jnp.where(played, batch.wins, 0.0), played),
-        "sequences_solver": ((batch.role == ROLE_SOLVER) & given.computed(batch)).sum(),
+        "sequences_solver": given.computed(batch.role == ROLE_SOLVER, batch).sum(),
         "sequences_extractor": is_extractor.sum(),
     }
 
