@@ -31,7 +31,7 @@ def get_config():
     config.replay.skills.weight = 0.5
     config.replay.extractions.update(weight=0.5, cooldown=0)
     config.curriculum.kind = "bandit"
-    config.bank.update(free_repeats=4, repeats=2, diversity=0.1, min_uses=3, min_value=0.1)
+    config.guidance.update(free_repeats=4, repeats=2, diversity=0.1, min_uses=3, min_value=0.1)
     config.rollout.refill_rounds = 1
     config.train.minibatches = 2
     config.algorithm.update(

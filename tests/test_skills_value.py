@@ -30,7 +30,7 @@ def record(name, text="heat the mug", uses=0, wins=0.0, **changes):
 
 
 def bank_of(*records, **changes):
-    config = default_config().bank
+    config = default_config().guidance
     config.update(changes)
     bank = RankedBank(config, SkillRetriever)
     bank.admit(records)
@@ -216,10 +216,10 @@ def test_uses_and_figures():
 @pytest.mark.parametrize(
     ("key", "changes"),
     [
-        ("bank.free_repeats", {"bank.repeats": 2}),
-        ("bank.free_repeats", {"bank.free_repeats": 1}),
-        ("bank.repeats", {"bank.repeats": 1}),
-        ("bank.free_repeats", {"bank.free_repeats": 4, "algorithm.arm": "grpo"}),
+        ("guidance.free_repeats", {"guidance.repeats": 2}),
+        ("guidance.free_repeats", {"guidance.free_repeats": 1}),
+        ("guidance.repeats", {"guidance.repeats": 1}),
+        ("guidance.free_repeats", {"guidance.free_repeats": 4, "algorithm.arm": "grpo"}),
     ],
 )
 def test_combinations_that_cannot_run(key, changes):

@@ -37,7 +37,7 @@ def test_every_config_plays_as_much_as_the_first(tmp_path):
         tmp_path,
         ours={},
         grpo={"algorithm.arm": "grpo"},
-        bank={"bank.free_repeats": 4, "bank.repeats": 2},
+        bank={"guidance.free_repeats": 4, "guidance.repeats": 2},
     )
     configs = read_methods(paths, {})
     # sources + K x (N x R + free + guided), for each of 4 sources
@@ -100,7 +100,7 @@ def test_the_table_names_the_configs_and_compares_with_the_first(tmp_path):
             folders.append(folder)
     text = write_summary(tmp_path, folders, named=True)
     summary = json.loads((tmp_path / "ablation.json").read_text())
-    (table,) = summary["success"]
+    table = summary["success"][0]
     assert [row["label"] for row in table["rows"]] == ["warm start", "base", "mem-rl"]
     assert table["base"] == "base"  # the first, though another one is of the arm joint
     assert [row["label"] for row in table["differences"]] == ["mem-rl"]

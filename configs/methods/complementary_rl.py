@@ -17,7 +17,7 @@ def get_config():
     spec.loader.exec_module(base)
     config = base.get_config()
     config.rollout.num_retrieved = 2  # each with three kinds of plays
-    config.bank.update(free_repeats=4, repeats=4, candidates=16, weight=0.0, diversity=0.4)
+    config.guidance.update(free_repeats=4, repeats=4, candidates=16, weight=0.0, diversity=0.4)
     config.replay.sequences = 64
     config.replay.extractions.update(weight=1.5, cooldown=1, exponent=1.0)
     config.algorithm.ratio = "cispo"

@@ -19,5 +19,7 @@ def get_config():
     config.rollout.num_retrieved = 2  # each with three kinds of plays
     config.algorithm.arm = "solver_only"
     config.algorithm.kl_coef.solver = 0.001
-    config.bank.update(free_repeats=4, repeats=4, top=3, value="laplace", min_uses=5, min_value=0.3)
+    config.guidance.update(
+        free_repeats=4, repeats=4, top=3, value="laplace", min_uses=5, min_value=0.3
+    )
     return config

@@ -18,7 +18,7 @@ def get_config():
     config = base.get_config()
     config.rollout.num_retrieved = 2  # each with three kinds of plays
     config.algorithm.arm = "solver_only"
-    config.bank.update(
+    config.guidance.update(
         free_repeats=4, repeats=4, top=3, value="ema", rate=0.3, candidates=5, weight=0.5
     )
     return config

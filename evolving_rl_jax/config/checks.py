@@ -32,7 +32,7 @@ def validate(config: ConfigDict) -> None:
         _algorithm,
         _variants,
         _replay,
-        _bank,
+        _guidance,
         _lengths,
         _overlap,
         _own_environment,
@@ -241,18 +241,18 @@ def _replay(config: ConfigDict) -> Iterator[Rule]:
         )
 
 
-def _bank(config: ConfigDict) -> Iterator[Rule]:
-    bank, arm = config.bank, config.algorithm.arm
+def _guidance(config: ConfigDict) -> Iterator[Rule]:
+    guidance, arm = config.guidance, config.algorithm.arm
     yield (
-        not bank.repeats or bank.free_repeats >= 4,
-        "bank.free_repeats",
-        ">= 4 with bank.repeats (without free plays a policy forgets to play unguided; of fewer, most "
+        not guidance.repeats or guidance.free_repeats >= 4,
+        "guidance.free_repeats",
+        ">= 4 with guidance.repeats (without free plays a policy forgets to play unguided; of fewer, most "
         "groups have no spread)",
     )
     for key in ("free_repeats", "repeats"):
         yield (
-            not bank[key] or arm != "grpo",
-            f"bank.{key}",
+            not guidance[key] or arm != "grpo",
+            f"guidance.{key}",
             "0 in the arm 'grpo' (it writes no skills, and all its plays are free)",
         )
 
@@ -284,9 +284,9 @@ def _overlap(config: ConfigDict) -> Iterator[Rule]:
         "0 with curriculum.kind 'bandit' (what is played next follows from what this iteration taught)",
     )
     yield (
-        off or not config.bank.repeats,
+        off or not config.guidance.repeats,
         "rollout.overlap",
-        "0 with bank.repeats (what guides a play follows from what the iteration before gave)",
+        "0 with guidance.repeats (what guides a play follows from what the iteration before gave)",
     )
     yield (
         off or config.algorithm.importance.kind == "truncated",

@@ -23,7 +23,7 @@ from evolving_rl_jax.config.accepted import (
     share,
     sizes,
 )
-from evolving_rl_jax.config.methods import BANK, CURRICULUM, REPLAY
+from evolving_rl_jax.config.methods import CURRICULUM, GUIDANCE, REPLAY
 
 ARMS = ("joint", "solver_only", "extractor_only", "grpo")
 # Projections of a layer that can have adapters.
@@ -355,7 +355,7 @@ KEYS = {
     "algorithm": _ALGORITHM,
     "replay": REPLAY,
     "curriculum": CURRICULUM,
-    "bank": BANK,
+    "guidance": GUIDANCE,
     "skills": _SKILLS,
     "optimizer": _OPTIMIZER,
     "train": _TRAIN,

@@ -37,7 +37,7 @@ CURRICULUM = {  # which source tasks are taken
 
 _GROUP = Accepted("0, or >= 2 (a group of one play has no advantage)", lambda x: x == 0 or x >= 2)
 
-BANK = {  # plays of the retrieved tasks beside those of the new skills, each kind a group of its own
+GUIDANCE = {  # plays of the retrieved tasks beside those of the new skills, each kind a group of its own
     "free_repeats": Key(0, _GROUP),  # of each task, without a skill
     "repeats": Key(
         0, _GROUP

@@ -104,7 +104,7 @@ def trained_sources(config) -> int:
 def _extra_sequences(config) -> int:
     """Most sequences of a minibatch whose advantage is given: those of `replay`, and the plays beside."""
     r = config.rollout
-    plays = config.bank.free_repeats + config.bank.repeats
+    plays = config.guidance.free_repeats + config.guidance.repeats
     plays *= r.num_sources // config.train.minibatches * r.num_retrieved
     samples = r.max_steps if r.context == "recent" else 1
     return most_dealt(config.replay.sequences, config.train.minibatches, 1) + plays * samples

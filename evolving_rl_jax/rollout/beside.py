@@ -25,7 +25,7 @@ class Beside:
     """Starts the plays of a source.
 
     Args:
-      bank: ``config.bank``: how many plays of each kind a retrieved task gets.
+      bank: ``config.guidance``: how many plays of each kind a retrieved task gets.
       num_retrieved: K.
       choose: task -> (records with their cosines, the text that guides a play); an empty text: no
         skill is alike, and the task has no plays of that kind.

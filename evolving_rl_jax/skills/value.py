@@ -76,7 +76,7 @@ class RankedBank:
     """Skills that plays are guided by, ranked by what they were worth.
 
     Args:
-      bank: ``config.bank``.
+      bank: ``config.guidance``.
       make_retriever: of an empty skill retriever.
     """
 
@@ -103,7 +103,7 @@ class RankedBank:
         self._frozen.add(list(self._records.values()))
 
     def choose(self, task: Task) -> list[tuple[SkillRecord, float]]:
-        """(record, cosine) of the best skills for a task, at most ``bank.top``; none without any alike."""
+        """(record, cosine) of the best skills for a task, at most ``guidance.top``; none without any alike."""
         c = self._config
         found = [f for f in self._frozen.retrieve(task, c.candidates) if f[0].id in self._counts]
         if not found:

@@ -48,8 +48,10 @@ class Memory:
         self._scoring = StepScoring.from_config(config)
         self._figures: dict[str, float] = {}
         self.bank = None
-        if config.bank.repeats:
-            self.bank = RankedBank(config.bank, lambda: make_skill_retriever(config, parts.folder))
+        if config.guidance.repeats:
+            self.bank = RankedBank(
+                config.guidance, lambda: make_skill_retriever(config, parts.folder)
+            )
         self.curriculum, self.refilled = None, 0
         if (c := config.curriculum).kind == "bandit":
             self.curriculum = Curriculum(
@@ -92,7 +94,7 @@ class Memory:
     def beside(self) -> Beside | None:
         """What starts the plays beside those of the new skills in an iteration; the bank is as it is now."""
         config = self._parts.config
-        if not config.bank.free_repeats:
+        if not config.guidance.free_repeats:
             return None
         if self.bank is not None:
             self.bank.freeze()
@@ -103,7 +105,7 @@ class Memory:
             texts = [self._parts.prompts.render_skill(r.as_skill()) for r, _ in chosen]
             return chosen, fit("\n\n".join(texts)) if texts else ""
 
-        return Beside(config.bank, config.rollout.num_retrieved, choose)
+        return Beside(config.guidance, config.rollout.num_retrieved, choose)
 
     def figures(self) -> dict[str, float]:
         """Of the iteration, for metrics.jsonl."""

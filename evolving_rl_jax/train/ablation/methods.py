@@ -56,7 +56,7 @@ def _first_apart(one: ConfigDict, other: ConfigDict) -> str:
 
 def episodes_an_iteration(config: ConfigDict) -> int:
     """Solver episodes that an iteration plays, all skills valid and nothing refilled."""
-    r, bank = config.rollout, config.bank
+    r, bank = config.rollout, config.guidance
     plays = r.num_skills * r.num_repeats + bank.free_repeats + bank.repeats
     sources = 0 if config.algorithm.arm == "grpo" else r.num_source_episodes
     return r.num_sources * (sources + r.num_retrieved * plays)
