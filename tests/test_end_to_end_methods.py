@@ -73,9 +73,10 @@ def test_all_switches_run_together_and_have_work(undisturbed):
     text = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
     for record in records:
         assert all(f"`{name}`" in text for name in record)
-        assert record["train/update_norm"] > 0 and np.isfinite(record["train/loss"])
+        assert np.isfinite(record["train/loss"]) and record["train/sequences_given"] > 0
         assert record["rollout/free_plays"] > 0 and record["curriculum/entropy"] > 0
-    for name in ("train/sequences_given", "train/sequences_detached", "bank/skills"):
+    worked = ("train/update_norm", "train/sequences_detached", "replay/extractions", "bank/skills")
+    for name in worked:
         assert sum(record[name] for record in records) > 0, name
     assert sum(record.get("rollout/bank_plays", 0) for record in records) > 0
     kept = sorted(int(p.name) for p in (undisturbed / "checkpoints").iterdir() if p.name.isdigit())
