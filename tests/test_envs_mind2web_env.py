@@ -12,6 +12,7 @@ from web_data import FORM, action, official, write_split
 
 from evolving_rl_jax import envs
 from evolving_rl_jax.envs.base import EnvError
+from evolving_rl_jax.envs.mind2web.endings import split_ending
 from evolving_rl_jax.envs.mind2web.env import (
     gold_line,
     observation_text,
@@ -73,7 +74,11 @@ def test_observations_have_task_earlier_actions_and_page(tasks):
 def test_stop_at_error_ends_at_the_first_wrong_action(tasks):
     *_, last = play(tasks[0], [TYPE, CLICK % 3])
     assert (last.reward, last.done, last.won) == (0.0, True, False)
-    assert last.text == 'CLICK button "Help": nothing happened. The task has ended.'
+    assert last.text == (
+        'CLICK button "Help": nothing happened. The task has ended.\nThese actions went on:\n'
+        '1. TYPE textbox "City": oslo'
+    )
+    assert play(tasks[0], [CLICK % 3])[-1].text == last.text.partition("\n")[0]
     env = envs.make("mind2web")
     env.reset(tasks[0])
     env.step("nonsense")
@@ -97,7 +102,9 @@ def test_stop_at_error_ends_at_the_first_wrong_action(tasks):
 )
 def test_an_ending_says_what_a_person_at_the_page_would_see(tasks, action, said):
     *_, last = play(tasks[0], [TYPE, action])
-    assert last.text == f"{said} The task has ended." and not last.won
+    assert last.text.startswith(f"{said} The task has ended.\n") and not last.won
+    assert split_ending(last.text) == (said, ['TYPE textbox "City": oslo'])
+    assert split_ending("The task is completed: all 3 actions were right.") == ("", [])
 
 
 def test_teacher_forced_plays_all_steps_with_the_gold_history(tasks):

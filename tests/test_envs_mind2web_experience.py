@@ -158,6 +158,23 @@ def test_a_past_page_is_shortened_to_what_was_acted_on_and_its_rivals():
     assert len(split_observation(shorten_page(long_page(0), "nothing", 8))[2]) == 9
 
 
+def test_an_extraction_may_show_of_every_page_what_was_acted_on_and_its_rivals_alone():
+    prompts = make_prompts("compact", compact_prompts().tokenizer, TEXTS)
+    context = make_context("recent", 0, prompts, QUERY, "", 2)
+    for i in range(2):
+        context.observe(long_page(i), ())
+        ids = prompts.tokenizer.encode(f"add {i}> click")
+        context.act(ids, [0.0] * len(ids), [0.0] * len(ids))
+        context.acted('{"op": "CLICK", "ref": "e151"}')
+    ids, *_ = read_attempts(prompts, [Attempt(context, True, "won")], 10**6)
+    text = prompts.tokenizer.decode(ids)
+    rivals = "add blue 21 add red 151"
+    assert text.count(rivals) == 2 and "menu" not in text and "left out" not in text
+    assert context.extracted == {"turns": 2, "turns_shortened": 2, "turns_dropped": 0}
+    samples = [prompts.tokenizer.decode(s.tokens) for s in context.samples()]
+    assert all("menu 199" in text for text in samples)  # who acts reads all of it
+
+
 @pytest.mark.parametrize(
     ("room", "shortened", "dropped"), [(10**6, 0, 0), (9000, 6, 0), (4800, 6, 0), (100, 0, 6)]
 )

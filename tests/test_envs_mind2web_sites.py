@@ -16,6 +16,8 @@ from evolving_rl_jax.envs.mind2web.site_kinds import VERBS
 from evolving_rl_jax.envs.mind2web.sites import generate_sites, plan_sites
 from evolving_rl_jax.envs.mind2web.store import load_web_tasks
 from evolving_rl_jax.envs.mind2web.teacher import WebExpert
+from evolving_rl_jax.rollout import known_facts
+from evolving_rl_jax.types import Episode, Turn
 
 pytest.importorskip("tensorflow_datasets")
 
@@ -214,3 +216,22 @@ def _playing(web_task):
     env._store.task = lambda _path: web_task
     env.seen = env.reset(make_task("x", env="mind2web")).text
     return env
+
+
+@pytest.mark.parametrize(("attempts", "seen"), [(1, 0.222), (2, 0.506), (3, 0.641)])
+def test_what_attempts_of_a_guessing_player_reveal(sites, attempts, seen):
+    """As the table in docs/mind2web.md has it."""
+    _, _, tasks = sites
+    env, shares = envs.make("mind2web", snapshot_tokens=150), []
+    for i, task in enumerate(tasks * 4):
+        played = []
+        for attempt in range(attempts):
+            expert = WebExpert(task, np.random.default_rng([i, attempt]), {}, 0.0)
+            turns, reply = [], env.reset(task)
+            while not getattr(reply, "done", False):
+                action = expert.act(reply.text)
+                turns.append(Turn(reply.text, "", action, True))
+                reply = env.step(action)
+            played.append(Episode(task, turns, reply.won, "ok", []))
+        shares.append(known_facts.share_seen(*played))
+    assert abs(np.mean(shares) - seen) < 4 * np.std(shares) / np.sqrt(len(shares))

@@ -38,13 +38,17 @@ ROLLOUT = SimpleNamespace(
     max_length=256,
     max_skill_tokens=40,
     num_source_episodes=1,
+    extraction_lines=0,
 )
 
 OBSERVATION = (
     'Task: at birch bay find mug\nEarlier actions:\n1. TYPE textbox "Find": mug\nPage:\n'
     'button "Search" (footer) [ref=e1]\ncombobox "Size" [ref=e12] of S | M'
 )
-ENDING = 'TYPE textbox "Find" (footer): mug: nothing happened. The task has ended.'
+ENDING = (
+    'TYPE textbox "Find" (footer): mug: nothing happened. The task has ended.\n'
+    'These actions went on:\n1. CLICK link "Help"\n2. SELECT combobox "City": oslo'
+)
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +87,10 @@ def test_compact_prompts(tokenizer, tasks):
     following = tokenizer.decode(prompts.next_turn(OBSERVATION))
     assert following == "<obs> search footer 1 combobox size 12 of s m<act>"
     asked = tokenizer.decode(prompts.extractor_prompt(False, ENDING))
-    assert asked == "<obs> type textbox find footer : mug: nothing happened<extract> failure<skill>"
+    assert asked == (
+        "<obs> click help select combobox city : oslo<obs> type textbox find footer : mug: nothing "
+        "happened<extract> failure<skill>"
+    )
     won = prompts.extractor_prompt(True, "The task is completed: all 4 actions were right.")
     assert tokenizer.decode(won) == "<extract> success<skill>"
     ids = prompts.action_ids("Size", WebAction("SELECT", 12, "M").to_json())
@@ -236,7 +243,7 @@ def test_what_is_taught_does_not_change(tasks):
     with EnvPool("mind2web", num_workers=0) as pool:
         assert (
             digest(Demonstrator(pool, prompts, rollout, settings, 1).play(chosen))
-            == "175f757639c68e9d"
+            == "37bca59668b7a081"
         )
 
 

@@ -25,6 +25,7 @@ ROLLOUT = ConfigDict(
         "max_length": 10_000,
         "max_skill_tokens": 40,
         "num_source_episodes": 1,
+        "extraction_lines": 0,
     }
 )
 

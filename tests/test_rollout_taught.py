@@ -45,6 +45,11 @@ def tokenizer(tmp_path_factory):
     return load_tokenizer(make_tokenizer_folder(tmp_path_factory.mktemp("chat")))
 
 
+def lines_of(attempts):
+    """Of pages that an extraction shows: all of a single episode's."""
+    return 2 if attempts > 1 else 0
+
+
 def rollout(context, recent_turns=2, attempts=1):
     return SimpleNamespace(
         context=context,
@@ -53,6 +58,7 @@ def rollout(context, recent_turns=2, attempts=1):
         max_length=LONG,
         max_skill_tokens=400,
         num_source_episodes=attempts,
+        extraction_lines=lines_of(attempts),
     )
 
 
@@ -107,7 +113,15 @@ def test_a_demonstration_is_an_episode_that_says_the_same(
     played, written = {}, {}
     with EnvPool(env, num_workers=0) as pool:
         settings = PlaySettings(
-            400, 400, 12, temperature=1.0, top_p=1.0, top_k=0, context=context, recent_turns=2
+            400,
+            400,
+            12,
+            temperature=1.0,
+            top_p=1.0,
+            top_k=0,
+            context=context,
+            recent_turns=2,
+            extraction_lines=lines_of(attempts),
         )
         engine = FakeEngine(
             prompts.tokenizer,

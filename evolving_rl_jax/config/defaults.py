@@ -175,6 +175,9 @@ _ROLLOUT = {
     # the whole trajectory | task and last turns, each trained apart
     "context": one_of("full", "recent"),
     "recent_turns": least_0(4),  # h: turns before the present one that a recent context shows
+    # Of a recent context: about how many lines of each page an extraction shows, those around what was
+    # acted on and those of the same name (0 = all that fit)
+    "extraction_lines": least_0(0),
     # 1 = play the next iteration while the step trains, one iteration off-policy
     "overlap": one_of(0, 1),
     # of weights and cache in generation; empty = model.dtype

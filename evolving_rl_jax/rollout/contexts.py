@@ -261,9 +261,9 @@ class RecentContext(_Context):
     shorter episode's.  As long as nothing has been left out, prompts grow and share a session.
     """
 
-    def __init__(self, prompts, task: Task, skill_text: str, turns: int):
+    def __init__(self, prompts, task: Task, skill_text: str, turns: int, lines: int = 0):
         super().__init__(prompts, task, skill_text)
-        self._most = turns
+        self._most, self._lines = turns, lines
         self._held: list[int] = []  # what the session holds
         self._prompt: list[int] = []
         self._samples: list[Sample] = []
@@ -321,9 +321,11 @@ class RecentContext(_Context):
         then the oldest turns are left out; ``extracted`` says how many.
         """
         self.extracted = {}
-        for lines in (None, *_SHORTER):
+        tried = [n for n in _SHORTER if not self._lines or n < self._lines]
+        tried = [self._lines or None, *tried]
+        for lines in tried:
             shown = self._shorter(lines)
-            most = room if lines == _SHORTER[-1] else sys.maxsize
+            most = room if lines == tried[-1] else sys.maxsize
             ids = self._shortened(0, most, shown, opening)
             if len(ids) <= room:
                 break
@@ -334,25 +336,36 @@ class RecentContext(_Context):
         return ids
 
     def _shorter(self, lines: int | None) -> list[_Seen]:
-        """The turns, with about ``lines`` lines of what was seen before the last; None = all."""
+        """The turns, with about ``lines`` lines of what was seen before the last; None = all.
+
+        What was seen last has as many as `make_context` was told, if it was.
+        """
         if lines is None:
             return self._seen
-        texts = self._prompts.texts
-        old = [
-            dataclasses.replace(s, text=texts.shorten(s.text, s.action, lines))
-            for s in self._seen[:-1]
+        *before, last = self._seen or [None]
+        wanted = [(seen, lines) for seen in before]
+        wanted += [(last, self._lines)] if last else []
+        shorten = self._prompts.texts.shorten
+        return [
+            dataclasses.replace(seen, text=shorten(seen.text, seen.action, n)) if n else seen
+            for seen, n in wanted
         ]
-        return old + self._seen[-1:]
 
     def held(self, ids: list[int]) -> int:
         """None: sessions change with what is left out."""
         return 0
 
 
-def make_context(kind: str, recent_turns: int, prompts, task: Task, skill_text: str):
-    """The context of one episode; ``kind`` as in ``config.rollout.context``."""
+def make_context(
+    kind: str, recent_turns: int, prompts, task: Task, skill_text: str, extraction_lines: int = 0
+):
+    """The context of one episode; ``kind`` as in ``config.rollout.context``.
+
+    ``extraction_lines``: about how many lines of what a turn read its extraction shows, of a recent context
+    (0 = all that fit).
+    """
     if kind == "full":
         return FullContext(prompts, task, skill_text)
     if kind == "recent":
-        return RecentContext(prompts, task, skill_text, recent_turns)
+        return RecentContext(prompts, task, skill_text, recent_turns, extraction_lines)
     raise ValueError(f"context must be full or recent, got {kind!r}")

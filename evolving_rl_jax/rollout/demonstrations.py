@@ -148,7 +148,12 @@ class Demonstrator:
     def _start(self, i: int, task: Task, teacher: Teacher) -> _Running:
         r = self.rollout
         context = make_context(
-            r.context, r.recent_turns, self.prompts, task, self._shown(teacher.given)
+            r.context,
+            r.recent_turns,
+            self.prompts,
+            task,
+            self._shown(teacher.given),
+            r.extraction_lines,
         )
         self.pool.reset(i, task)
         return _Running(task, teacher, context)

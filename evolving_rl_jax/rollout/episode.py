@@ -34,6 +34,7 @@ class PlaySettings:
     sync: bool = True
     context: str = "full"
     recent_turns: int = 4
+    extraction_lines: int = 0
     stop_strings: tuple[str, ...] = ()
 
     @classmethod
@@ -114,7 +115,9 @@ class Driver:
         With ``keep_session`` the handle can be given to :meth:`extract`; otherwise it is ``None``.
         """
         s = self.settings
-        context = make_context(s.context, s.recent_turns, self.prompts, task, skill_text)
+        context = make_context(
+            s.context, s.recent_turns, self.prompts, task, skill_text, s.extraction_lines
+        )
         self._plays[key] = _Play(key, task, skill_text, on_done, keep_session, context)
         self.pool.reset(key, task)
         self._waiting_env.add(key)

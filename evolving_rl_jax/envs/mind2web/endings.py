@@ -5,15 +5,15 @@ It depends on the page and the action alone, so whatever was annotated, the same
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from evolving_rl_jax.envs.web.actions import WebAction, clean
 from evolving_rl_jax.envs.web.observation import action_line
 from evolving_rl_jax.envs.web.page import Element
 
-__all__ = ["ENDED", "complaint"]
+__all__ = ["complaint", "ending", "split_ending"]
 
-ENDED = "The task has ended."
+_ENDED, _WENT_ON = "The task has ended.", "These actions went on:"
 # Roles of controls that take no text.
 _UNTYPED = (
     "button",
@@ -27,6 +27,28 @@ _UNTYPED = (
     "heading",
     "text",
 )
+
+
+def ending(failed: str, history: Sequence[str]) -> str:
+    """The last observation of a task that an action has ended; `split_ending` takes it apart.
+
+    Args:
+      failed: what came of that action, see `complaint`.
+      history: the actions before it, a line each.
+    """
+    lines = [f"{failed} {_ENDED}"]
+    if history:
+        lines += [_WENT_ON, *(f"{i}. {line}" for i, line in enumerate(history, 1))]
+    return "\n".join(lines)
+
+
+def split_ending(text: str) -> tuple[str, list[str]]:
+    """(what came of the last action, the actions before it); ("", []) of any other text."""
+    first, _, rest = text.strip().partition("\n")
+    if not first.endswith(_ENDED):
+        return "", []
+    lines = rest.removeprefix(_WENT_ON).strip().splitlines()
+    return first.removesuffix(_ENDED).strip(), [line.partition(". ")[2] for line in lines]
 
 
 def complaint(

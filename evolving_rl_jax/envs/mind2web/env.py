@@ -174,7 +174,7 @@ class Mind2Web(Environment):
             return f"The task is completed: all {total} actions were right."
         if self._forced:
             return f"The task has ended: {self._num_correct} of {total} actions were right."
-        return f"{failed} {endings.ENDED}"  # not of how many: that is annotated
+        return endings.ending(failed, self._history[:-1])  # not of how many: that is annotated
 
     def _score(self, step: WebStep, action: web_actions.WebAction | None) -> dict[str, Any]:
         """The figures of one step, for rewards and metrics."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from evolving_rl_jax.envs.mind2web.endings import ENDED
+from evolving_rl_jax.envs.mind2web.endings import split_ending
 from evolving_rl_jax.envs.texts import PromptTexts
 from evolving_rl_jax.envs.web.texts import (
     WebChat,
@@ -59,10 +59,20 @@ class Mind2WebChat(WebChat):
 class Mind2WebCompact(WebCompact):
     """Short forms."""
 
+    def shorten(self, observation: str, action: str, lines: int) -> str:
+        """The part of the page around the action, without a word on what is left out."""
+        shown = super().shorten(observation, action, lines)
+        head, _, last = shown.rpartition("\n")
+        return head if last.endswith("lines left out)") else shown
+
     def ending(self, observation: str) -> list[str]:
-        """What came of the action that did not go on; nothing where there is none: it only repeats the outcome."""
-        said = observation.strip().removesuffix(ENDED)
-        return [compact_text(said.strip().removesuffix("."))] if said != observation.strip() else []
+        """The actions that went on, then what came of the one that did not.
+
+        Nothing where all did: then it only repeats the outcome.
+        """
+        failed, before = split_ending(observation)
+        went_on = " ".join(map(compact_text, before))
+        return [part for part in (went_on, compact_text(failed.removesuffix("."))) if part]
 
 
 TEXTS = PromptTexts(Mind2WebCompact(), Mind2WebChat())

@@ -83,7 +83,8 @@ def parse_web_compact(
 
 
 def shorten_page(observation: str, action: str, lines: int) -> str:
-    """An observation whose page has ``lines`` lines: that of the action, those of its name, its neighbours."""
+    """An observation whose page has ``lines`` lines: that of the action, those of its role and name, those of
+    its name, its neighbours."""
     head, mark, page = observation.partition(f"\n{PAGE}\n")
     listed = page.splitlines()
     if not mark or len(listed) <= lines:
@@ -94,9 +95,11 @@ def shorten_page(observation: str, action: str, lines: int) -> str:
     here = at[0] if at else 0
     label = _LABEL.search(listed[here])
 
-    def distance(i: int) -> tuple[bool, int]:
+    def distance(i: int) -> tuple[bool, bool, int]:
         found = _LABEL.search(listed[i])
-        return not (at and label and found and found[0] == label[0]), abs(i - here)
+        same = bool(at and label and found and found[0] == label[0])
+        rival = same and listed[i][: found.start()] == listed[here][: label.start()]
+        return not rival, not same, abs(i - here)
 
     kept = sorted(sorted(range(len(listed)), key=distance)[:lines])
     shown = [listed[i] for i in kept]
