@@ -17,14 +17,8 @@ def get_config():
     config.data.train_types = ("Shopping", "Travel")
     # So many sites that none is met often enough to be known by heart: skills are what helps.
     config.data.sites.update(num_train=400, tasks_per_site=9)
-    config.model.update(
-        vocab_size=1024,
-        hidden_size=64,
-        intermediate_size=192,
-        num_layers=2,
-        num_heads=4,
-        num_kv_heads=4,
-    )
+    config.model.update(vocab_size=1024, hidden_size=64, intermediate_size=192)
+    config.model.update(num_layers=2, num_heads=4, num_kv_heads=4)
     config.rollout.update(
         style="compact",
         context="recent",  # a sequence for every step: task, page and earlier actions
