@@ -98,18 +98,7 @@ def test_a_demonstration_is_an_episode_that_says_the_same(
     assert len(demonstrations) == len(chosen)
     assert {d.extraction is None for d in demonstrations} == {True, False}
 
-    # Episode -> what it says, turn by turn; those after the first of a task are what the same teacher
-    # would do, played by hand.
-    words, skills = {}, {}
-    for i, demonstration in enumerate(demonstrations):
-        turns = [ids for sample in demonstration.episode for ids in taught(sample)]
-        words[i] = [prompts.tokenizer.decode(ids[:-1]) for ids in turns]
-        if demonstration.extraction is not None:
-            skills[100 + i] = prompts.tokenizer.decode(taught(demonstration.extraction)[0][:-1])
-            for s in range(1, attempts):
-                teacher = further_teacher(benchmark, chosen[i], i, s)
-                said = by_hand(envs.make(env), chosen[i], teacher, prompts)
-                words[attempt_key(i, s)] = said
+    words, skills = spoken(demonstrations, chosen, benchmark, prompts, attempts)
     played, written = {}, {}
     with EnvPool(env, num_workers=0) as pool:
         settings = PlaySettings(
@@ -158,6 +147,24 @@ def test_a_demonstration_is_an_episode_that_says_the_same(
         assert all(map(same, demonstration.episode, played[i].samples))
         assert (demonstration.extraction is None) == (i not in written)
         assert i not in written or same(demonstration.extraction, written[i])
+
+
+def spoken(demonstrations, chosen, benchmark, prompts, attempts):
+    """(episode -> what it says, turn by turn; extraction -> its skill), by their keys.
+
+    Attempts after the first of a task say what the same teacher would, played by hand.
+    """
+    words, skills = {}, {}
+    for i, demonstration in enumerate(demonstrations):
+        turns = [ids for sample in demonstration.episode for ids in taught(sample)]
+        words[i] = [prompts.tokenizer.decode(ids[:-1]) for ids in turns]
+        if demonstration.extraction is not None:
+            skills[100 + i] = prompts.tokenizer.decode(taught(demonstration.extraction)[0][:-1])
+            for s in range(1, attempts):
+                teacher = further_teacher(benchmark, chosen[i], i, s)
+                said = by_hand(envs.make(chosen[i].env), chosen[i], teacher, prompts)
+                words[attempt_key(i, s)] = said
+    return words, skills
 
 
 def further_teacher(benchmark, task, number, attempt):
