@@ -14,9 +14,9 @@ from evolving_rl_jax.config import default_config
 def get_config():
     """Skills come from another variation of the same kind of task; the panel plays new variations."""
     config = default_config()
-    config.env.name = "scienceworld"
+    config.env.update(name="scienceworld", num_workers=6)  # a Java process each: episodes at a time
     config.data.scienceworld.update(
-        types=("find-plant", "find-animal", "find-non-living-thing"), variations=10
+        types=("find-plant", "find-animal", "find-non-living-thing"), variations=25
     )
     config.data.train_types = config.data.scienceworld.types
     config.skills.prefer = "group"
@@ -50,10 +50,10 @@ def get_config():
     config.algorithm.kl_coef.update(solver=0.1, extractor=0.01)
     config.algorithm.entropy_coef.update(solver=0.0, extractor=0.0)
     config.optimizer.update(
-        learning_rate=5e-4, b1=0.9, b2=0.95, weight_decay=0.0, schedule="cosine"
+        learning_rate=3e-4, b1=0.9, b2=0.95, weight_decay=0.0, schedule="cosine"
     )
     config.train.update(
-        num_iterations=20,
+        num_iterations=40,
         row_length=960,
         micro_batch_rows=4,
         logprob_chunk=64,
@@ -61,7 +61,7 @@ def get_config():
         log_episodes=2,
     )
     config.warmstart.update(
-        enabled=True, splits=("train",), episodes=240, steps=300, batch_rows=8, action_noise=0.05
+        enabled=True, splits=("train",), episodes=800, steps=1500, batch_rows=8, action_noise=0.05
     )
-    config.eval.update(splits=("dev",), conditions=("none", "own"), temperatures=(1.0,))
+    config.eval.update(splits=("dev",), conditions=("none", "own"), temperatures=(1.0, 0.3))
     return config

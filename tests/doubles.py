@@ -62,6 +62,7 @@ class FakePool:
         self.fail, self.rng = dict(fail or {}), random.Random(seed)
         self.respawns, self.quarantined = 0, {}
         self.options: dict = {}
+        self.num_waiting = 0
         self.running: dict[int, tuple[Task, int]] = {}
         self.pending: list[tuple[int, Observation | StepResult]] = []
         self.actions: dict[int, list[str]] = {}

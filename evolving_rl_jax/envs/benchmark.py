@@ -44,6 +44,7 @@ class Benchmark(abc.ABC):
       texts: what its prompts say.
       splits: those of the published data; generated data may have more.
       preload: modules that the server of its worker processes imports once for all of them.
+      episodes_per_worker: most that a worker process plays at a time (None: any number); others wait.
       scores_steps: whether every step has a score to learn from, or only the episode.
       generator: the group of ``config.data`` that says what is generated where no data is given.
     """
@@ -53,6 +54,7 @@ class Benchmark(abc.ABC):
     splits: tuple[str, ...]
     generator: str
     preload: tuple[str, ...] = ()
+    episodes_per_worker: int | None = None
     scores_steps: bool = False
 
     # -- the environment -------------------------------------------------------------------------

@@ -225,15 +225,14 @@ class Driver:
         """Takes environment replies; blocks only when there is nothing else to do, or in sync mode."""
         start = time.perf_counter()
         self.pool.flush()
-        while self._waiting_env:
+        while self._awaited() > 0:
             block = self.settings.sync or not self.engine.busy
             replies = self.pool.poll(None if block else 0.0)
             # The faster worker must not decide who gets a slot first, so in sync mode nothing is
             # acted on before all answers are in.
-            while self.settings.sync and len(replies) < len(self._waiting_env):
+            while self.settings.sync and (lost := self._awaited() - len(replies)) > 0:
                 more = self.pool.poll(None)
                 if not more:
-                    lost = len(self._waiting_env) - len(replies)
                     raise RuntimeError(
                         f"the environment pool must answer every request, lost {lost}"
                     )
@@ -245,6 +244,10 @@ class Driver:
             if not self.settings.sync:
                 break
         self.environment_seconds += time.perf_counter() - start
+
+    def _awaited(self) -> int:
+        """Answers that come without anything more being done here."""
+        return len(self._waiting_env) - self.pool.num_waiting
 
     def _on_reply(self, play: _Play, result) -> None:
         if result.status != OK:

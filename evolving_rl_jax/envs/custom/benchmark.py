@@ -58,6 +58,7 @@ class UserBenchmark(WithoutFacts):
     def __init__(self, spec: str, found: UserEnvironment):
         self.name, self.splits, self.found = spec, found.splits, found
         self.preload = (spec.partition(":")[0],)
+        self.episodes_per_worker = getattr(found, "episodes_per_worker", None)
         self.texts = _prompt_texts(spec, found)
 
     def options(self, **options: Any) -> dict[str, Any]:

@@ -24,6 +24,8 @@ class UserEnvironment(Protocol):
     Attributes:
       name: for people.
       splits: names of the splits that there are tasks of; ``train`` is trained on by default.
+      episodes_per_worker: may be missing: most that a worker process plays at a time, where each episode
+        costs a process or much memory of its own.
     """
 
     name: str
@@ -94,6 +96,9 @@ def problems(found: Any) -> Iterator[str]:
         yield f"splits: tuple[str, ...] with at least one name, got {splits!r}"
     elif len(set(splits)) != len(splits):
         yield f"splits: different names, got {splits!r}"
+    room = getattr(found, "episodes_per_worker", None)
+    if room is not None and not (type(room) is int and room >= 1):
+        yield f"episodes_per_worker as an int of at least 1 where it has one, got {room!r}"
     for method, form in (("tasks", "tasks(split) -> Sequence[Task]"),
                          ("make", "make(**options) -> Environment")):  # fmt: skip
         if not callable(getattr(found, method, None)):

@@ -86,6 +86,8 @@ class EnvPool:
             raise ValueError(f"deadline_s must be > 0, got {deadline_s}")
         self.options = options = dict(options or {})
         envs.validate(env, **options)
+        self._room = envs.benchmark(env).episodes_per_worker
+        self._waiting: dict[int, types.Task] = {}  # until a worker has room
         self.respawns = 0
         self._suspects = Suspects()
         self._deadline_s = deadline_s
@@ -123,8 +125,13 @@ class EnvPool:
         if episode < 0:
             raise ValueError(f"episode must be >= 0, got {episode}")
         self.close(episode)
-        self._episodes[episode] = _Episode(task, self._worker_of(task))
-        self._enqueue(episode, None)
+        self._waiting[episode] = task
+        self._admit()
+
+    @property
+    def num_waiting(self) -> int:
+        """Episodes that start when another one is closed: workers hold as many as they can."""
+        return len(self._waiting)
 
     def step(self, episode: int, action: str) -> None:
         """Queues one action of an episode.
@@ -142,9 +149,11 @@ class EnvPool:
     def close(self, episode: int) -> None:
         """Ends an episode, if it runs; answers still under way are dropped."""
         held = self._episodes.pop(episode, None)
+        self._waiting.pop(episode, None)
         self._ready = [(e, r) for e, r in self._ready if e != episode]
         if held is not None:
             self._workers[held.worker].forget(episode)
+            self._admit()
 
     def flush(self) -> None:
         """Sends what is queued, one message a worker; a busy worker gets its message later."""
@@ -180,14 +189,28 @@ class EnvPool:
         Returns at once; the work is done while ``poll`` is called.  Failures show at ``reset``.
         """
         for task in tasks:
-            if task.path not in self.quarantined:
+            # Where a worker holds few episodes, one that is only loaded would be one too many.
+            if task.path not in self.quarantined and self._room is None:
                 request = self._request(LOAD, 0, None)._replace(task=task)
                 self._workers[self._worker_of(task)].ahead.append(request)
 
+    def _admit(self) -> None:
+        """Starts those that wait, in their order, as far as there is room."""
+        while self._waiting and (
+            self._room is None or len(self._episodes) < self._room * len(self._workers)
+        ):
+            episode, task = next(iter(self._waiting.items()))
+            del self._waiting[episode]
+            self._episodes[episode] = _Episode(task, self._worker_of(task))
+            self._enqueue(episode, None)
+
     def _worker_of(self, task: types.Task) -> int:
-        """The worker of a game: all its episodes go to one, a new game to the least busy one."""
+        """The worker of a game: all its episodes go to one, a new game to the least busy one.
+
+        Where workers hold few episodes, the least busy one at any time.
+        """
         key = task.content_hash or task.path
-        if key not in self._homes:
+        if key not in self._homes or self._room is not None:
             running = collections.Counter(e.worker for e in self._episodes.values())
             load = [(running[i] + len(w.ahead), i) for i, w in enumerate(self._workers)]
             self._homes[key] = min(load)[1]
@@ -208,6 +231,7 @@ class EnvPool:
             for worker in workers:
                 worker.hang_up()  # all of them first, so that they leave at the same time
         self._episodes.clear()
+        self._waiting.clear()
 
     def _request(self, episode: int, position: int, action: str | None) -> Request:
         self._number += 1

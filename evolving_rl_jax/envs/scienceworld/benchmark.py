@@ -25,6 +25,7 @@ class Science(WithoutFacts):
 
     name, texts, splits = "scienceworld", TEXTS, index.SPLITS
     generator = "scienceworld"
+    episodes_per_worker = 1  # each is a Java process
     preload = ("evolving_rl_jax.envs.scienceworld.env",)
 
     def options(self, **options: Any) -> Options:
