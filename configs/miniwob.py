@@ -26,8 +26,7 @@ def get_config():
     )
     config.rollout.update(
         style="compact",
-        context="recent",
-        recent_turns=0,
+        **{"context": "recent", "recent_turns": 0},
         num_sources=8,
         num_retrieved=4,
         num_skills=4,

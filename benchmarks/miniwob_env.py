@@ -1,6 +1,6 @@
 """MiniWoB++: ours against the package as it is, steps a second in one run; memory over many episodes.
 
-Command:   python benchmarks/miniwob.py [--episodes=40] [--memory=2000]
+Command:   python benchmarks/miniwob_env.py [--episodes=40] [--memory=2000]
 Hardware:  CPU with Chromium and its driver; minutes
 """
 
