@@ -19,6 +19,8 @@ from evolving_rl_jax.aot import chips, estimate, gpus
 from evolving_rl_jax.aot import report as compile_report
 from evolving_rl_jax.cli import main as cli
 from evolving_rl_jax.config import ConfigError, load_config
+from evolving_rl_jax.rollout.batch import BatchShape, make_batch
+from evolving_rl_jax.rollout.evolve import Experience, Source
 
 ROOT = pathlib.Path(__file__).parents[1]
 SMALL = """
@@ -339,3 +341,31 @@ def test_sharded_weights_are_gathered_before_their_products(tmp_path, monkeypatc
     gathers = re.findall(r" all-gather(?:-start)?\(", texts[0])
     # Policy, reference and policy again in the backward pass: the scan over layers has each matrix once.
     assert len(gathers) >= 3 * 7
+
+
+@pytest.mark.parametrize("steps", [0, 3])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"sampling_mask": True}, {"sources": 2}, {"extra": 3}, {"sources": 2, "extra": 3}],
+)
+def test_the_batch_that_is_lowered_has_the_fields_of_those_that_are_made(steps, changes):
+    shape = BatchShape(2, 3, 2, 1, 64, 4, **changes)
+    sizes = (shape.g, shape.k, shape.n, shape.r)
+    arrays = {"wins": sizes, "episode_mask": sizes, "skill_valid": sizes[::2]}
+    if steps:
+        arrays |= {"scores": sizes, "step_rewards": (*sizes, steps), "step_mask": (*sizes, steps)}
+    if shape.sources:
+        episodes = shape.g, shape.sources
+        arrays |= dict.fromkeys(("source_wins", "source_mask"), episodes)
+        if steps:
+            by_step = dict.fromkeys(("source_step_rewards", "source_step_mask"), (*episodes, steps))
+            arrays |= by_step
+    zeros = {name: np.zeros(size, np.float32) for name, size in arrays.items()}
+    sources = [Source(task=None) for _ in range(shape.g)]
+    made = make_batch(Experience(sources, **zeros), shape)
+    lowered = compile_check._abstract_batch(shape, steps)
+    for name, value in made._asdict().items():
+        found = getattr(lowered, name)
+        assert (found is None) == (value is None), name
+        if value is not None:
+            assert (found.shape, found.dtype) == (np.shape(value), np.asarray(value).dtype), name

@@ -242,7 +242,19 @@ def _abstract_batch(shape: BatchShape, scored_steps: int) -> TokenBatch:
         floor_logprobs=of(jnp.float32, *rows) if shape.sampling_mask else None,
         given=of(jnp.float32, count) if shape.extra else None,
         detached=of(jnp.float32, count) if shape.extra else None,
+        **_abstract_sources(shape, scored_steps),
     )
+
+
+def _abstract_sources(shape: BatchShape, scored_steps: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """The fields of source episodes, where these are trained on."""
+    if not shape.sources:
+        return {}
+    sizes = shape.g, shape.sources
+    names = {"source_wins": sizes, "source_mask": sizes}
+    if scored_steps:
+        names |= dict.fromkeys(("source_step_rewards", "source_step_mask"), (*sizes, scored_steps))
+    return {name: jax.ShapeDtypeStruct(size, jnp.float32) for name, size in names.items()}
 
 
 def _lower_generation(config, cfg, mesh):
