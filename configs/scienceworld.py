@@ -1,8 +1,7 @@
 """ScienceWorld on a laptop: three short kinds of tasks, graded scores, a policy from scratch, two CPU cores.
 
 Command:   evolving-rl train --config=configs/scienceworld.py --workdir=runs/science
-           needs the extra scienceworld and Java; for a language model take what configs/smollm2.py says of
-           model, rollout and warmstart, with --config.env.name=scienceworld --config.rollout.style=chat
+           needs the extra scienceworld and Java; for a language model: configs/scienceworld_smollm2.py
 Hardware:  two CPU cores, 4 GB of memory; no accelerator
 Time:      not yet measured
 Expected:  not yet measured

@@ -320,7 +320,9 @@ def test_engines_and_keys_that_are_no_more_are_refused_by_name():
         "config.env.engine must be one of native, stock, got 'cached'"
     )
     message = error(set_key, default_config(), "env.cache_dir", "/tmp")
-    assert message.startswith("unknown config key 'env.cache_dir'; accepted in 'env': check_games")
+    assert message.startswith(
+        "unknown config key 'env.cache_dir'; accepted in 'env': browser_mb, check"
+    )
 
 
 def test_the_first_difference_is_found_and_what_may_change_is_not():

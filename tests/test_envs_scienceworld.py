@@ -15,6 +15,7 @@ from evolving_rl_jax import envs
 from evolving_rl_jax.config import default_config
 from evolving_rl_jax.envs.base import EnvError, TaskError
 from evolving_rl_jax.envs.conformance import checks
+from evolving_rl_jax.envs.pool.play import play_all
 from evolving_rl_jax.envs.pool.pool import EnvPool
 from evolving_rl_jax.envs.scienceworld import game, index
 
@@ -107,6 +108,31 @@ def test_it_keeps_the_contract_and_leaves_no_process(tasks):
 
     gc.collect()
     assert gone(java_processes() - before)
+
+
+@pytest.mark.slow
+@simulated
+def test_twenty_variations_are_won_by_two_workers_with_a_process_each(tmp_path):
+    science = envs.benchmark("scienceworld")
+    science.generate(
+        wanted(types=("find-plant", "find-non-living-thing"), variations=4), tmp_path, 0, lambda n: None
+    )  # fmt: skip
+    tasks, before = science.load(tmp_path)[:20], java_processes()
+    won, most, at = {}, 0, [0] * len(tasks)
+
+    def turn(i, reply):
+        nonlocal most
+        most = max(most, len(java_processes() - before))
+        if getattr(reply, "done", False):
+            won[i] = reply.won
+            return None
+        at[i] += 1
+        return tasks[i].meta["walkthrough"][at[i] - 1]
+
+    with EnvPool("scienceworld", {}, num_workers=2, deadline_s=120.0) as pool:
+        assert not play_all(pool, tasks, turn)
+    assert len(tasks) == 20 and won == dict.fromkeys(range(20), True)
+    assert most == 2 and gone(java_processes() - before)
 
 
 @simulated
