@@ -33,7 +33,8 @@ def summarise(games: list[PanelGame], conditions: tuple[str, ...], seed: int = 0
 
     Micro figures are ``n``, ``success``, ``low``, ``high``, ``interval`` (how it was made),
     ``excluded``; macro ones ``macro``, ``macro_low``, ``macro_high``; ``by_type`` has the micro
-    figures of each task type.  Intervals are 95 %; plays that share a skill or a game are resampled
+    figures of each task type.  ``score`` (``value``, ``low``, ``high``) is there where episodes are worth
+    other things than 0 and 1 and no step has a score of its own: the mean of their rewards.  Intervals are 95 %; plays that share a skill or a game are resampled
     together, see `statistics.share`.
     """
     summary: dict = {}
@@ -61,7 +62,19 @@ def _condition(games: list[PanelGame], condition: str, seed: int) -> dict[str, A
             columns=[g.task.task_type for g in scored],
             seed=seed,
         )
-    return figures
+    return figures | _graded(scored, condition, seed)
+
+
+def _graded(games: list[PanelGame], condition: str, seed: int) -> dict[str, Any]:
+    """The mean reward of plays where it says more than whether they were won, else nothing."""
+    episodes = [g.episodes[condition] for g in games]
+    if any("correct" in (info or {}) for e in episodes for info in e.infos):
+        return {}
+    if all(e.reward == float(e.won) for e in episodes):
+        return {}
+    groups = [_group(g, condition) for g in games]
+    found = statistics.bootstrap([e.reward for e in episodes], groups, seed=seed)
+    return {"score": dict(zip(("value", "low", "high"), map(float, found), strict=True))}
 
 
 def _rate(games: list[PanelGame], condition: str, seed: int) -> dict[str, Any]:
@@ -278,7 +291,7 @@ def success_table(result: Mapping[str, Any]) -> str:
     for split, conditions in result["summary"].items():
         for condition, r in conditions.items():
             macro = f"  macro {tables.percent(r['macro'])}" if r["n"] else ""
-            share = tables.share(r, "no game could be scored") + macro
+            share = tables.share(r, "no game could be scored") + macro + tables.score(r)
             line = f"{split:<16} {condition:<12} {r['n']:>5} games  {share}"
             row = differences.get((split, condition))
             lines.append(line + (f"  against none {tables.points(row)}" if row else ""))

@@ -30,6 +30,16 @@ def share(row: Mapping[str, Any] | None, empty: str = NOTHING) -> str:
     return _with_interval(row, "success", percent) if row and row["n"] else empty
 
 
+def score(row: Mapping[str, Any]) -> str:
+    """``  mean score value [low, high]``, where episodes are graded; else nothing."""
+    graded = row.get("score")
+    return (
+        f"  mean score {graded['value']:.2f} [{graded['low']:.2f}, {graded['high']:.2f}]"
+        if graded
+        else ""
+    )
+
+
 def difference(row: Mapping[str, Any] | None, empty: str = NOTHING) -> str:
     """``value [low, high]`` in points, with the t-interval over runs where there is one."""
     return _with_interval(row, "value", signed) if row else empty

@@ -9,6 +9,7 @@ import numpy as np
 
 from evolving_rl_jax.eval import statistics
 from evolving_rl_jax.eval.compare import before_after
+from evolving_rl_jax.eval.tables import score as shown_score
 from evolving_rl_jax.eval.web import web_comparison
 from evolving_rl_jax.report.readers import Group, Run
 from evolving_rl_jax.types import SCORED
@@ -48,10 +49,26 @@ def comparisons(run: Run, notices: list[str]) -> list[dict[str, Any]]:
                 f"At temperature {temperature:g} the two policies played different lists of games; "
                 "the difference is over the games that both played."
             )
+        notices += _graded(temperature, (("warm start", before), ("trained policy", after)))
         rows = sorted(before_after(before, after), key=lambda r: _split_order(r["split"]))
         results = [r for r in (before, after) if r]
         web = web_comparison(before, after)
         found.append({"temperature": temperature, "rows": rows, "results": results, "web": web})
+    return found
+
+
+def _graded(temperature: float, sides: Sequence[tuple[str, dict | None]]) -> list[str]:
+    """What the plays were worth where they are graded, a line for each policy."""
+    found = []
+    for name, result in sides:
+        said = [
+            f"{split}, {CONDITIONS.get(condition, condition)}:{shown_score(row).removeprefix('  mean score')}"
+            for split, conditions in (result or {}).get("summary", {}).items()
+            for condition, row in conditions.items()
+            if row.get("score")
+        ]
+        if said:
+            found.append(f"Mean score at temperature {temperature:g}, {name}: {'; '.join(said)}.")
     return found
 
 
