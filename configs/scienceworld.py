@@ -3,7 +3,7 @@
 Command:   evolving-rl train --config=configs/scienceworld.py --workdir=runs/science
            needs the extra scienceworld and Java; for a language model: configs/scienceworld_smollm2.py
 Hardware:  two CPU cores, 8 GB of memory; no accelerator
-Time:      18 minutes on one core beside other work: 1 of writing tasks, 3 of demonstrations, 8 of cloning, 6 of training
+Time:      23 minutes on one core beside other work: 1 of writing tasks, 3 of demonstrations, 10 of cloning, 7 of training, 2 of panels
 Expected:  no gain: the training variations are learned by heart, new ones are not won (docs/reproduce.md)
 """
 
