@@ -167,7 +167,8 @@ def test_names_that_are_no_environment():
         config = default_config()
         config.env.name = name
         with pytest.raises(
-            ConfigError, match="env.name must be alfworld, mind2web, scienceworld, or package"
+            ConfigError,
+            match="env.name must be alfworld, mind2web, miniwob, scienceworld, or package",
         ):
             config_lib.validate(config)
 

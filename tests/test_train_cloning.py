@@ -310,9 +310,8 @@ def test_sources_that_do_not_fit_are_one_line_with_the_key(shared, changes, mess
 
 def test_a_run_learns_from_what_another_has_won(shared, tmp_path):
     """The record of a demonstration, as an episode of an earlier run, is the demonstration."""
-    from types import SimpleNamespace
-
     from evolving_rl_jax.record.episodes import source_record
+    from evolving_rl_jax.rollout.evolve import Source
     from evolving_rl_jax.types import OK, Episode
 
     config = load(shared, warmstart__held_out=0)
@@ -323,7 +322,7 @@ def test_a_run_learns_from_what_another_has_won(shared, tmp_path):
         records = []
         for sample in samples:
             episode = Episode(task, [], True, OK, [sample])
-            source = SimpleNamespace(episode=episode, candidates=[], episodes={}, retrieved=[task])
+            source = Source(task, episode, retrieved=[task])
             records.append(
                 source_record(
                     source,

@@ -118,7 +118,7 @@ def test_a_notice_is_not_replaced_by_a_save_that_fails(folder, state):
     said = []
     saves = object.__new__(Saves)
     saves._checkpoints, saves._lora = Checkpoints(folder, KEEP), None
-    saves._parts = SimpleNamespace(say=said.append)
+    saves._parts, saves._memory = SimpleNamespace(say=said.append), None
     saves.rule = SimpleNamespace(state={})
     with full_disk():
         saves.save_last(40, state)

@@ -29,6 +29,7 @@ from evolving_rl_jax.rollout.evolve import (
 from evolving_rl_jax.types import (
     OK,
     ROLE_EXTRACTOR,
+    ROLE_NONE,
     TIMEOUT,
     TRUNCATED,
     Episode,
@@ -250,7 +251,7 @@ def test_policy_loss_of_the_compiled_update():
     batch = make_batch(experience, SMALL)
     advantages, _ = step_lib.sequence_advantages(config, batch)
     _, metrics = train_step(state, batch)
-    used = batch.role != step_lib.ROLE_NONE
+    used = batch.role != ROLE_NONE
     assert used.sum() == 4 + 6
     expected = -np.asarray(advantages)[used].mean()
     np.testing.assert_allclose(metrics["policy_loss"], expected, atol=1e-5)
@@ -278,7 +279,7 @@ def test_batches_of_environments_without_step_scores_are_as_they_were():
     solver = np.asarray(expected.solver).reshape(-1)[batch.index]
     extractor = np.asarray(expected.extractor).reshape(-1)[batch.index % 4] * 0.4
     want = np.where(batch.role == ROLE_EXTRACTOR, extractor, solver)
-    want = np.where(batch.role == step_lib.ROLE_NONE, 0, want).astype(np.float32)
+    want = np.where(batch.role == ROLE_NONE, 0, want).astype(np.float32)
     np.testing.assert_array_equal(np.asarray(advantages), want)
 
 
