@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import collections
-import gzip
 import hashlib
-import json
 import pathlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from evolving_rl_jax.envs.base import TaskError
 from evolving_rl_jax.envs.miniwob import families
-from evolving_rl_jax.files import write_atomic
+from evolving_rl_jax.envs.records import read_records, write_records
 from evolving_rl_jax.types import Task
 
 __all__ = ["FILE", "SPLITS", "Planned", "load_tasks", "plan", "write"]
@@ -107,9 +104,7 @@ def write(
             given_up.add(key)  # the family has no more pages than these
         progress(done)
     _tell_answers(lines)
-    folder.mkdir(parents=True, exist_ok=True)
-    body = "".join(json.dumps(line) + "\n" for line in lines)
-    write_atomic(folder / FILE, gzip.compress(body.encode(), mtime=0))
+    write_records(folder / FILE, lines)
 
 
 def _line(one: Planned, seed: int, shown: str, digest: str) -> dict[str, Any]:
@@ -144,14 +139,8 @@ def load_tasks(folder: pathlib.Path) -> list[Task]:
     Raises:
       TaskError: no index, or a damaged one.
     """
-    path = folder / FILE
-    if not path.is_file():
-        raise TaskError(f"{folder} must hold {FILE}, which a run of miniwob writes, found none")
     tasks = []
-    for number, record in enumerate(_records(path), 1):
-        for field, kind in _FIELDS.items():
-            if not isinstance(record.get(field), kind):
-                raise TaskError(f"{path}, line {number}: {field} must be a {kind.__name__}")
+    for record in read_records(folder / FILE, _FIELDS, "miniwob"):
         tasks.append(
             Task(
                 id=record["id"],
@@ -167,12 +156,3 @@ def load_tasks(folder: pathlib.Path) -> list[Task]:
             )
         )
     return sorted(tasks, key=lambda t: t.id)
-
-
-def _records(path: pathlib.Path) -> Iterator[dict]:
-    try:
-        with gzip.open(path, "rt", encoding="utf-8") as lines:
-            for line in lines:
-                yield dict(json.loads(line))
-    except (OSError, EOFError, ValueError, TypeError) as e:
-        raise TaskError(f"{path} is damaged: {e}") from e

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import json
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from evolving_rl_jax.envs.base import TaskError
+from evolving_rl_jax.envs.records import read_records, write_records
 from evolving_rl_jax.envs.scienceworld.game import SIMPLIFICATIONS, Simulator
-from evolving_rl_jax.files import write_atomic
 from evolving_rl_jax.types import Task
 
 __all__ = ["FILE", "SPLITS", "Planned", "load_tasks", "plan", "write"]
@@ -81,9 +78,7 @@ def write(
             }
         )  # fmt: skip
         progress(i + 1)
-    folder.mkdir(parents=True, exist_ok=True)
-    body = "".join(json.dumps(line) + "\n" for line in lines)
-    write_atomic(folder / FILE, gzip.compress(body.encode(), mtime=0))
+    write_records(folder / FILE, lines)
 
 
 def load_tasks(folder: pathlib.Path) -> list[Task]:
@@ -92,16 +87,8 @@ def load_tasks(folder: pathlib.Path) -> list[Task]:
     Raises:
       TaskError: no index, or a damaged one.
     """
-    path = folder / FILE
-    if not path.is_file():
-        raise TaskError(
-            f"{folder} must hold {FILE}, which a run of scienceworld writes, found none"
-        )
     tasks = []
-    for number, record in enumerate(_records(path), 1):
-        for field, kind in _FIELDS.items():
-            if not isinstance(record.get(field), kind):
-                raise TaskError(f"{path}, line {number}: {field} must be a {kind.__name__}")
+    for record in read_records(folder / FILE, _FIELDS, "scienceworld"):
         tasks.append(
             Task(
                 id=record["id"],
@@ -118,12 +105,3 @@ def load_tasks(folder: pathlib.Path) -> list[Task]:
             )
         )
     return sorted(tasks, key=lambda t: t.id)
-
-
-def _records(path: pathlib.Path) -> Iterator[dict]:
-    try:
-        with gzip.open(path, "rt", encoding="utf-8") as lines:
-            for line in lines:
-                yield dict(json.loads(line))
-    except (OSError, EOFError, ValueError, TypeError) as e:
-        raise TaskError(f"{path} is damaged: {e}") from e
