@@ -5,7 +5,6 @@ import json
 import random
 from collections import Counter
 
-import numpy as np
 import pytest
 from doubles import FakeEngine, FakePool, compact_prompts, make_task, skill_text
 
@@ -13,7 +12,6 @@ from evolving_rl_jax.envs.alfworld import facts
 from evolving_rl_jax.eval.panel import PANEL_ITERATION, Panel
 from evolving_rl_jax.eval.results import skill_records, success_table, summarise, write_result
 from evolving_rl_jax.eval.statistics import outcomes, wilson_interval
-from evolving_rl_jax.report.results import _graded
 from evolving_rl_jax.rollout.episode import Driver, PlaySettings
 from evolving_rl_jax.rollout.known_facts import given_skill
 from evolving_rl_jax.skills import AuditRules
@@ -387,21 +385,3 @@ def test_a_panel_of_several_temperatures_is_made_once(monkeypatch):
     of_start = [("panel of 0", t) for t in (1.0, 0.5)]
     assert [(p, n["temperature"]) for p, n in played] == of_start + [("panel of 4", 1.0)] * 2
     assert [panels.due(i) for i in (1, 2, 3, 4)] == [False, True, False, True]
-
-
-def test_graded_plays_have_a_mean_score_beside_success(tmp_path):
-    played = play()
-    assert "score" not in result_of(tmp_path, played, "won")["summary"]["valid_unseen"]["none"]
-    games = played[1]
-    for i, game in enumerate(games):
-        game.episodes["none"].reward = 0.1 * i
-    result = result_of(tmp_path, played, "graded")
-    rows = result["summary"]["valid_unseen"]
-    members = [g for g in games if g.task.split == "valid_unseen"]
-    mean = np.mean([g.episodes["none"].reward for g in members])
-    score = rows["none"]["score"]
-    assert score["value"] == pytest.approx(mean) and score["low"] < mean < score["high"]
-    assert "score" not in rows["own"]
-    assert f"mean score {mean:.2f} [" in success_table(result)
-    told = _graded(1.0, (("warm start", result), ("trained policy", None)))
-    assert len(told) == 1 and f"no skill: {mean:.2f} [" in told[0]

@@ -291,7 +291,8 @@ def success_table(result: Mapping[str, Any]) -> str:
     for split, conditions in result["summary"].items():
         for condition, r in conditions.items():
             macro = f"  macro {tables.percent(r['macro'])}" if r["n"] else ""
-            share = tables.share(r, "no game could be scored") + macro + tables.score(r)
+            score = f"  mean score {tables.score(r)}" if "score" in r else ""
+            share = tables.share(r, "no game could be scored") + macro + score
             line = f"{split:<16} {condition:<12} {r['n']:>5} games  {share}"
             row = differences.get((split, condition))
             lines.append(line + (f"  against none {tables.points(row)}" if row else ""))

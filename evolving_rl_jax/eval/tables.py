@@ -31,13 +31,9 @@ def share(row: Mapping[str, Any] | None, empty: str = NOTHING) -> str:
 
 
 def score(row: Mapping[str, Any]) -> str:
-    """``  mean score value [low, high]``, where episodes are graded; else nothing."""
-    graded = row.get("score")
-    return (
-        f"  mean score {graded['value']:.2f} [{graded['low']:.2f}, {graded['high']:.2f}]"
-        if graded
-        else ""
-    )
+    """``value [low, high]`` of graded episodes."""
+    found = row["score"]
+    return f"{found['value']:.2f} [{found['low']:.2f}, {found['high']:.2f}]"
 
 
 def difference(row: Mapping[str, Any] | None, empty: str = NOTHING) -> str:

@@ -62,7 +62,7 @@ def _graded(temperature: float, sides: Sequence[tuple[str, dict | None]]) -> lis
     found = []
     for name, result in sides:
         said = [
-            f"{split}, {CONDITIONS.get(condition, condition)}:{shown_score(row).removeprefix('  mean score')}"
+            f"{split}, {CONDITIONS.get(condition, condition)}: {shown_score(row)}"
             for split, conditions in (result or {}).get("summary", {}).items()
             for condition, row in conditions.items()
             if row.get("score")

@@ -25,14 +25,16 @@ class Beside:
     """Starts the plays of a source.
 
     Args:
-      bank: ``config.guidance``: how many plays of each kind a retrieved task gets.
+      guidance: ``config.guidance``: how many plays of each kind a retrieved task gets.
       num_retrieved: K.
       choose: task -> (records with their cosines, the text that guides a play); an empty text: no
         skill is alike, and the task has no plays of that kind.
     """
 
-    def __init__(self, bank: Any, num_retrieved: int, choose: Callable[[Task], tuple[list, str]]):
-        self._repeats = {FREE: bank.free_repeats, BANK: bank.repeats}
+    def __init__(
+        self, guidance: Any, num_retrieved: int, choose: Callable[[Task], tuple[list, str]]
+    ):
+        self._repeats = {FREE: guidance.free_repeats, BANK: guidance.repeats}
         self._num_retrieved, self._choose = num_retrieved, choose
 
     def start(self, driver, g: int, source: Source) -> None:
