@@ -23,10 +23,12 @@ def add(commands) -> None:
         "--env",
         required=True,
         metavar="NAME",
-        help="package.module:attribute, alfworld or mind2web",
+        help="package.module:attribute, or an environment of the package",
     )
     p.add_argument("--options", default="{}", metavar="JSON", help="keywords of its make()")
-    p.add_argument("--source", metavar="DIR", help="folder of the tasks of alfworld or mind2web")
+    p.add_argument(
+        "--source", metavar="DIR", help="folder of the tasks of an environment of the package"
+    )
     p.add_argument("--split", help="of the tasks that are played (default: the first one)")
     p.add_argument("--tasks", type=int, default=3, metavar="N", help="how many (default: 3)")
     p.add_argument("--steps", type=int, default=12, metavar="N", help="most actions (default: 12)")
