@@ -57,7 +57,9 @@ def test_observations_have_task_earlier_actions_and_page(tasks):
     assert first.text == f"{start}none\nPage:\n{page}" and first.actions == ()
     assert second.text == f'{start}1. TYPE textbox "City": oslo\nPage:\n{page}'
     assert third.text.split("\nPage")[0].endswith('oslo\n2. CLICK button "Search"')
-    assert last.text == "The task is completed: all 3 actions were right."
+    said, *went_on = last.text.splitlines()
+    assert said == "The task is completed: all 3 actions were right."
+    assert went_on[1:] == ['1. TYPE textbox "City": oslo', '2. CLICK button "Search"', '3. CLICK button "Help"']
     assert [(r.reward, r.done, r.won) for r in (second, third, last)] == [
         (1.0, False, False),
         (1.0, False, False),
@@ -104,7 +106,10 @@ def test_an_ending_says_what_a_person_at_the_page_would_see(tasks, action, said)
     *_, last = play(tasks[0], [TYPE, action])
     assert last.text.startswith(f"{said} The task has ended.\n") and not last.won
     assert split_ending(last.text) == (said, ['TYPE textbox "City": oslo'])
-    assert split_ending("The task is completed: all 3 actions were right.") == ("", [])
+    *_, won = play(tasks[0], [TYPE, CLICK % 2, CLICK % 3])
+    told = ['TYPE textbox "City": oslo', 'CLICK button "Search"', 'CLICK button "Help"']
+    assert won.won and split_ending(won.text) == ("", told)
+    assert split_ending("The task has ended: 1 of 3 actions were right.") == ("", [])
 
 
 def test_teacher_forced_plays_all_steps_with_the_gold_history(tasks):

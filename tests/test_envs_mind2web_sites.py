@@ -146,7 +146,7 @@ def test_generation_is_a_function_of_the_seed(sites, tmp_path):
             {"num_train_sites": 0, "num_test_task": 3},
             "num_test_task must be 0 without sites, got 3",
         ),
-        ({"num_warmstart_sites": 5000}, "sites must be at most 900 in all"),
+        ({"num_warmstart_sites": 5000}, "sites must be at most 4096 in all"),
         ({"tasks_per_site": 40}, "tasks_per_site must leave at most"),
     ],
 )

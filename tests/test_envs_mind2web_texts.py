@@ -10,8 +10,9 @@ from doubles import ByteTokenizer, digest
 from web_data import SMALL
 
 from evolving_rl_jax.envs.mind2web import facts as web_facts
-from evolving_rl_jax.envs.mind2web.actions import WebAction, parse_action
+from evolving_rl_jax.envs.mind2web.actions import Gold, WebAction, action_f1, parse_action
 from evolving_rl_jax.envs.mind2web.corpus import collect_texts
+from evolving_rl_jax.envs.mind2web.endings import completed
 from evolving_rl_jax.envs.mind2web.index import build_index
 from evolving_rl_jax.envs.mind2web.sites import generate_sites
 from evolving_rl_jax.envs.mind2web.store import load_web_tasks
@@ -72,33 +73,45 @@ def tokenizer(tasks, tmp_path_factory):
 
 
 def test_compact_lines():
-    assert compact_text('button "Search" (Footer) [ref=e7]') == "search footer 7"
-    assert compact_text('textbox "City" [ref=e3] = "Oslo"') == "textbox city 3 = oslo"
+    assert compact_text('button "Search" (Footer) [ref=e7]') == "Search Footer 7"
+    assert compact_text('textbox "City" [ref=e3] = "Oslo"') == "textbox City 3 = Oslo"
     assert compact_text('link "button" [ref=e1]') == "button 1"
+    assert compact_text('SELECT combobox "City": TYPE A') == "select combobox City : TYPE A"
+
+
+def test_what_is_typed_in_the_compact_form_keeps_its_case():
+    # Officially values are compared with case: "boston, ma" for "Boston, MA" has an F1 of a third.
+    gold = WebAction("TYPE", 12, "Boston, MA")
+    answer = TEXTS.compact.answer("Where to", gold.to_json())
+    assert answer == "Where to 12> type Boston, MA"
+    action, valid = TEXTS.compact.parse(answer)
+    assert valid and parse_action(action) == gold
+    annotated = Gold((), gold.op, gold.value)
+    assert action_f1(annotated, gold.op, parse_action(action).value) == 1.0
 
 
 def test_compact_prompts(tokenizer, tasks):
     prompts = make_prompts("compact", tokenizer, TEXTS)
     text = tokenizer.decode(prompts.solver_prompt(tasks[0], "Press Search footer", OBSERVATION))
     assert text == (
-        f"<task> {tasks[0].text}<skill> press search footer<obs> type textbox find : mug<obs> "
-        "search footer 1 combobox size 12 of s m<act>"
+        f"<task> {tasks[0].text}<skill> Press Search footer<obs> type textbox Find : mug<obs> "
+        "Search footer 1 combobox Size 12 of S M<act>"
     )
     following = tokenizer.decode(prompts.next_turn(OBSERVATION))
-    assert following == "<obs> search footer 1 combobox size 12 of s m<act>"
+    assert following == "<obs> Search footer 1 combobox Size 12 of S M<act>"
     asked = tokenizer.decode(prompts.extractor_prompt(False, ENDING))
     assert asked == (
-        "<obs> click help select combobox city : oslo<obs> type textbox find footer : mug: nothing "
+        "<obs> ok Help ok City : oslo<obs> type textbox Find footer : mug: nothing "
         "happened<extract> failure<skill>"
     )
-    won = prompts.extractor_prompt(True, "The task is completed: all 4 actions were right.")
-    assert tokenizer.decode(won) == "<extract> success<skill>"
+    won = prompts.extractor_prompt(True, completed(['CLICK link "Help"', "(no action)"]))
+    assert tokenizer.decode(won) == "<obs> ok Help ok no action<extract> success<skill>"
     ids = prompts.action_ids("Size", WebAction("SELECT", 12, "M").to_json())
     assert ids[-1] == tokenizer.eos_id
     action, valid = prompts.parse_action(tokenizer.decode(ids[:-1]))
-    assert valid and parse_action(action) == WebAction("SELECT", 12, "m")
+    assert valid and parse_action(action) == WebAction("SELECT", 12, "M")
     skill = Skill("a", "Press Search footer.", decision_rules=("Then SAVE left.",))
-    assert prompts.render_skill(skill) == "press search footer. then save left."
+    assert prompts.render_skill(skill) == "Press Search footer. Then SAVE left."
 
 
 def test_prompts_of_a_step_do_not_depend_on_how_it_was_reached(tokenizer, tasks):
@@ -118,6 +131,7 @@ def test_prompts_of_a_step_do_not_depend_on_how_it_was_reached(tokenizer, tasks)
         ("search footer 7> click", WebAction("CLICK", 7), True),
         ("City 12> TYPE new york\n", WebAction("TYPE", 12, "new york"), True),
         ("city> type x", None, False),
+        ("city 3> Select New York", WebAction("SELECT", 3, "New York"), True),
         ("city 2> press x", None, False),
         ("city 2", None, False),
         ("2> click", WebAction("CLICK", 2), True),
@@ -243,7 +257,7 @@ def test_what_is_taught_does_not_change(tasks):
     with EnvPool("mind2web", num_workers=0) as pool:
         assert (
             digest(Demonstrator(pool, prompts, rollout, settings, 1).play(chosen))
-            == "37bca59668b7a081"
+            == "59d9ad1b4d55f041"
         )
 
 

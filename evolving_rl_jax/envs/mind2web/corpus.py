@@ -6,20 +6,22 @@ import json
 from collections.abc import Sequence
 
 from evolving_rl_jax.envs.mind2web import facts as web_facts
+from evolving_rl_jax.envs.mind2web.endings import complaint, ending
 from evolving_rl_jax.envs.mind2web.env import gold_line
 from evolving_rl_jax.envs.mind2web.store import read_task
-from evolving_rl_jax.envs.mind2web.texts import compact_text
+from evolving_rl_jax.envs.mind2web.texts import TEXTS, compact_text
+from evolving_rl_jax.envs.web.actions import WebAction
 from evolving_rl_jax.envs.web.snapshot import element_line
 from evolving_rl_jax.types import Task
 
 
 def collect_texts(tasks: list[Task], num_tasks: int = 256) -> list[str]:
     """Task sentences and skills of all tasks, pages and actions of some."""
-    texts = [task.text.lower() for task in tasks]
+    texts = [task.text for task in tasks]
     for task in tasks:
         if "habits" in task.meta:
             facts = [web_facts.habits(task, wrong=wrong) for wrong in (False, True)]
-            texts += [web_facts.skill_json(task.group, f).lower() for f in facts]
+            texts += [web_facts.skill_json(task.group, f) for f in facts]
             texts += [json.loads(web_facts.skill_json(task.group, f))["description"] for f in facts]
     for task in tasks[:: max(1, len(tasks) // num_tasks)]:
         texts += _task_texts(task)
@@ -40,8 +42,11 @@ def _task_texts(task: Task) -> list[str]:
     texts = []
     for step in read_task(task.path).steps:
         lines = [element_line(e, i) for i, e in enumerate(step.page.elements, 1)]
+        shown = range(len(lines))
         texts += [compact_text(line) for line in [*lines, gold_line(step)]]
-        texts += [
-            f"{compact_text(line)}> {step.gold.op} {step.gold.value}".lower() for line in lines
-        ]
+        op, value = step.gold.op.lower(), step.gold.value
+        texts += [f"{compact_text(line)}> {op} {value}" for line in lines]
+        for i in shown:
+            failed = complaint(step.page.elements, shown, WebAction("CLICK", i + 1))
+            texts += TEXTS.compact.ending(ending(failed, [gold_line(step)]))
     return texts

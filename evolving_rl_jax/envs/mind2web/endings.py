@@ -11,9 +11,10 @@ from evolving_rl_jax.envs.web.actions import WebAction, clean
 from evolving_rl_jax.envs.web.observation import action_line
 from evolving_rl_jax.envs.web.page import Element
 
-__all__ = ["complaint", "ending", "split_ending"]
+__all__ = ["complaint", "completed", "ending", "split_ending"]
 
-_ENDED, _WENT_ON = "The task has ended.", "These actions went on:"
+_ENDED, _COMPLETED = "The task has ended.", "The task is completed:"
+_WENT_ON = "These actions went on:"
 # Roles of controls that take no text.
 _UNTYPED = (
     "button",
@@ -36,19 +37,27 @@ def ending(failed: str, history: Sequence[str]) -> str:
       failed: what came of that action, see `complaint`.
       history: the actions before it, a line each.
     """
-    lines = [f"{failed} {_ENDED}"]
-    if history:
-        lines += [_WENT_ON, *(f"{i}. {line}" for i, line in enumerate(history, 1))]
-    return "\n".join(lines)
+    return _listing(f"{failed} {_ENDED}", history)
+
+
+def completed(history: Sequence[str]) -> str:
+    """The last observation of a task all of whose actions, a line each in ``history``, were right."""
+    return _listing(f"{_COMPLETED} all {len(history)} actions were right.", history)
+
+
+def _listing(first: str, history: Sequence[str]) -> str:
+    lines = [f"{i}. {line}" for i, line in enumerate(history, 1)]
+    return "\n".join([first, _WENT_ON, *lines] if lines else [first])
 
 
 def split_ending(text: str) -> tuple[str, list[str]]:
-    """(what came of the last action, the actions before it); ("", []) of any other text."""
+    """(what came of the last action, "" if it was right; the actions that went on); ("", []) of other texts."""
     first, _, rest = text.strip().partition("\n")
-    if not first.endswith(_ENDED):
+    if not first.endswith(_ENDED) and not first.startswith(_COMPLETED):
         return "", []
     lines = rest.removeprefix(_WENT_ON).strip().splitlines()
-    return first.removesuffix(_ENDED).strip(), [line.partition(". ")[2] for line in lines]
+    failed = first.removesuffix(_ENDED).strip() if first.endswith(_ENDED) else ""
+    return failed, [line.partition(". ")[2] for line in lines]
 
 
 def complaint(

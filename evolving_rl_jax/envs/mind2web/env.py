@@ -169,10 +169,10 @@ class Mind2Web(Environment):
         return observation_text(task.text, self._history, self._shown().text, task.website)
 
     def _outcome(self, won: bool, failed: str) -> str:
-        total = len(self._task.steps)
         if won:
-            return f"The task is completed: all {total} actions were right."
+            return endings.completed(self._history)
         if self._forced:
+            total = len(self._task.steps)
             return f"The task has ended: {self._num_correct} of {total} actions were right."
         return endings.ending(failed, self._history[:-1])  # not of how many: that is annotated
 

@@ -37,12 +37,16 @@ from evolving_rl_jax.envs.mind2web.site_tasks import make_task
 __all__ = ["PlannedTask", "SitesSpec", "generate_sites", "plan_sites"]
 
 _FIRST = (
-    "amber birch cedar coral dawn elm fern gold hazel iris jade lake maple nova oak olive pearl pine "
-    "quartz river rose silver sky spruce star stone sun teal violet willow"
+    "amber ash aspen azure basil beech birch bronze cedar cherry clover copper coral crimson crystal daisy dawn delta "
+    "elm ember fern flint frost ginger gold garnet granite grey hazel honey indigo iris ivory jade juniper lake lilac "
+    "linen maple marble meadow mint misty moss north nova oak olive opal orange pearl pine quartz river rose silver "
+    "sky spruce star stone sun teal violet willow"
 ).split()
 _SECOND = (
-    "barn bay bridge corner cove creek dale depot field forge gate grove harbor hill house lane loft mill "
-    "nest park place point port ridge row shed spring square terrace yard"
+    "abbey acre alley arch bank barn bay bend bluff bridge brook canyon castle center chapel circle cliff coast court "
+    "cove creek crossing dale depot dock edge falls farm field forge gap gate glen grove hall harbor haven hill "
+    "hollow house island lane loft mill nest park path place plaza point pond port quay ridge row shed shore spring "
+    "square terrace vale village wharf yard"
 ).split()
 MAX_SITES = len(_FIRST) * len(_SECOND)
 

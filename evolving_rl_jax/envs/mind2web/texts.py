@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from evolving_rl_jax.envs.mind2web.endings import split_ending
 from evolving_rl_jax.envs.texts import PromptTexts
 from evolving_rl_jax.envs.web.texts import (
@@ -14,6 +16,8 @@ from evolving_rl_jax.envs.web.texts import (
 )
 
 __all__ = ["TEXTS", "compact_text", "parse_web", "parse_web_compact", "shorten_page"]
+
+_DONE = re.compile(r'^[A-Z]+ \S+ (?=")')  # the operation and the role of an action
 
 _RULES = """\
 You are an agent that carries out a task on web sites. You see one page at a time, as a list of its \
@@ -66,12 +70,9 @@ class Mind2WebCompact(WebCompact):
         return head if last.endswith("lines left out)") else shown
 
     def ending(self, observation: str) -> list[str]:
-        """The actions that went on, then what came of the one that did not.
-
-        Nothing where all did: then it only repeats the outcome.
-        """
+        """The actions that went on, each after "ok", then what came of the one that did not."""
         failed, before = split_ending(observation)
-        went_on = " ".join(map(compact_text, before))
+        went_on = " ".join(f"ok {compact_text(_DONE.sub('', line))}" for line in before)
         return [part for part in (went_on, compact_text(failed.removesuffix("."))) if part]
 
 

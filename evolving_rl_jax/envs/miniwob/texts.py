@@ -1,12 +1,10 @@
-"""What the policy reads on MiniWoB++: the prompts of web pages, with a keyboard, and in the case as written."""
+"""What the policy reads on MiniWoB++: the prompts of web pages, with a keyboard."""
 
 from __future__ import annotations
 
 from evolving_rl_jax.envs.miniwob.env import ALL_OPS
 from evolving_rl_jax.envs.texts import SKILL_FORM, PromptTexts
-from evolving_rl_jax.envs.web.actions import parse_action
-from evolving_rl_jax.envs.web.observation import split_observation
-from evolving_rl_jax.envs.web.texts import WebChat, WebCompact, compact_text, parse_web_compact
+from evolving_rl_jax.envs.web.texts import WebChat, WebCompact
 
 __all__ = ["TEXTS"]
 
@@ -41,31 +39,9 @@ _REQUEST += SKILL_FORM
 
 
 class MiniWobCompact(WebCompact):
-    """Short forms in the case as written: what is typed must be right to the letter."""
+    """Short forms, with a keyboard."""
 
-    def plain(self, text: str) -> str:
-        """A task or a skill as it is."""
-        return text
-
-    def opening(self, observation: str) -> list[str]:
-        """The earlier actions, if there are any, and the page."""
-        _, earlier, _ = split_observation(observation)
-        before = [" ".join(compact_text(e, keep_case=True) for e in earlier)] if earlier else []
-        return [*before, *self.following(observation)]
-
-    def following(self, observation: str) -> list[str]:
-        """The page (the actions are in the sequence already)."""
-        page = split_observation(observation)[2]
-        return [" ".join(compact_text(line, keep_case=True) for line in page)]
-
-    def answer(self, target: str, action: str) -> str:
-        """A turn as a teacher writes it; ``target`` names the element."""
-        web = parse_action(action)
-        return f"{target} {web.ref}> {web.op.lower()} {web.value}".strip()
-
-    def parse(self, text: str) -> tuple[str, bool]:
-        """(action as JSON, valid) of a turn."""
-        return parse_web_compact(text, ALL_OPS, keep_case=True)
+    ops = ALL_OPS
 
 
 class MiniWobChat(WebChat):

@@ -24,16 +24,17 @@ _LABEL = re.compile(r'"[^"]*"')
 _MARKS = re.compile(r'["()\[\]|]')
 _PRESSED = re.compile(r'\b(?:button|link) (?=")')
 _COMPACT = r"(?:.*\s)?(?P<ref>\d+)\s*>\s*(?P<op>{})(?:\s(?P<value>.*))?"
+_DONE = re.compile(r"^[A-Z]+\b")  # of an action; roles are written small
 
 
-def compact_text(line: str, *, keep_case: bool = False) -> str:
-    """``button "Search" (footer) [ref=e7]`` as ``search footer 7``: fewer and fewer kinds of tokens.
+def compact_text(line: str) -> str:
+    """``button "Search" (footer) [ref=e7]`` as ``Search footer 7``: fewer and fewer kinds of tokens.
 
-    What can only be clicked needs no role.  The tokenizer makes one token of a word and its number, so
-    whoever finds the right word has the ref with it.
+    What can only be clicked needs no role, and an operation is written as answers write it.  Names and values keep
+    their case: what is typed or selected must be right to the letter.
     """
-    line = _MARKS.sub(" ", _PRESSED.sub("", _REF.sub(r"\1", line)))
-    return " ".join((line if keep_case else line.lower()).split())
+    line = _DONE.sub(lambda op: op[0].lower(), line)
+    return " ".join(_MARKS.sub(" ", _PRESSED.sub("", _REF.sub(r"\1", line))).split())
 
 
 def parse_web(text: str) -> tuple[str, bool]:
@@ -54,9 +55,7 @@ def parse_web(text: str) -> tuple[str, bool]:
     return action, reasoned and parse_action(action) is not None
 
 
-def parse_web_compact(
-    text: str, ops: Sequence[str] = OPS, *, keep_case: bool = False
-) -> tuple[str, bool]:
+def parse_web_compact(text: str, ops: Sequence[str] = OPS) -> tuple[str, bool]:
     """Reads the short form of small policies, ``search header 3> click``.
 
     Left of the ``>`` is what is meant, with the number of its ref at the end; right of it the operation
@@ -65,16 +64,15 @@ def parse_web_compact(
 
     Args:
       text: of a turn.
-      ops: the operations that there are.
-      keep_case: of the value; all is lower case otherwise.
+      ops: the operations that there are, in any case.
 
     Returns:
       ``(action, valid)``: the action as the JSON that web environments read, or the text as it is.
 
-    >>> parse_web_compact("city 5> select new york")
-    ('{"op": "SELECT", "ref": "e5", "value": "new york"}', True)
+    >>> parse_web_compact("city 5> select New York")
+    ('{"op": "SELECT", "ref": "e5", "value": "New York"}', True)
     """
-    line = text.strip() if keep_case else text.strip().lower()
+    line = text.strip()
     found = re.fullmatch(_COMPACT.format("|".join(ops)), line, re.IGNORECASE)
     if found is None or len(line.splitlines()) != 1:
         return text.strip(), False
@@ -107,20 +105,22 @@ def shorten_page(observation: str, action: str, lines: int) -> str:
 
 
 class WebCompact(CompactTexts):
-    """Short forms, all in lower case; an answer names the element with its ref, ``footer 7> click``."""
+    """Short forms; an answer names the element with its ref, ``footer 7> click``.
+
+    Attributes:
+      ops: the operations that there are.
+    """
+
+    ops: Sequence[str] = OPS
 
     def shorten(self, observation: str, action: str, lines: int) -> str:
         """The part of the page around the action."""
         return shorten_page(observation, action, lines)
 
-    def plain(self, text: str) -> str:
-        """A task or a skill as it is shown."""
-        return text.lower()
-
     def opening(self, observation: str) -> list[str]:
         """The site, the earlier actions, if there are any, and the page."""
         _, earlier, _ = split_observation(observation)
-        site = [observed_site(observation).lower()]
+        site = [observed_site(observation)]
         before = [" ".join(map(compact_text, earlier))] if earlier else []
         return [*filter(None, site), *before, *self.following(observation)]
 
@@ -135,11 +135,11 @@ class WebCompact(CompactTexts):
     def answer(self, target: str, action: str) -> str:
         """A turn as a teacher writes it; ``target`` names the element."""
         web = parse_action(action)
-        return f"{target} {web.ref}> {web.op} {web.value}".strip().lower()
+        return f"{target} {web.ref}> {web.op.lower()} {web.value}".strip()
 
     def parse(self, text: str) -> tuple[str, bool]:
         """(action as JSON, valid) of a turn."""
-        return parse_web_compact(text)
+        return parse_web_compact(text, self.ops)
 
 
 class WebChat(ChatTexts):
