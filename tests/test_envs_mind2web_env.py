@@ -59,7 +59,11 @@ def test_observations_have_task_earlier_actions_and_page(tasks):
     assert third.text.split("\nPage")[0].endswith('oslo\n2. CLICK button "Search"')
     said, *went_on = last.text.splitlines()
     assert said == "The task is completed: all 3 actions were right."
-    assert went_on[1:] == ['1. TYPE textbox "City": oslo', '2. CLICK button "Search"', '3. CLICK button "Help"']
+    assert went_on[1:] == [
+        '1. TYPE textbox "City": oslo',
+        '2. CLICK button "Search"',
+        '3. CLICK button "Help"',
+    ]
     assert [(r.reward, r.done, r.won) for r in (second, third, last)] == [
         (1.0, False, False),
         (1.0, False, False),
