@@ -124,6 +124,7 @@ class Episode:
     are those of the steps that were answered (`StepResult`).  ``began`` and ``ended`` are seconds of one
     clock: of its first answer and of its end.  ``cut``: a stop of the rollout ended it.
     ``without_skill`` are its sequences as they read without the skill, where the driver keeps them.
+    ``credit``: what each turn is worth beside the episode's advantage (`rollout.step_credit`), weighted.
     """
 
     task: Task
@@ -141,6 +142,7 @@ class Episode:
     ended: float = dataclasses.field(default=0.0, compare=False)
     cut: bool = False
     without_skill: list[Sample] = dataclasses.field(default_factory=list)
+    credit: list[float] = dataclasses.field(default_factory=list)
 
     @property
     def scored(self) -> bool:
@@ -204,10 +206,12 @@ class TokenBatch(NamedTuple):
     # Where the host gives advantages of its own (`rollout.extra`), else None for both:
     given: Any = None  # [M] float32: the advantage of a sequence; nan = it follows from the wins
     detached: Any = None  # [M] float32: 1 = learned from as if written now, see `update.given`
+    # [B, T] float32 with config.algorithm.step_credit: what a token's advantage has beside its sequence's.
+    step_credit: Any = None
 
 
 # The fields of a TokenBatch that hold rows [B, T]; all others are small.
 ROW_FIELDS = (
     "tokens", "positions", "segment_ids", "sequence_ids", "loss_mask", "rollout_logprobs",
-    "old_logprobs", "floor_logprobs",
+    "old_logprobs", "floor_logprobs", "step_credit",
 )  # fmt: skip

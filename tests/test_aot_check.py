@@ -346,7 +346,14 @@ def test_sharded_weights_are_gathered_before_their_products(tmp_path, monkeypatc
 @pytest.mark.parametrize("steps", [0, 3])
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"sampling_mask": True}, {"sources": 2}, {"extra": 3}, {"sources": 2, "extra": 3}],
+    [
+        {},
+        {"sampling_mask": True},
+        {"step_credit": True},
+        {"sources": 2},
+        {"extra": 3},
+        {"sources": 2, "extra": 3},
+    ],
 )
 def test_the_batch_that_is_lowered_has_the_fields_of_those_that_are_made(steps, changes):
     shape = BatchShape(2, 3, 2, 1, 64, 4, **changes)

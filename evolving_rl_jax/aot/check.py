@@ -242,6 +242,7 @@ def _abstract_batch(shape: BatchShape, scored_steps: int) -> TokenBatch:
         floor_logprobs=of(jnp.float32, *rows) if shape.sampling_mask else None,
         given=of(jnp.float32, count) if shape.extra else None,
         detached=of(jnp.float32, count) if shape.extra else None,
+        step_credit=of(jnp.float32, *rows) if shape.step_credit else None,
         **_abstract_sources(shape, scored_steps),
     )
 

@@ -212,6 +212,11 @@ def _variants(config: ConfigDict) -> Iterator[Rule]:
         "algorithm.covariance.low",
         f"<= covariance.high ({algorithm.covariance.high})",
     )
+    yield (
+        not algorithm.step_credit.weight or algorithm.empty_groups == "keep",
+        "algorithm.step_credit.weight",
+        "0 with empty_groups 'drop' (turns have a credit where episodes have no spread)",
+    )
     moves = config.train.minibatches > 1 or algorithm.old_logprobs == "rollout"
     why = "the policy is the old one there, so that the ratio is 1"
     for key, off in (("ratio", "ppo"), ("dual_clip", 0), ("covariance.kind", "none")):
@@ -320,6 +325,11 @@ def _web(config: ConfigDict) -> Iterator[Rule]:
         off or config.rollout.context == "recent",
         "rollout.context",
         "'recent' with env.name 'mind2web' (each step is a sequence with an advantage of its own)",
+    )
+    yield (
+        off or not config.algorithm.step_credit.weight,
+        "algorithm.step_credit.weight",
+        "0 with env.name 'mind2web' (its steps are scored one by one)",
     )
     yield (
         off or not config.warmstart.enabled or config.env.protocol == "stop_at_error",

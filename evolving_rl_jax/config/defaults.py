@@ -23,7 +23,7 @@ from evolving_rl_jax.config.accepted import (
     share,
     sizes,
 )
-from evolving_rl_jax.config.methods import CURRICULUM, GUIDANCE, REPLAY
+from evolving_rl_jax.config.methods import CURRICULUM, GUIDANCE, REPLAY, STEP_CREDIT
 
 ARMS = ("joint", "solver_only", "extractor_only", "grpo")
 # Projections of a layer that can have adapters.
@@ -229,6 +229,7 @@ _ALGORITHM = {
         "high": 5.0,
         "coef": least_0(1.0),  # with "kl": of |new - old log-probability|
     },
+    "step_credit": STEP_CREDIT,
     # The policy before the iteration's updates: as the trainer computes it | as the engine recorded it.
     "old_logprobs": one_of("trainer", "rollout"),
     # Tokens that top-p and top-k left out when sampling, in the ratio of the update: in it | left out.

@@ -17,7 +17,10 @@ REPLAY = {
         "baselines": least_1(10240),  # groups that the median is over
         "ramp": least_0(0),  # iterations in which the weight rises from 0 (0 = at once)
     },
-    "guided": {"weight": least_0(0.0)},  # wins with a skill, as they read without it
+    "guided": {  # plays with a skill, as they read without it
+        "weight": least_0(0.0),
+        "signal": one_of("wins", "advantage"),  # wins by their likelihood | all by their advantage
+    },
     # Skills won with by at least this share, of sources with wins and losses.
     "skills": {"weight": least_0(0.0), "min_reward": share(0.5)},
     "extractions": {  # of earlier iterations, paid from -1 (all plays lost) to 1
@@ -26,6 +29,13 @@ REPLAY = {
         "exponent": least_0(1.0),  # drawn in proportion to (1 + times trained on) to minus this
         "capacity": least_1(2048),
     },
+}
+
+STEP_CREDIT = {  # of the solver's turns, beside the advantage of their episode (GiGPO)
+    "weight": least_0(0.0),  # 0 = off
+    "discount": share(0.95),  # of a reward, for every turn until it comes
+    # Turns are compared that read the same (1), or whose texts have at least this ratio of difflib.
+    "similarity": share(1.0),
 }
 
 CURRICULUM = {  # which source tasks are taken

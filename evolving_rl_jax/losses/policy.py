@@ -23,7 +23,8 @@ from evolving_rl_jax.losses._ratio import difference, log_ratio
 _MAX_LOW_VAR_KL = 10.0
 _KL_KINDS = ("k1", "k2", "k3", "low_var_kl")
 _TOKEN_INPUTS = (
-    "old_logprobs ref_logprobs entropy importance_weights log_ratio_coef mask kl_logprobs"
+    "old_logprobs ref_logprobs entropy importance_weights log_ratio_coef mask kl_logprobs "
+    "token_advantages"
 )
 _SEQUENCE_INPUTS = "advantages entropy_coef kl_coef"
 _RATIOS = ("ppo", "cispo", "gspo")
@@ -183,6 +184,7 @@ def evolving_rl_loss(
     token_divisor: float | jax.Array | None = None,
     log_ratio_coef: jax.Array | None = None,
     kl_logprobs: jax.Array | None = None,
+    token_advantages: jax.Array | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The Evolving-RL objective of a batch of packed sequences, as a sum over sequences.
 
@@ -219,6 +221,8 @@ def evolving_rl_loss(
       kl_logprobs: [B, T], what the KL compares with ``ref_logprobs``; None = ``logprobs``.  For
         ``logprobs`` that are renormalised over kept tokens (``kept_token_logprobs``): the reference
         kept others, so the two are compared under the full softmax.
+      token_advantages: [B, T], what the advantage of each token has beside that of its sequence (the
+        credit of single steps, GiGPO); None = 0.
 
     Returns:
       ``(loss_sum, metrics)``.  In metrics, ``loss``, ``policy_loss``, ``entropy``, ``kl``,
@@ -248,7 +252,8 @@ def evolving_rl_loss(
         raise ValueError(f"ratio must be one of {_RATIOS}, got {ratio!r}")
     check_rank("logprobs", logprobs, "BT")
     tokens = (old_logprobs, ref_logprobs, entropy, importance_weights, log_ratio_coef, mask)
-    _check_shapes(_TOKEN_INPUTS, (*tokens, kl_logprobs), jnp.shape(logprobs), "[B, T]")
+    tokens += (kl_logprobs, token_advantages)
+    _check_shapes(_TOKEN_INPUTS, tokens, jnp.shape(logprobs), "[B, T]")
     sequences = (advantages, entropy_coef, kl_coef)
     _check_shapes(_SEQUENCE_INPUTS, sequences, (num_sequences,), "[M]")
     weights, ids, counts = _token_weights(mask, sequence_ids, num_sequences)
@@ -262,6 +267,8 @@ def evolving_rl_loss(
         jnp.where(weights > 0, jnp.asarray(x, jnp.float32)[ids], 0.0)
         for x in (advantages, entropy_coef, kl_coef)
     )
+    if token_advantages is not None:
+        advantage += jnp.where(weights > 0, jnp.asarray(token_advantages, jnp.float32), 0.0)
     clip = {"clip_low": _of_tokens(clip_low, ids), "clip_high": _of_tokens(clip_high, ids)}
     if ratio == "cispo":
         policy, clipped = variants.cispo_loss(new, old, advantage, **clip)

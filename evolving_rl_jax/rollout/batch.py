@@ -14,6 +14,7 @@ import numpy as np
 
 from evolving_rl_jax.rollout.evolve import Experience
 from evolving_rl_jax.rollout.extra import Extra, most_dealt
+from evolving_rl_jax.rollout.step_credit import token_credit
 from evolving_rl_jax.types import (
     ROLE_EXTRACTOR,
     ROLE_NONE,
@@ -35,7 +36,8 @@ class BatchShape:
     (0 = T).  With ``sampling_mask`` a batch has what an update needs to leave out what top-p and top-k
     left out.  ``sources`` are the source episodes of each task that are trained on.  ``shards`` is over
     how many devices of this host its rows are shared out, in blocks.  ``extra`` is the most sequences
-    whose advantage is given; with any, a batch says whose are.
+    whose advantage is given; with any, a batch says whose are.  ``step_credit``: tokens have advantages of their
+    own beside those of their sequences.
     """
 
     g: int
@@ -50,6 +52,7 @@ class BatchShape:
     shards: int = 1
     sources: int = 0
     extra: int = 0
+    step_credit: bool = False
 
     @classmethod
     def from_config(cls, config) -> BatchShape:
@@ -67,6 +70,7 @@ class BatchShape:
             config.algorithm.sampling_mask == "replay",
             sources=trained_sources(config),
             extra=_extra_sequences(config),
+            step_credit=config.algorithm.step_credit.weight > 0,
         )
 
     @property
@@ -175,16 +179,17 @@ def make_batch(
 
 
 def _pack(experience, shape, extras=()):
-    """(samples, numbers of the samples of each row, the fields [M])."""
-    samples, fields = _collect(experience, shape, extras)
+    """(samples, numbers of the samples of each row, the fields [M], the credit of each sample's turns)."""
+    samples, fields, credits = _collect(experience, shape, extras)
     rows, _ = pack_rows([len(s.tokens) for s in samples], shape.row_length)
-    return samples, rows, fields
+    return samples, rows, fields, credits
 
 
-def _fill(experience, shape, num_rows, samples, rows, fields) -> TokenBatch:
+def _fill(experience, shape, num_rows, samples, rows, fields, credits) -> TokenBatch:
     filled = fill_rows(
         samples, rows, num_rows, shape.row_length,
         sampling_mask=shape.sampling_mask, shards=shape.shards,
+        credits=credits if shape.step_credit else None,
     )  # fmt: skip
     return TokenBatch(
         **filled,
@@ -195,30 +200,30 @@ def _fill(experience, shape, num_rows, samples, rows, fields) -> TokenBatch:
 
 
 def _collect(experience: Experience, shape: BatchShape, extras: Sequence[Extra]):
-    """The samples in use and the fields [M] of a batch; unused entries have ROLE_NONE."""
-    entries: list[tuple[Sample, int, int]] = []
+    """The samples in use, the fields [M] (unused entries: ROLE_NONE), the credit of each sample's turns."""
+    entries: list[tuple[Sample, int, int, Sequence[float]]] = []
     for g, source in enumerate(experience.sources):
         for n, candidate in enumerate(source.candidates):
-            entries.append((candidate.sample, ROLE_EXTRACTOR, g * shape.n + n))
+            entries.append((candidate.sample, ROLE_EXTRACTOR, g * shape.n + n, ()))
         for (k, n, r), episode in sorted(source.episodes.items()):
             flat = ((g * shape.k + k) * shape.n + n) * shape.r + r
             if episode.scored:
-                entries += [(sample, ROLE_SOLVER, flat) for sample in episode.samples]
+                entries += [(s, ROLE_SOLVER, flat, episode.credit) for s in episode.samples]
         if experience.source_mask is not None:
             for i, episode in enumerate(source.attempts):
                 if episode.scored:
                     flat = g * shape.sources + i
-                    entries += [(sample, ROLE_SOURCE, flat) for sample in episode.samples]
+                    entries += [(s, ROLE_SOURCE, flat, episode.credit) for s in episode.samples]
     given = [np.nan] * len(entries) + [e.advantage for e in extras]
     detached = [False] * len(entries) + [e.detached for e in extras]
-    entries += [(e.sample, e.role, 0) for e in extras]
+    entries += [(e.sample, e.role, 0, e.credit) for e in extras]
     # Each counts in the loss's divisor.
     kept = [i for i, entry in enumerate(entries) if entry[0].loss_mask.any()]
     entries = [entries[i] for i in kept]
     role = np.full(shape.num_sequences, ROLE_NONE, np.int32)
     index, step = np.zeros_like(role), np.zeros_like(role)
     longest = min(shape.longest or shape.row_length, shape.row_length)
-    for m, (sample, kind, flat) in enumerate(entries):
+    for m, (sample, kind, flat, _) in enumerate(entries):
         if len(sample.tokens) > longest:
             raise ValueError(
                 f"config.train.row_length must be >= every sequence, got {shape.row_length} for "
@@ -231,7 +236,7 @@ def _collect(experience: Experience, shape: BatchShape, extras: Sequence[Extra])
         fields |= {"detached": np.zeros(len(role), np.float32)}
         fields["given"][: len(kept)] = [given[i] for i in kept]
         fields["detached"][: len(kept)] = [detached[i] for i in kept]
-    return [e[0] for e in entries], fields
+    return [e[0] for e in entries], fields, [e[3] for e in entries]
 
 
 def fill_rows(
@@ -242,6 +247,7 @@ def fill_rows(
     *,
     sampling_mask: bool = False,
     shards: int = 1,
+    credits: Sequence[Sequence[float]] | None = None,
 ) -> dict[str, np.ndarray]:
     """The fields [B, T] of a TokenBatch.
 
@@ -253,6 +259,7 @@ def fill_rows(
       sampling_mask: with ``floor_logprobs``, and ``rollout_logprobs`` under what was sampled from.
       shards: blocks of equally many rows; they are dealt out, so that each block has as many
         of them, and has them first.
+      credits: of each sequence, that of its episode's turns (`types.Episode.credit`); with ``step_credit``.
 
     Raises:
       ValueError: a sequence has no record of its floors.
@@ -261,6 +268,8 @@ def fill_rows(
     ints = {f: np.zeros(shape, np.int32) for f in ("tokens", "positions", "segment_ids")}
     ints["sequence_ids"] = np.full(shape, -1, np.int32)
     floats = {f: np.zeros(shape, np.float32) for f in ("loss_mask", "rollout_logprobs")}
+    if credits is not None:
+        floats["step_credit"] = np.zeros(shape, np.float32)
     if sampling_mask:
         floats["floor_logprobs"] = np.zeros(shape, np.float32)
         if any(s.floor_logprobs is None for s in samples):
@@ -276,6 +285,8 @@ def fill_rows(
             ints["segment_ids"][row, start:end] = segment
             ints["sequence_ids"][row, start:end] = m
             floats["loss_mask"][row, start:end] = s.loss_mask
+            if credits is not None:
+                floats["step_credit"][row, start:end] = token_credit(s, credits[m])
             if sampling_mask:
                 floats["rollout_logprobs"][row, start:end] = s.sampling_logprobs
                 floats["floor_logprobs"][row, start:end] = s.floor_logprobs

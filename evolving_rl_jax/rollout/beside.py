@@ -89,8 +89,8 @@ def beside_extras(
             advantages = normalized(rewards, np.ones(len(group)), (0,), algorithm.advantage)
             for (episode, _), advantage in zip(group, advantages, strict=True):
                 extras += [
-                    Extra(sample, weight * float(advantage), detached=False)
-                    for sample in episode.samples
+                    Extra(s, weight * float(advantage), detached=False, credit=episode.credit)
+                    for s in episode.samples
                 ]
         found.append(extras)
     return found

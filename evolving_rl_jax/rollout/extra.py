@@ -22,12 +22,14 @@ class Extra:
       advantage: weighted already.
       role: whose it is.
       detached: see `types.TokenBatch`.
+      credit: of the turns of its episode, beside the advantage, see `types.Episode`.
     """
 
     sample: Sample
     advantage: float
     role: int = ROLE_SOLVER
     detached: bool = True
+    credit: Sequence[float] = ()
 
 
 def deal(extras: Sequence[Extra], parts: int, hosts: int, host: int) -> list[list[Extra]]:

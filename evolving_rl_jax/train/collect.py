@@ -23,12 +23,14 @@ from evolving_rl_jax.generate import Engine, Stats
 from evolving_rl_jax.rollout.episode import Driver
 from evolving_rl_jax.rollout.evolve import Evolver, Experience, StepScoring
 from evolving_rl_jax.rollout.groups import solver_advantages
+from evolving_rl_jax.rollout.step_credit import add_credit
 from evolving_rl_jax.run.engine import make_driver, on_this_host
 from evolving_rl_jax.run.parts import Parts
 from evolving_rl_jax.run.skills import audit_rules, fit_to_prompt, make_retriever
 from evolving_rl_jax.skills.rotation import Lots, Rotation
 from evolving_rl_jax.train.memory import Memory, tasks_drawn
 from evolving_rl_jax.types import Task
+from evolving_rl_jax.update.advantages import arm_weights
 
 
 @dataclasses.dataclass
@@ -264,6 +266,8 @@ class Stages:
                 experience.sources[i] = source
             for name, values in experience.arrays().items():
                 values[empty] = getattr(new, name)
+        if config.algorithm.step_credit.weight:
+            add_credit(experience, config.algorithm, arm_weights(config.algorithm)[0])
         return experience
 
     def _play(

@@ -15,6 +15,7 @@ from evolving_rl_jax.rollout.beside import Beside, bank_uses, beside_extras, bes
 from evolving_rl_jax.rollout.evolve import Experience, StepScoring
 from evolving_rl_jax.rollout.extra import Extra, deal
 from evolving_rl_jax.rollout.groups import solver_advantages
+from evolving_rl_jax.rollout.step_credit import credit_figures
 from evolving_rl_jax.run.console import user_errors
 from evolving_rl_jax.run.parts import Parts
 from evolving_rl_jax.run.skills import fit_to_prompt, make_skill_retriever
@@ -85,7 +86,7 @@ class Memory:
             grpo = self._parts.config.algorithm.arm == "grpo"
             played = self._parts.hosts.from_first(taught(experience, each_task=grpo))
             self.curriculum.learn(iteration, tasks_drawn(self._parts.config), played)
-        self._figures = beside_figures(experience)
+        self._figures = beside_figures(experience) | credit_figures(experience)
         if self.bank is not None:
             self.bank.learn(bank_uses(experience, self._scoring))
             self.bank.admit(bank_records(experience, iteration, 0, self._scoring))

@@ -89,6 +89,7 @@ def make_loss(config, model_cfg, lora, ref_params, batch, advantages, mesh, atte
             sequence_ids=rows.sequence_ids,
             num_sequences=batch.role.shape[0],
             advantages=advantages,
+            token_advantages=rows.step_credit,
             entropy_coef=entropy_coef,
             kl_coef=kl_coef,
             kl_kind=algorithm.kl_kind,

@@ -31,6 +31,7 @@ class Rows(NamedTuple):
     rollout_logprobs: Any  # as the engine recorded them
     old_logprobs: Any = None  # as in TokenBatch
     floor_logprobs: Any = None  # likewise
+    step_credit: Any = None  # likewise
 
 
 def gather(values: jax.Array, index: jax.Array) -> jax.Array:
@@ -53,14 +54,15 @@ def make_rows(
     rollout_logprobs=None,
     old_logprobs=None,
     floor_logprobs=None,
+    step_credit=None,
 ) -> Rows:
     """Moves what belongs to a token to the column that predicts it, the one before, and sorts.
 
     Args:
       tokens, positions, segment_ids: [B, T] as in TokenBatch.
       loss_mask: [B, T], the weight of this token in the loss, 0 = it is not trained on.
-      sequence_ids, rollout_logprobs, old_logprobs, floor_logprobs: [B, T], carried along; None
-        where the loss has no use for them.
+      sequence_ids, rollout_logprobs, old_logprobs, floor_logprobs, step_credit: [B, T], carried
+        along; None where the loss has no use for them.
     """
 
     def after(x):
@@ -86,6 +88,7 @@ def make_rows(
         ordered(rollout_logprobs, after),
         ordered(old_logprobs, after),
         ordered(floor_logprobs, after),
+        ordered(step_credit, after),
     )
 
 

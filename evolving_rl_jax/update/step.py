@@ -376,5 +376,5 @@ def _rows(batch: TokenBatch) -> rows_lib.Rows:
     mask = jnp.where(rows_lib.in_use(batch), batch.loss_mask, 0.0)
     return rows_lib.make_rows(
         batch.tokens, batch.positions, batch.segment_ids, mask, batch.sequence_ids,
-        batch.rollout_logprobs, batch.old_logprobs, batch.floor_logprobs,
+        batch.rollout_logprobs, batch.old_logprobs, batch.floor_logprobs, batch.step_credit,
     )  # fmt: skip

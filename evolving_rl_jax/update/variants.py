@@ -58,7 +58,7 @@ class Variant:
             return options
         outliers = losses.covariance_outliers(
             rows.rollout_logprobs,
-            gather(self._advantages, rows.sequence_ids),
+            self._of_tokens(rows),
             given.own_rows(given.detached_tokens(self._batch, rows.sequence_ids), rows).mask,
             self._limits,
         )
@@ -67,6 +67,11 @@ class Variant:
         ones = jnp.ones_like(rows.mask) if weights is None else weights
         return options | {"importance_weights": jnp.where(outliers, 0.0, ones)}
 
+    def _of_tokens(self, rows: Rows | TokenBatch) -> jax.Array:
+        """The advantage of every token, [B, T]."""
+        found = gather(self._advantages, rows.sequence_ids)
+        return found if rows.step_credit is None else found + rows.step_credit
+
     def _covariance_limits(self, batch):
         wanted = self._algorithm.covariance
         if wanted.kind == "none":
@@ -74,7 +79,7 @@ class Variant:
         bounds = {"low": wanted.low, "high": wanted.high} if wanted.kind == "clip" else {}
         return losses.covariance_limits(
             batch.rollout_logprobs,
-            gather(self._advantages, batch.sequence_ids),
+            self._of_tokens(batch),
             self._trained,
             share=wanted.share,
             **bounds,
