@@ -50,10 +50,9 @@ def experience(won, valid=None):
             if valid[g, n]:
                 tokens = sample(100 * g + 10 * k + n)
                 shorter = dataclasses.replace(tokens, tokens=-tokens.tokens)
-                kept = [shorter] if won[g, k, n] else []
                 episodes[k, n, 0] = Episode(
                     None, [None], bool(won[g, k, n]), "ok", [tokens], skill_text="s",
-                    without_skill=kept,
+                    without_skill=[shorter],
                 )  # fmt: skip
         sources.append(Source(make_task(f"t{g}"), None, skills, [], episodes))
     wins = (won & valid[:, None])[..., None].astype(np.float32)
@@ -99,6 +98,16 @@ def test_guided_wins_come_without_their_skill():
     assert {e.advantage for e in given} == {0.3}
     few = Replay(settings(2, guided={"weight": 0.3}), 0, 100)
     assert len(few.take(0, harvest(experience(MIXED), [0, 1], 0, few._replay))) == 2
+
+
+def test_guided_plays_may_come_with_their_advantage_lost_ones_too():
+    replay = Replay(settings(20, guided={"weight": 0.3, "signal": "advantage"}), 0, 100)
+    given = replay.take(0, harvest(experience(MIXED), [0, 1], 0, replay._replay))
+    found = {int(e.sample.tokens[0]): e.advantage for e in given}
+    high, low = 2 / math.sqrt(2), -1 / math.sqrt(2)  # of one win among three, and mirrored
+    want = {0: high, -1: low, -2: low, -10: -low, -11: -low, -12: -high}
+    assert found == pytest.approx({n: 0.3 * a for n, a in want.items()}, rel=1e-4)
+    assert all(e.detached and e.role == ROLE_SOLVER for e in given)
 
 
 def test_proven_skills_are_of_mixed_sources_and_won_with():
@@ -207,8 +216,7 @@ def test_a_guided_win_reads_as_if_it_had_been_played_without_its_skill(context):
     """What the driver keeps is, token by token, what an unguided episode with the same answers reads."""
     prompts = compact_prompts()
 
-    def play(skill, keeps):
-        words = ["look", "look", "win"]
+    def play(skill, keeps, words=("look", "look", "win")):
         engine = FakeEngine(prompts.tokenizer, lambda _episode, turn: words[turn])
         rules = PlaySettings(20, 20, 5, 1.0, 1.0, 0, context=context, recent_turns=1)
         driver = Driver(engine, FakePool(), prompts, rules, iteration=0, keeps_unguided=keeps)
@@ -219,6 +227,7 @@ def test_a_guided_win_reads_as_if_it_had_been_played_without_its_skill(context):
 
     guided, free = play("the mug is in drawer 1", True), play("", True)
     assert guided.won and free.without_skill == [] and play("skill", False).without_skill == []
+    assert (lost := play("skill", True, ["look"] * 5)).without_skill and not lost.won
     assert len(guided.without_skill) == len(free.samples) == (1 if context == "full" else 3)
     for ours, theirs in zip(guided.without_skill, free.samples, strict=True):
         np.testing.assert_array_equal(ours.tokens, theirs.tokens)

@@ -80,7 +80,7 @@ class Driver:
       settings: how to play.
       iteration: first part of every sampling key; the second is the episode's ``key``.
       clock: seconds; what `types.Episode.began` and ``ended`` are read from.
-      keeps_unguided: whether wins with a skill are kept as they read without it too
+      keeps_unguided: whether episodes with a skill are kept as they read without it too
         (`types.Episode.without_skill`).
 
     Attributes:
@@ -369,7 +369,7 @@ class Driver:
             self.release(play)
         self.finished += 1
         ended = self._clock()
-        unguided = self._keeps_unguided and won and play.skill_text
+        unguided = self._keeps_unguided and play.skill_text
         episode = Episode(
             task=play.task,
             turns=play.turns,

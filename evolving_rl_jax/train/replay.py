@@ -49,7 +49,8 @@ class Stored:
     Attributes:
       samples: one, or one for each turn.
       iteration: that they were sampled in.
-      reward: of the episode, or of the skill from -1 (all plays lost) to 1 (all won).
+      reward: of the episode (1, or its advantage, where it is read without its skill), or of the skill
+        from -1 (all plays lost) to 1 (all won).
       trained: how often they were learned from.
       last: iteration in which they were last.
     """
@@ -102,7 +103,11 @@ def harvest(experience: Experience, numbers: Sequence[int], iteration: int, repl
             if replay.wins.weight and advantages[i, k, n, r] > replay.wins.min_advantage:
                 found.wins.append((key, Stored(episode.samples, iteration, reward)))
             if replay.guided.weight and episode.without_skill:
-                found.guided.append((key, Stored(episode.without_skill, iteration, reward)))
+                worth = float(episode.won)
+                if replay.guided.signal == "advantage":
+                    worth = float(advantages[i, k, n, r])
+                if worth:
+                    found.guided.append((key, Stored(episode.without_skill, iteration, worth)))
         if replay.skills.weight or replay.extractions.weight:
             _harvest_skills(found, g, i, experience, iteration, replay)
     return found
@@ -160,8 +165,13 @@ class Replay:
         r = self._replay
         kinds = {
             "wins": self._replayed_wins,
-            "guided": lambda now, _rng: _weighted(found.guided, r.guided.weight, ROLE_SOLVER),
-            "skills": lambda now, _rng: _weighted(found.skills, r.skills.weight, ROLE_EXTRACTOR),
+            "guided": lambda now, _rng: [
+                _extras(stored, r.guided.weight * stored.reward, ROLE_SOLVER)
+                for _, stored in found.guided
+            ],
+            "skills": lambda now, _rng: [
+                _extras(stored, r.skills.weight, ROLE_EXTRACTOR) for _, stored in found.skills
+            ],
             "extractions": self._stored_extractions,
         }
         active = [name for name in kinds if r[name].weight]
@@ -281,10 +291,6 @@ class Replay:
 
 def _concatenated(arrays: list[np.ndarray]) -> np.ndarray:
     return np.concatenate(arrays) if arrays else np.zeros(0, np.float32)
-
-
-def _weighted(found, weight: float, role: int) -> list[list[Extra]]:
-    return [_extras(stored, weight, role) for _, stored in found]
 
 
 def _extras(stored: Stored, advantage: float, role: int) -> list[Extra]:
