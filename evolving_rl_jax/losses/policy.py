@@ -263,12 +263,7 @@ def evolving_rl_loss(
         jnp.where(weights > 0, jnp.asarray(x, jnp.float32), 0.0)
         for x in (logprobs, old_logprobs, ref_logprobs, entropy, full)
     )
-    advantage, entropy_coef, kl_coef = (
-        jnp.where(weights > 0, jnp.asarray(x, jnp.float32)[ids], 0.0)
-        for x in (advantages, entropy_coef, kl_coef)
-    )
-    if token_advantages is not None:
-        advantage += jnp.where(weights > 0, jnp.asarray(token_advantages, jnp.float32), 0.0)
+    advantage, entropy_coef, kl_coef = _coefficients(sequences, token_advantages, weights > 0, ids)
     clip = {"clip_low": _of_tokens(clip_low, ids), "clip_high": _of_tokens(clip_high, ids)}
     if ratio == "cispo":
         policy, clipped = variants.cispo_loss(new, old, advantage, **clip)
@@ -291,6 +286,16 @@ def evolving_rl_loss(
     metrics |= {"policy_loss": jnp.sum(divided * policy), "loss": loss_sum}
     metrics |= {"sequences": jnp.sum((counts > 0).astype(jnp.float32)), "tokens": jnp.sum(counts)}
     return loss_sum, jax.lax.stop_gradient(metrics)
+
+
+def _coefficients(sequences, token_advantages, trained, ids):
+    """Arrays of sequences [M] -> of their trained tokens [B, T]; the first, advantages, with the tokens' own."""
+    advantage, *others = (
+        jnp.where(trained, jnp.asarray(x, jnp.float32)[ids], 0.0) for x in sequences
+    )
+    if token_advantages is not None:
+        advantage += jnp.where(trained, jnp.asarray(token_advantages, jnp.float32), 0.0)
+    return advantage, *others
 
 
 def _of_tokens(bound, ids):
