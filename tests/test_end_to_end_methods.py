@@ -99,10 +99,11 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(undisturbed, program, all_on
 def test_two_processes_do_what_one_does(all_on, tmp_path_factory, tmp_path):
     compiled = tmp_path_factory.mktemp("compiled")
     single, double = tmp_path / "single", tmp_path / "double"
-    ((_, err), code) = finish(launch(command(all_on, single), 1, compiled=compiled))[0]
+    more = "--config.rollout.num_sources=4"  # two a minibatch: one for each process
+    ((_, err), code) = finish(launch(command(all_on, single, more), 1, compiled=compiled))[0]
     assert code == 0, err[-3000:]
     double.mkdir()
     started_like(single, double)
-    for (_, err), code in finish(launch(command(all_on, double), 2, compiled=compiled)):
+    for (_, err), code in finish(launch(command(all_on, double, more), 2, compiled=compiled)):
         assert code == 0, err[-3000:]
     assert_same_run(single, double)
