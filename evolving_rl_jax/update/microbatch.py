@@ -125,7 +125,8 @@ def accumulate_gradients(
 
     Args:
       loss_fn: (params, rows of one micro-batch) -> (loss as a sum, MicroResult).
-      params: float32 parameters.
+      params: the parameters as ``loss_fn`` takes them; gradients in a narrower dtype are summed in
+        float32.
       rows: leaves [number of micro-batches, rows of one, ...] as `split_rows` returns them.
       num_micro: [] int, how many micro-batches are in use.
       mesh: the device mesh; gradient sums are sharded like the parameters.

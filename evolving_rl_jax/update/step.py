@@ -154,7 +154,8 @@ def make_train_step(
             config, model_cfg, lora, state.ref_params, batch, advantages, mesh, attention
         )
         rows, num_micro = _micro_batches(batch, config, mesh)
-        grads, total = microbatch.accumulate_gradients(loss_fn, state.params, rows, num_micro, mesh)
+        params = cast_once(state.params, model_cfg, lora)
+        grads, total = microbatch.accumulate_gradients(loss_fn, params, rows, num_micro, mesh)
         count = jnp.sum(given.counted(config.algorithm, batch)).astype(jnp.float32)
         grads = jax.tree.map(lambda g: g / jnp.maximum(count, 1.0), grads)
         usable = given.usable(batch, count)
@@ -188,7 +189,8 @@ def make_scoring(
     """
 
     def score(state, batch):
-        policy = lora_lib.attach(state.ref_params, state.params, lora) if lora else state.params
+        params = cast_once(state.params, model_cfg, lora)
+        policy = lora_lib.attach(state.ref_params, params, lora) if lora else params
         rows, num_micro = _micro_batches(batch, config, mesh)
 
         def micro(rows):
@@ -244,7 +246,8 @@ def make_cloning_step(
         rows = rows_lib.make_rows(**batch)
         rows, _ = microbatch.split_rows(rows, config.train.micro_batch_rows, mesh)
         num_micro = rows.tokens.shape[0]
-        grads, total = microbatch.accumulate_gradients(loss_fn, state.params, rows, num_micro, mesh)
+        params = cast_once(state.params, model_cfg, lora)
+        grads, total = microbatch.accumulate_gradients(loss_fn, params, rows, num_micro, mesh)
         count = total.sums["trained_tokens"]
         weight = total.sums["weight"]
         grads = jax.tree.map(lambda g: g / jnp.maximum(weight, 1.0), grads)
@@ -278,7 +281,8 @@ def make_cloning_score(
     """
 
     def score(state, batch):
-        policy = lora_lib.attach(state.ref_params, state.params, lora) if lora else state.params
+        params = cast_once(state.params, model_cfg, lora)
+        policy = lora_lib.attach(state.ref_params, params, lora) if lora else params
         rows = rows_lib.make_rows(**batch)
         rows, _ = microbatch.split_rows(rows, config.train.micro_batch_rows, mesh)
 
@@ -309,6 +313,19 @@ def _cloning_sums(policy, model_cfg, config, rows, mesh, attention):
         "weighted": -jnp.sum(jnp.where(rows.mask > 0, rows.mask * logprobs, 0.0)),
         "weight": jnp.sum(rows.mask),
     }
+
+
+def cast_once(params: Any, model_cfg: models.ModelConfig, lora: lora_lib.LoraConfig | None) -> Any:
+    """The parameters in the dtype that they are multiplied in, for all micro-batches of an update.
+
+    Otherwise every layer of every micro-batch casts its own, and again in the backward pass.  The
+    embedding stays as it is: what is looked up in it has its gradient summed in its own dtype.  So do
+    adapters, which are small and scaled before their cast.  The reference is kept cast.
+    """
+    if lora:
+        return params
+    rest = {name: x for name, x in params.items() if name != "embedding"}
+    return params | parallel.cast(rest, model_cfg.dtype)
 
 
 def _compiled(step, abstract, batch_sharding, mesh):
