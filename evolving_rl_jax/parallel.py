@@ -195,7 +195,7 @@ def shardings(tree: Any, mesh: Mesh, *, rules=PARAM_RULES) -> Any:
     """NamedSharding of every leaf, by its path.
 
     A dimension that its mesh axes do not divide is kept whole (a vocabulary of 750 over 4 devices).
-    Scalars are replicated.
+    Scalars are replicated.  Layers that are apart (``layers/3/...``) are sharded as in their stack.
 
     Args:
       tree: arrays or shapes (``jax.eval_shape``), parameters or a state that mirrors them.
@@ -208,6 +208,9 @@ def shardings(tree: Any, mesh: Mesh, *, rules=PARAM_RULES) -> Any:
 
     def one(key, leaf):
         path = jax.tree_util.keystr(key, simple=True, separator="/")
+        if re.search(r"(^|/)layers/\d+/", path):
+            spec = _spec(path, (1, *leaf.shape), mesh, rules)
+            return NamedSharding(mesh, P(*spec[1:]))
         return NamedSharding(mesh, _spec(path, tuple(leaf.shape), mesh, rules))
 
     return jax.tree_util.tree_map_with_path(one, tree)

@@ -354,6 +354,18 @@ def test_weights_have_a_name_of_their_own():
     assert len(found) == 6
 
 
+def test_layers_apart_have_the_name_of_their_stack():
+    from evolving_rl_jax.eval.fingerprint import fingerprint
+
+    rng = np.random.default_rng(0)
+    layers = {"w": rng.normal(size=(3, 4, 5)).astype(np.float32), "norm": np.ones((3, 2))}
+    params = {"embedding": rng.normal(size=(7, 2)).astype(np.float32), "layers": layers}
+    apart = {**params, "layers": tuple({n: x[i] for n, x in layers.items()} for i in range(3))}
+    assert fingerprint(apart) == fingerprint(params)
+    apart["layers"] = apart["layers"][::-1]
+    assert fingerprint(apart) != fingerprint(params)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

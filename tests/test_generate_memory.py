@@ -32,7 +32,8 @@ def test_the_plan_is_what_is_allocated():
         assert engine.memory.cache == 4 * 64 * CFG.num_layers * 2 * CFG.num_kv_heads * 8 * size
         assert engine.memory.working == engine.memory.cache // 2  # two of four rows a call
         own = sum(x.nbytes for x in jax.tree.leaves(engine._runner.params))
-        assert engine.memory.weights == (own if size == 2 else 0)
+        layers = sum(x.nbytes for x in jax.tree.leaves(PARAMS["layers"]))
+        assert engine.memory.weights == (own if size == 2 else layers)
     assert make_engine(copies_weights=True).memory.weights == sum(
         x.nbytes for x in jax.tree.leaves(PARAMS)
     )
@@ -102,19 +103,28 @@ def test_weights_are_cast_by_one_function_compiled_once():
                 np.asarray(a, np.float32), np.asarray(b.astype(jnp.bfloat16), np.float32)
             ),
             got,
-            params,
+            models.by_layer(params),
         )
     assert relayout._cast._cache_size() == 1
 
 
-def test_weights_are_shared_unless_a_copy_is_asked_for():
+def test_weights_are_shared_unless_a_copy_is_asked_for_and_layers_are_apart():
     relayout = Relayout(jnp.float32, jax.devices()[0])
 
     def places(params):
         return [x.unsafe_buffer_pointer() for x in jax.tree.leaves(params)]
 
-    assert places(relayout(PARAMS)) == places(PARAMS)
+    got = relayout(PARAMS)
+    for name in ("embedding", "final_norm"):
+        assert places(got[name]) == places(PARAMS[name])
+    assert len(got["layers"]) == CFG.num_layers
+    for i, layer in enumerate(got["layers"]):
+        jax.tree.map(
+            lambda a, b, i=i: np.testing.assert_array_equal(a, b[i]), layer, PARAMS["layers"]
+        )
+    assert places(relayout(got)) == places(got)
     assert not set(places(relayout(PARAMS, copy=True))) & set(places(PARAMS))
+    assert not set(places(relayout(got, copy=True))) & set(places(got))
 
 
 def test_an_engine_with_a_copy_outlives_the_donation_of_the_trainers_weights():
@@ -159,9 +169,9 @@ def test_bfloat16_generation_of_a_float32_policy():
     assert engine.cfg == dataclasses.replace(CFG, dtype="bfloat16")
     assert {x.dtype for x in jax.tree.leaves(engine._runner.cache)} == {jnp.dtype(jnp.bfloat16)}
     params = engine._runner.params  # but for the scales of norms, which act in float32
-    assert params["final_norm"].dtype == params["layers"]["mlp"]["norm"].dtype == jnp.float32
+    assert params["final_norm"].dtype == params["layers"][0]["mlp"]["norm"].dtype == jnp.float32
     assert params["embedding"].dtype == jnp.bfloat16
-    assert params["layers"]["mlp"]["up_proj"]["kernel"].dtype == jnp.bfloat16
+    assert params["layers"][0]["mlp"]["up_proj"]["kernel"].dtype == jnp.bfloat16
 
 
 def test_taking_weights_traces_nothing(monkeypatch):
@@ -197,7 +207,9 @@ def test_after_the_warm_up_the_plan_is_the_compilers():
 def test_weights_that_only_change_their_layout_are_counted():
     whole = sum(x.nbytes for x in jax.tree.leaves(PARAMS))
     device = jax.local_devices()[0]
-    assert memory.own_weights(PARAMS, CFG.dtype, place=device) == 0
+    layers = sum(x.nbytes for x in jax.tree.leaves(PARAMS["layers"]))  # taken apart
+    assert memory.own_weights(PARAMS, CFG.dtype, place=device) == layers
+    assert memory.own_weights(models.by_layer(PARAMS), CFG.dtype, place=device) == 0
     assert memory.own_weights(jax.device_get(PARAMS), CFG.dtype, place=device) == whole
     if jax.device_count() > 1:
         elsewhere = jax.device_put(PARAMS, jax.local_devices()[1])

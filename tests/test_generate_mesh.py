@@ -31,6 +31,11 @@ def play(mesh):
             turns += [(g.session.episode, turn, g.tokens.tolist(), g.logprobs) for g in engine.step()]
     assert engine.compile_count == count
     shards = engine._runner.cache["k"][0].addressable_shards
+    if mesh:  # layers apart are shared out as in their stack
+        apart, stack = engine.params["layers"], parallel.shardings(params["layers"], mesh)
+        jax.tree.map(lambda x, s: x.sharding.is_equivalent_to(
+            jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*s.spec[1:])), x.ndim
+        ) or 1 / 0, apart[1], stack)
     return sorted(turns, key=lambda t: t[:2]), shards[0].data.shape
 
 
@@ -47,7 +52,9 @@ training = parallel.make_mesh(1, 4, 1)
 theirs = jax.device_put(params, parallel.shardings(params, training))
 moved = own_weights(theirs, cfg.dtype, place=mesh)
 placed = jax.device_put(theirs, parallel.shardings(params, mesh))
-assert moved > 0 and own_weights(placed, cfg.dtype, place=mesh) == 0, moved
+layers = sum(x.nbytes for x in jax.tree.leaves(params["layers"]))  # apart, so an engine's own
+assert moved > layers == own_weights(placed, cfg.dtype, place=mesh), moved
+assert own_weights(models.by_layer(placed), cfg.dtype, place=mesh) == 0
 
 (one, whole), (four, part) = play(None), play(mesh)
 assert whole == (4, 4, 32, 8) and part == (4, 1, 32, 8), (whole, part)

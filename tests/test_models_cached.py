@@ -8,6 +8,7 @@ import pytest
 from evolving_rl_jax import models
 from evolving_rl_jax.generate.cache import copy_in_place
 from evolving_rl_jax.generate.programs import Programs
+from evolving_rl_jax.generate.weights import Relayout
 from evolving_rl_jax.models import cached
 from evolving_rl_jax.models.attention import cached_attention, write_cache
 
@@ -73,3 +74,43 @@ def test_temporary_memory_does_not_grow_with_the_cache(monkeypatch, kind):
     assert large <= small + 1024
     cache_bytes = 16_384 * 4 * 2 * 2 * 8 * 4
     assert temporary_bytes("cpu", 16_384, kind) >= cache_bytes > 8 * large
+
+
+@pytest.mark.parametrize("kind, size", [("decode", 4), ("prefill", 16)])
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_weights_are_read_where_they_lie(platform, kind, size):
+    """A copy of any layer's matrices would be larger than all else that a call needs."""
+    cfg = models.ModelConfig(61, 64, 2048, 3, 2, 1, 8)
+    params = models.init(cfg, jax.random.key(0))
+    programs = Programs(
+        cfg, num_slots=2, max_length=32, window=4, chunks=(16,), rows=(2,), columns=(32,),
+        platform=platform,
+    )  # fmt: skip
+    cache, engine_params = (
+        models.init_cache(cfg, 2, 32),
+        Relayout("float32", jax.devices()[0])(params),
+    )
+    matrix = params["layers"]["mlp"]["up_proj"]["kernel"][0].nbytes
+
+    def temporary(params):
+        lowered = programs.lower(params, cache, (kind, 2, size, 32))
+        return lowered.compile().memory_analysis().temp_size_in_bytes
+
+    used = 2 * size * cfg.intermediate_size * 4 * 3 if kind == "prefill" else 0  # activations
+    assert temporary(engine_params) - used < matrix <= temporary(params) - used
+
+
+@pytest.mark.parametrize("slots", [None, [2, 0]])
+def test_layers_apart_give_what_their_stack_gives(slots):
+    cfg = models.ModelConfig(61, 32, 48, 3, 4, 2, 8, qkv_bias=True)
+    params = models.init(cfg, jax.random.key(0))
+    tokens = jax.random.randint(jax.random.key(1), (2, 9), 0, 61)
+    where = {} if slots is None else {"slots": jnp.array(slots)}
+
+    @jax.jit
+    def run(params):
+        cache = models.init_cache(cfg, 3 if where else 2, 16)
+        return models.apply(params, cfg, tokens, cache=cache, **where)
+
+    stacked, apart = run(params), run(models.by_layer(params))
+    jax.tree.map(np.testing.assert_array_equal, apart, stacked)

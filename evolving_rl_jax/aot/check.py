@@ -267,7 +267,9 @@ def _lower_generation(config, cfg, mesh):
         chunks=r.prefill_buckets, rows=r.row_buckets or None, columns=r.column_buckets or None,
         platform=mesh.devices.flat[0].platform,
     )  # fmt: skip
-    shapes = jax.eval_shape(lambda: parallel.cast(models.init(cfg, jax.random.key(0)), cfg.dtype))
+    shapes = jax.eval_shape(
+        lambda: models.by_layer(parallel.cast(models.init(cfg, jax.random.key(0)), cfg.dtype))
+    )
     weights = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
         shapes,

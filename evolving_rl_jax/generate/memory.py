@@ -9,7 +9,7 @@ import jax
 
 from evolving_rl_jax import parallel
 from evolving_rl_jax.generate.cache import cache_bytes
-from evolving_rl_jax.generate.weights import changes
+from evolving_rl_jax.generate.weights import changes, is_apart
 from evolving_rl_jax.models import ModelConfig
 
 
@@ -100,7 +100,8 @@ def own_weights(params: Any, dtype, copy: bool = False, place: Any = None) -> in
 
     Args:
       params: the trainer's.
-      dtype: of generation; where it differs for any of them, all are made anew.
+      dtype: of generation; where it differs for any of them, all are made anew.  The layers, which
+        an engine keeps apart, are in any case.
       copy: whether the engine is asked to keep buffers of its own.
       place: the engine's device or mesh; what lies elsewhere, or shared out in another way, is
         copied.  None = where it is.
@@ -110,6 +111,9 @@ def own_weights(params: Any, dtype, copy: bool = False, place: Any = None) -> in
     moved = [True] * len(leaves)
     if not copy and not changes(params, dtype):
         moved = [False] * len(leaves) if place is None else _moved(params, place)
+        if not is_apart(params):
+            first = [path[0].key for path, _ in jax.tree.leaves_with_path(params)]
+            moved = [name == "layers" or m for name, m in zip(first, moved, strict=True)]
     return sum(
         x.size * kind.itemsize for x, kind, own in zip(leaves, kinds, moved, strict=True) if own
     )

@@ -8,13 +8,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from evolving_rl_jax import parallel
+from evolving_rl_jax import models, parallel
 
 
 class Relayout:
-    """Casts all weights in one compiled function, then moves them to where the engine runs.
+    """Casts all weights and takes the layers apart in one compiled function, then moves them to where
+    the engine runs.
 
-    Arrays that are there in the right dtype already are used as they are: no copy is made.
+    Layers apart (`models.by_layer`) are read where they lie, at every token.  The other arrays are
+    used as they are where they are there in the right dtype already.
 
     Args:
       dtype: of the weights in generation.
@@ -30,14 +32,22 @@ class Relayout:
 
         Args:
           params: the trainer's, on any sharding of this process's devices, or numpy arrays.
-          copy: give buffers of the engine's own, so that the trainer may donate its arrays while
-            the engine still generates with these.
+          copy: give buffers of the engine's own alone, so that the trainer may donate its arrays
+            while the engine still generates with these.
         """
-        if copy or changes(params, self._dtype):
-            params = self._cast(params, copy=copy)
+        own = params
+        if not copy and not changes(params, self._dtype):
+            own = {n: params[n] for n in params if n == "layers" and not is_apart(params)}
+        if own:
+            params = {**params, **self._cast(own, copy=copy)}
         on_mesh = isinstance(self._place, jax.sharding.Mesh)
         place = parallel.shardings(params, self._place) if on_mesh else self._place
         return jax.device_put(params, place)
+
+
+def is_apart(params: Any) -> bool:
+    """Whether the layers are apart already, as an engine has them."""
+    return isinstance(params["layers"], tuple)
 
 
 def changes(params: Any, dtype: Any) -> bool:
@@ -53,5 +63,5 @@ def changes(params: Any, dtype: Any) -> bool:
 
 
 def _cast(params, *, dtype, copy):
-    params = parallel.cast(params, dtype)
+    params = models.by_layer(parallel.cast(params, dtype))
     return jax.tree.map(jnp.copy, params) if copy else params

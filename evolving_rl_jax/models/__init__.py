@@ -10,13 +10,21 @@ Import from here: the names below; the rest by module.  This room knows ``parall
 from evolving_rl_jax.models.config import ModelConfig, RopeScaling, config_from_hf
 from evolving_rl_jax.models.hf import import_gguf, load_gguf, load_hf, save_hf
 from evolving_rl_jax.models.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
-from evolving_rl_jax.models.transformer import apply, init, init_cache, logits, unembedding
+from evolving_rl_jax.models.transformer import (
+    apply,
+    by_layer,
+    init,
+    init_cache,
+    logits,
+    unembedding,
+)
 
 __all__ = [
     "ModelConfig",
     "RopeScaling",
     "Tokenizer",
     "apply",
+    "by_layer",
     "config_from_hf",
     "import_gguf",
     "init",

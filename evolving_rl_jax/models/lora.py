@@ -13,6 +13,7 @@ is what training differentiates; `merge` adds them to the kernels, which is what
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 from pathlib import Path
@@ -21,10 +22,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from evolving_rl_jax.files import write_json
 from evolving_rl_jax.models import safetensors
 from evolving_rl_jax.models.config import ModelConfig
+from evolving_rl_jax.models.transformer import by_layer
 from evolving_rl_jax.models.transformer import init as init_model
 
 # Projection -> (block of a layer here, the same in Hugging Face names).
@@ -120,8 +123,7 @@ def _map_layers(function, params: Any, adapters: Any, lora: LoraConfig) -> dict[
 
     def one_layer(x):
         kernel, a, b = x
-        change = jnp.matmul(a, b, precision="highest") * lora.scale
-        return function(kernel, change)
+        return function(kernel, _change({"lora_a": a, "lora_b": b}, lora))
 
     found = {}
     for name, kernel in _kernels(params, lora).items():
@@ -134,10 +136,17 @@ def _map_layers(function, params: Any, adapters: Any, lora: LoraConfig) -> dict[
 def _merged_kernels(
     params: Any, adapters: Any, lora: LoraConfig, dtype: Any = None
 ) -> dict[str, jax.Array]:
-    def merged(kernel, change):
-        return (kernel.astype(jnp.float32) + change).astype(dtype or kernel.dtype)
-
+    merged = functools.partial(_merged, dtype=dtype)
     return _map_layers(merged, params, adapters, lora)
+
+
+def _change(p: dict[str, jax.Array], lora: LoraConfig) -> jax.Array:
+    """What one layer's adapters add to its kernel, float32."""
+    return jnp.matmul(p["lora_a"], p["lora_b"], precision="highest") * lora.scale
+
+
+def _merged(kernel: jax.Array, change: jax.Array, dtype: Any = None) -> jax.Array:
+    return (kernel.astype(jnp.float32) + change).astype(dtype or kernel.dtype)
 
 
 def _with_kernels(params: Any, kernels: dict[str, jax.Array]) -> dict[str, Any]:
@@ -197,33 +206,64 @@ def merge_loss(params: Any, adapters: Any, lora: LoraConfig, dtype: Any) -> Merg
 
 
 class Merger:
-    """`merge`, compiled once and always into the same buffers.
+    """`merge` for generation: layers apart (`models.by_layer`), always into the same buffers.
 
-    Of the whole model there are then two copies of the target kernels, the frozen and the merged
-    ones, and one of everything else.  A result is valid until the next call, which overwrites it.
+    Of the whole model there are then two copies of the layers, the frozen and the merged ones, and one
+    of everything else.  A result is valid until the next call, which overwrites it.
     """
 
     def __init__(self, lora: LoraConfig):
         self._lora = lora
-        self._merged: dict[str, jax.Array] | None = None
+        self._layers: tuple[dict[str, Any], ...] = ()
         self._program = None
 
     def __call__(self, params: Any, adapters: Any) -> dict[str, Any]:
-        """As `merge`."""
+        """As `merge`, in its layout for generation."""
         if self._program is None:
-            frozen = _kernels(params, self._lora)
-            shardings = jax.tree.map(lambda x: x.sharding, frozen)
-            self._program = self._compiled(shardings)
-            self._merged = jax.device_put(jax.tree.map(jnp.copy, frozen), shardings)
-        self._merged = self._program(self._merged, params, adapters)
-        return _with_kernels(params, self._merged)
+            self._start(params)
+        frozen, layers = _kernels(params, self._lora), []
+        for i, layer in enumerate(self._layers):
+            old = _kernels({"layers": layer}, self._lora)
+            new = self._program(old, frozen, adapters, np.int32(i))
+            layers.append(_with_kernels({"layers": layer}, new)["layers"])
+        self._layers = tuple(layers)
+        return params | {"layers": self._layers}
 
-    def _compiled(self, shardings):
-        def program(_, params, adapters):
-            return _merged_kernels(params, adapters, self._lora)
+    def _start(self, params):
+        layers = params["layers"]
+        shardings = jax.tree.map(lambda x: _of_layer(x.sharding), layers)
+        count = jax.tree.leaves(layers)[0].shape[0]
+        apart = jax.jit(
+            lambda x: by_layer({"layers": x})["layers"], out_shardings=(shardings,) * count
+        )
+        self._layers = apart(layers)
+
+        def program(_, frozen, adapters, i):
+            def one(x):
+                return jax.lax.dynamic_index_in_dim(x, i, keepdims=False)
+
+            def at(name):
+                return jax.tree.map(one, adapters["layers"][_BLOCKS[name][0]][name])
+
+            return {
+                name: _merged(one(kernel), _change(at(name), self._lora))
+                for name, kernel in frozen.items()
+            }
 
         # The old kernels are donated, so the new ones take their place.
-        return jax.jit(program, donate_argnums=0, keep_unused=True, out_shardings=shardings)
+        self._program = jax.jit(
+            program,
+            donate_argnums=0,
+            keep_unused=True,
+            out_shardings=_kernels({"layers": shardings}, self._lora),
+        )
+
+
+def _of_layer(sharding: jax.sharding.Sharding) -> jax.sharding.Sharding:
+    """Of one layer of a stack that is laid out so."""
+    if not isinstance(sharding, NamedSharding):
+        return sharding
+    return NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
 
 
 # -- PEFT's format ---------------------------------------------------------------------------------

@@ -99,6 +99,20 @@ def init(cfg: ModelConfig, key: jax.Array) -> dict[str, Any]:
     return params
 
 
+def by_layer(params: dict[str, Any]) -> dict[str, Any]:
+    """The parameters with ``layers`` as a tuple of L trees without the layer axis.
+
+    For `apply` with a cache, which is not a scan: XLA copies a matrix out of a stack before it
+    multiplies by it.  What is apart already stays as it is.
+    """
+    layers = params["layers"]
+    if isinstance(layers, tuple):
+        return params
+    count = jax.tree.leaves(layers)[0].shape[0]
+    apart = tuple(jax.tree.map(operator.itemgetter(i), layers) for i in range(count))
+    return {**params, "layers": apart}
+
+
 def init_cache(
     cfg: ModelConfig, batch: int, length: int, dtype=None, *, device=None
 ) -> dict[str, tuple[jax.Array, ...]]:
@@ -194,7 +208,7 @@ def apply(
     sees columns j <= p of its row.
 
     Args:
-      params: as `init` returns them.
+      params: as `init` returns them; with a cache better as `by_layer` does.
       cfg: the model.
       tokens: [B, T] int.
       positions: [B, T] int; default 0..T-1.  With a cache: the cache column of every token, -1 =
@@ -250,9 +264,9 @@ def _run_scanned(x, layers, cfg, rope, shape, attend, remat, mesh):
 
 def _run_cached(x, layers, cfg, rope, shape, places, cache):
     keys, values = [], []
-    for i in range(cfg.num_layers):
-        attend = functools.partial(_attend_cached, cache["k"][i], cache["v"][i], *places)
-        layer = jax.tree.map(operator.itemgetter(i), layers)
+    layers = by_layer({"layers": layers})["layers"]
+    for layer, *kv in zip(layers, cache["k"], cache["v"], strict=True):
+        attend = functools.partial(_attend_cached, *kv, *places)
         x, (k_cache, v_cache) = _layer(x, layer, cfg, rope, shape, attend)
         keys.append(k_cache)
         values.append(v_cache)

@@ -110,7 +110,9 @@ def clone(parts, mesh: Mesh):
                 run.stop_if_preempted(i + 1, state)
     run.finish()
     if run.lora:
-        return lora_lib.Merger(run.lora)(state.ref_params, state.params)
+        places = jax.tree.map(lambda x: x.sharding, state.ref_params)
+        merge = jax.jit(lora_lib.merge, static_argnums=2, out_shardings=places)
+        return merge(state.ref_params, state.params, run.lora)
     return state.params
 
 
