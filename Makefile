@@ -7,9 +7,9 @@ WORKDIR ?= runs/quickstart
 SMOLLM2 := runs/smollm2
 SIZE ?= gpu
 SMOLLM2_gpu :=
-SMOLLM2_cpu := --config.model.dtype=float32 --config.rollout.num_sources=8 --config.rollout.num_retrieved=2 \
-  --config.rollout.num_slots=64 --config.train.num_iterations=20 --config.train.micro_batch_rows=2 \
-  --config.warmstart.steps=36 --config.warmstart.batch_rows=4 --config.warmstart.episodes=300 \
+SMOLLM2_cpu := --config.model.dtype=float32 --config.rollout.num_sources=4 --config.rollout.num_retrieved=2 \
+  --config.rollout.num_slots=32 --config.train.num_iterations=23 --config.train.micro_batch_rows=2 \
+  --config.optimizer.learning_rate=3e-5 --config.warmstart.steps=36 --config.warmstart.batch_rows=4 --config.warmstart.episodes=300 \
   --config.eval.num_games=24 --config.eval.every=0
 
 .PHONY: install quickstart smollm2 test test-slow lint docs bench clean

@@ -16,9 +16,19 @@ def get_config():
     config.env.update(name="mind2web", protocol="stop_at_error", snapshot_tokens=200)
     config.data.train_types = ("Shopping", "Travel")
     # So many sites that none is met often enough to be known by heart: skills are what helps.
-    config.data.sites.update(num_train=400, tasks_per_site=9)
-    config.model.update(vocab_size=1024, hidden_size=64, intermediate_size=192)
-    config.model.update(num_layers=2, num_heads=4, num_kv_heads=4)
+    # Nor any whose lessons tell its habits by its name.
+    config.data.sites.update(num_train=400, tasks_per_site=9, warmstart_sites=2000)
+    config.data.sites.tasks_per_warmstart_site = 1
+    config.model.update(
+        vocab_size=1024,
+        hidden_size=64,
+        intermediate_size=192,
+        num_layers=2,
+        num_heads=4,
+        num_kv_heads=4,
+        qk_norm=True,
+        numbered_tokens=False,  # a skill says "left", a page "left 7": one word
+    )
     config.rollout.update(
         style="compact",
         context="recent",  # a sequence for every step: task, page and earlier actions
@@ -31,7 +41,7 @@ def get_config():
         max_skill_tokens=40,
         max_steps=4,
         num_source_episodes=3,  # one failure says little of three choices
-        extraction_lines=3,  # what was acted on and its rivals
+        extraction_lines=1,  # what was acted on
         top_p=1.0,
         num_slots=256,
         max_length=384,
@@ -58,9 +68,9 @@ def get_config():
     config.warmstart.update(
         enabled=True,
         episodes=4096,
-        steps=2600,
-        batch_rows=11,
-        extraction_share=0.2,
+        steps=2000,
+        batch_rows=20,
+        extraction_share=0.3,
         learning_rate=6e-3,
         action_noise=0.02,
         follow_skill=0.9,

@@ -3,14 +3,14 @@
 Command:   evolving-rl train --config=configs/smollm2.py --workdir=runs/smollm2/run
            `make smollm2` fetches the model (98 MB, Apache-2.0), imports it, trains and reports.
 Hardware:  one 80 GB GPU; or two CPU cores and 8 GB of memory with
-           --config.model.dtype=float32 --config.rollout.num_sources=8 --config.rollout.num_retrieved=2
-           --config.rollout.num_slots=64 --config.train.num_iterations=20 --config.train.micro_batch_rows=2
-           --config.warmstart.steps=36 --config.warmstart.batch_rows=4 --config.warmstart.episodes=300
-           --config.eval.num_games=24 --config.eval.every=0
+           --config.model.dtype=float32 --config.rollout.num_sources=4 --config.rollout.num_retrieved=2
+           --config.rollout.num_slots=32 --config.train.num_iterations=23 --config.train.micro_batch_rows=2
+           --config.optimizer.learning_rate=3e-5 --config.warmstart.steps=36 --config.warmstart.batch_rows=4
+           --config.warmstart.episodes=300 --config.eval.num_games=24 --config.eval.every=0
            (`make smollm2 SIZE=cpu` gives these)
-Time:      GPU: 10 minutes are aimed at, estimated from sizes alone and not measured.  CPU: not yet measured to
-           the end; docs/reproduce.md has what was
-Expected:  not yet measured to the end; docs/reproduce.md has what was
+Time:      GPU: 10 minutes are aimed at, estimated from sizes alone and not measured.  CPU: an iteration took 198 to
+           367 seconds on one core beside other work, the warm start 108 minutes beside twenty other processes
+Expected:  CPU, 24 games: own skill 8 -> 62 %, oracle skill 38 -> 88 %, no skill 8 -> 12 % (docs/reproduce.md)
 """
 
 from evolving_rl_jax.config import default_config

@@ -12,6 +12,8 @@ from collections.abc import Collection, Mapping, Sequence
 from evolving_rl_jax.envs.mind2web import facts as web_facts
 from evolving_rl_jax.envs.mind2web.actions import WebAction
 from evolving_rl_jax.envs.mind2web.site_kinds import KINDS, choices_of
+from evolving_rl_jax.envs.web.page import Element
+from evolving_rl_jax.envs.web.texts import compact_text
 from evolving_rl_jax.types import Task, Turn
 
 __all__ = ["SKILL_KINDS", "WebExpert", "WebTeacher", "joint_skill", "make_extraction", "make_skill"]
@@ -50,7 +52,7 @@ class WebExpert:
             seen = plan["role"], plan["label"], plan["context"]
             ref = next(n for n, e in elements.items() if e == seen)
             action = WebAction(plan["op"], ref, plan["value"])
-        self.target = " ".join(part for part in elements[action.ref][1:] if part)
+        self.target = _written(*elements[action.ref])
         return action.to_json()
 
     def _planned(self, step: int) -> dict[str, str]:
@@ -61,6 +63,11 @@ class WebExpert:
             return plan
         believed = self._beliefs.get(plan["slot"])
         return choices[believed if believed in choices else str(self._rng.choice(sorted(choices)))]
+
+
+def _written(role: str, label: str, context: str) -> str:
+    """An element as compact pages write it: the role tells a field from the text beside it."""
+    return compact_text(Element("", role, label, context=context).name)
 
 
 class WebTeacher:
