@@ -14,6 +14,8 @@ def get_config():
     """Laptop sizes; everything else as in the defaults."""
     config = default_config()
     config.env.update(name="mind2web", protocol="stop_at_error", snapshot_tokens=200)
+    # Every field has its label beside it as a text, every row is a group with a text: twice the tokens.
+    config.env.elements = "controls"
     config.data.train_types = ("Shopping", "Travel")
     # So many sites that none is met often enough to be known by heart: skills are what helps.
     # Nor any whose lessons tell its habits by its name.

@@ -170,8 +170,36 @@ def test_a_gold_element_that_is_not_shown_is_a_failure_and_marked(tasks):
     assert ("e1]" in shown[0].text) != shown[1].info["missing"]
 
 
+def test_controls_alone_can_be_shown_under_the_numbers_of_all_elements(tmp_path):
+    page = (
+        '<html><div backend_node_id="1"><text backend_node_id="2">Red</text>'
+        '<button backend_node_id="3">Add</button></div><a backend_node_id="4">Help</a></html>'
+    )
+    steps = [action(page, nodes=("3",)), action(page, nodes=("1",))]
+    write_split(
+        tmp_path / "source", "train", [official("t1", actions=steps, action_reprs=["", ""])]
+    )
+    build_index([tmp_path / "source"], tmp_path / "out", budgets=())
+    (task,) = load_web_tasks(tmp_path / "out")
+    lines = {
+        elements: split_observation(play(task, [], elements=elements)[0].text)[2]
+        for elements in ("all", "controls")
+    }
+    assert len(lines["all"]) == 3
+    assert lines["controls"] == [line for line in lines["all"] if line.startswith(("butt", "link"))]
+    ref = int(lines["controls"][0].partition("[ref=e")[2].partition("]")[0])
+    # A text that is right cannot be reached then, and that is counted.
+    for elements, missing in (("all", False), ("controls", True)):
+        _, first, second = play(task, [CLICK % ref, CLICK % ref], elements=elements)
+        assert first.reward == 1.0 and second.info["missing"] == missing
+    unseen = next(n for n in range(1, 4) if f"=e{n}]" not in "".join(lines["controls"]))
+    _, reply = play(task, [CLICK % unseen], elements="controls")
+    assert reply.text.startswith(f"There is no e{unseen} on the page.")
+
+
 def test_mistakes_are_statuses_and_errors(tasks):
     for options, message in (
+        ({"elements": "some"}, "elements must be one of"),
         ({"protocol": "x"}, "protocol must be one of"),
         ({"snapshot_tokens": 0}, "snapshot_tokens must be an integer of at least 1, got 0"),
         ({"max_tasks": True}, "max_tasks must be an integer"),

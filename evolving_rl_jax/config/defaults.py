@@ -72,6 +72,7 @@ _ENV = {
     "num_workers": least_0(2),
     "deadline_s": above_0(120.0),  # a worker that does not answer for so long is replaced
     "protocol": one_of("stop_at_error", "teacher_forced"),  # of mind2web
+    "elements": one_of("all", "controls"),  # of mind2web: what of a page is shown
     "snapshot_tokens": least_1(2000),  # of mind2web, miniwob: most tokens of a page that are shown
     "browser_mb": above_0(1500.0),  # of miniwob: a browser that holds more is replaced
     "listed_actions": one_of("none", "valid"),  # of scienceworld: up to a thousand are valid

@@ -33,7 +33,11 @@ class Mind2WebTasks(Benchmark):
         return mind2web.make(options)
 
     def worker_options(self, env) -> dict[str, Any]:
-        return {"protocol": env.protocol, "snapshot_tokens": env.snapshot_tokens}
+        return {
+            "protocol": env.protocol,
+            "snapshot_tokens": env.snapshot_tokens,
+            "elements": env.elements,
+        }
 
     def measured_options(
         self, tasks: Sequence[Task], count: Callable[[list[str]], list[int]]

@@ -48,6 +48,7 @@ __all__ = [
 ]
 
 PROTOCOLS = ("stop_at_error", "teacher_forced")
+ELEMENTS = ("all", "controls")
 _SNAPSHOTS = 4096  # texts remembered in one process
 
 
@@ -58,7 +59,8 @@ class Options:
     Attributes:
       protocol: ``"stop_at_error"`` or ``"teacher_forced"``.
       snapshot_tokens: most tokens of a snapshot.
-      token_weights: how they are counted, see `token_count.fit_weights`; () = estimated.
+      elements: ``"all"``, or ``"controls"``: only what is made to be clicked, typed into or selected.
+      token_weights: how tokens are counted, see `token_count.fit_weights`; () = estimated.
       max_tasks: tasks kept in memory in one process.
 
     Raises:
@@ -69,6 +71,7 @@ class Options:
     snapshot_tokens: int = 2000
     max_tasks: int = 64
     token_weights: Weights | tuple[()] = ()
+    elements: str = "all"
 
     def __post_init__(self):
         weights = self.token_weights
@@ -78,6 +81,8 @@ class Options:
             raise ValueError(f"token_weights must be five numbers above 0 or none, got {weights!r}")
         if self.protocol not in PROTOCOLS:
             raise ValueError(f"protocol must be one of {list(PROTOCOLS)}, got {self.protocol!r}")
+        if self.elements not in ELEMENTS:
+            raise ValueError(f"elements must be one of {list(ELEMENTS)}, got {self.elements!r}")
         for name in ("snapshot_tokens", "max_tasks"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -93,6 +98,7 @@ class _TaskStore:
         self.snapshot = functools.lru_cache(_SNAPSHOTS)(self._snapshot)
         self._max_tokens = options.snapshot_tokens
         self._count = counter(options.token_weights)
+        self._controls = options.elements == "controls"
 
     def task(self, path: str) -> WebTask:
         from evolving_rl_jax.envs.mind2web.store import read_task
@@ -106,7 +112,8 @@ class _TaskStore:
 
     def _snapshot(self, path: str, step: int, wanted: tuple[str, ...]) -> Snapshot:
         task = self.task(path)
-        return snapshot(task.steps[step].page, task.text, wanted, self._max_tokens, self._count)
+        page = task.steps[step].page
+        return snapshot(page, task.text, wanted, self._max_tokens, self._count, self._controls)
 
 
 _STORES: dict[Options, _TaskStore] = {}

@@ -85,6 +85,7 @@ def snapshot(
     history: Sequence[str],
     max_tokens: int,
     count: Callable[[str], int] = count_tokens,
+    controls: bool = False,
 ) -> Snapshot:
     """Shows a page within ``max_tokens``.
 
@@ -94,6 +95,7 @@ def snapshot(
       history: labels and values of earlier actions, oldest first.
       max_tokens: budget; a single element may never exceed it.
       count: how many tokens a line has, see `token_count.counter`.
+      controls: only what is made to be clicked, typed into or selected.
 
     Raises:
       ValueError: ``max_tokens`` is below 1.
@@ -102,11 +104,13 @@ def snapshot(
         raise ValueError(f"max_tokens must be at least 1, got {max_tokens}")
     lines = [element_line(e, i, task) for i, e in enumerate(page.elements, 1)]
     costs = [count(line) for line in lines]
-    if sum(costs) <= max_tokens:
-        return Snapshot("\n".join(lines), frozenset(range(len(lines))))
-    shown = fitting(ranking(page, task, history), costs, max_tokens)
+    chosen = {i for i, e in enumerate(page.elements) if not controls or e.rank == CONTROL}
+    if sum(costs[i] for i in chosen) <= max_tokens:
+        return Snapshot("\n".join(lines[i] for i in sorted(chosen)), frozenset(chosen))
+    order = [i for i in ranking(page, task, history) if i in chosen]
+    shown = fitting(order, costs, max_tokens)
     kept = [lines[i] for i in sorted(shown)]
-    return Snapshot("\n".join([*kept, f"({len(lines) - len(kept)} more not shown)"]), shown)
+    return Snapshot("\n".join([*kept, f"({len(chosen) - len(kept)} more not shown)"]), shown)
 
 
 def fitting(order: Iterable[int], costs: Sequence[int], max_tokens: int) -> frozenset[int]:
