@@ -10,7 +10,7 @@ Hardware:  one 80 GB GPU; or two CPU cores and 8 GB of memory with
            (`make smollm2 SIZE=cpu` gives these)
 Time:      GPU: 10 minutes are aimed at, estimated from sizes alone and not measured.  CPU: an iteration took 198 to
            367 seconds on one core beside other work, the warm start 108 minutes beside twenty other processes
-Expected:  CPU, 24 games: own skill 8 -> 62 %, oracle skill 38 -> 88 %, no skill 8 -> 12 % (docs/reproduce.md)
+Expected:  CPU, 64 games: own skill 8 -> 47 %, oracle skill 34 -> 84 %, no skill 14 -> 17 % (docs/reproduce.md)
 """
 
 from evolving_rl_jax.config import default_config

@@ -2,7 +2,7 @@
 
 Command:   evolving-rl train --config=configs/methods/complementary_rl.py --workdir=runs/complementary_rl; to compare: docs/methods.md
 Hardware:  two CPU cores, 4 GB of memory
-Expected:  not yet measured
+Expected:  own skill, temperature 1: 49 % on unseen households, 44 % on held-out types (docs/methods.md)
 """
 
 import importlib.util

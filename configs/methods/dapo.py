@@ -2,7 +2,7 @@
 
 Command:   evolving-rl train --config=configs/methods/dapo.py --workdir=runs/dapo; to compare: docs/methods.md
 Hardware:  two CPU cores, 4 GB of memory
-Expected:  not yet measured
+Expected:  own skill, temperature 1: 39 % on unseen households, 33 % on held-out types (docs/methods.md)
 """
 
 import importlib.util

@@ -2,7 +2,7 @@
 
 Command:   evolving-rl train --config=configs/methods/dr_grpo.py --workdir=runs/dr_grpo; to compare: docs/methods.md
 Hardware:  two CPU cores, 4 GB of memory
-Expected:  not yet measured
+Expected:  own skill, temperature 1: 40 % on unseen households, 32 % on held-out types (docs/methods.md)
 """
 
 import importlib.util

@@ -2,7 +2,7 @@
 
 Command:   evolving-rl train --config=configs/methods/entropy_mechanism.py --workdir=runs/entropy_mechanism; to compare: docs/methods.md
 Hardware:  two CPU cores, 4 GB of memory
-Expected:  not yet measured
+Expected:  own skill, temperature 1: 43 % on unseen households, 35 % on held-out types (docs/methods.md)
 """
 
 import importlib.util

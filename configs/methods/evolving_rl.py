@@ -2,8 +2,8 @@
 
 Command:   evolving-rl ablation --configs=configs/methods/evolving_rl.py,configs/methods/grpo.py --workdir=runs/methods --seeds=2
 Hardware:  two CPU cores, 4 GB of memory
-Time:      not yet measured
-Expected:  not yet measured (docs/methods.md has what was)
+Time:      a few minutes; the thirteen first methods with two seeds took 110 on one of two shared cores
+Expected:  own skill, temperature 1: 66 % on unseen households, 63 % on held-out types (docs/methods.md)
 """
 
 import importlib.util

@@ -2,7 +2,7 @@
 
 Command:   evolving-rl train --config=configs/methods/internalization.py --workdir=runs/internalization; to compare: docs/methods.md
 Hardware:  two CPU cores, 4 GB of memory
-Expected:  not yet measured
+Expected:  own skill, temperature 1: 66 % on unseen households, 67 % on held-out types (docs/methods.md)
 """
 
 import importlib.util

@@ -2,7 +2,7 @@
 
 Command:   evolving-rl train --config=configs/methods/mel.py --workdir=runs/mel; to compare: docs/methods.md
 Hardware:  two CPU cores, 4 GB of memory
-Expected:  not yet measured
+Expected:  own skill, temperature 1: 67 % on unseen households, 65 % on held-out types (docs/methods.md)
 """
 
 import importlib.util

@@ -2,7 +2,7 @@
 
 Command:   evolving-rl train --config=configs/methods/memrl.py --workdir=runs/memrl; to compare: docs/methods.md
 Hardware:  two CPU cores, 4 GB of memory
-Expected:  not yet measured
+Expected:  own skill, temperature 1: 47 % on unseen households, 42 % on held-out types (docs/methods.md)
 """
 
 import importlib.util

@@ -2,7 +2,7 @@
 
 Command:   evolving-rl train --config=configs/methods/self_evolving_curriculum.py --workdir=runs/self_evolving_curriculum; to compare: docs/methods.md
 Hardware:  two CPU cores, 4 GB of memory
-Expected:  not yet measured
+Expected:  own skill, temperature 1: 42 % on unseen households, 37 % on held-out types (docs/methods.md)
 """
 
 import importlib.util

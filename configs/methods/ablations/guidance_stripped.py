@@ -2,7 +2,7 @@
 
 Command:   docs/methods.md#ablations
 Hardware:  two CPU cores, 4 GB of memory
-Expected:  not yet measured
+Expected:  own skill, temperature 1: 53 % on unseen households, 49 % on held-out types (docs/methods.md)
 """
 
 import importlib.util
