@@ -23,10 +23,8 @@ def get_config():
     config.data.sites.tasks_per_warmstart_site = 1
     config.model.update(hidden_size=64, intermediate_size=192, num_layers=2)
     config.model.update(num_heads=4, num_kv_heads=4, qk_norm=True)
-    config.model.update(
-        vocab_size=1024,
-        numbered_tokens=False,  # a skill says "left", a page "left 7": one word
-    )
+    # A skill says "left", a page "left 7": one word in both.
+    config.model.update(vocab_size=1024, numbered_tokens=False)
     config.rollout.update(
         style="compact",
         context="recent",  # a sequence for every step: task, page and earlier actions
