@@ -100,6 +100,11 @@ def topology_devices(name: str) -> tuple[chips.Chip, list[Any]]:
     """
     if found := gpus.parse_topology(name):
         card, kind, count = found
+        if count > 1:
+            raise ConfigError(
+                f"--topology must be one GPU, got {name!r}: without its devices XLA's compiler for GPUs "
+                f"ends with a segmentation fault where there are several; ask for {kind}:1"
+            )
         if importlib.util.find_spec(gpus.PLUGIN) is None:
             raise ConfigError('compile needs jax\'s CUDA plugin: pip install ".[cuda]"')
         return card.chip(kind), gpus.devices(card, count)

@@ -36,8 +36,8 @@ def add(commands) -> None:
         "--topology",
         required=True,
         metavar="NAME",
-        help="a slice: v4:2x2x2, v5e:4x4, v5p:2x2x4, v6e:2x4, ...; or GPUs: h100:1, h200:8, a100:1, l4:1, "
-        "rtx4090:2",
+        help="a slice: v4:2x2x2, v5e:4x4, v5p:2x2x4, v6e:2x4, ...; or one GPU: h100:1, h200:1, a100:1, "
+        "l4:1, rtx4090:1",
     )
 
 
