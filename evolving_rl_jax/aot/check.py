@@ -93,7 +93,7 @@ class Report:
 
 
 def topology_devices(name: str) -> tuple[chips.Chip, list[Any]]:
-    """The chip and the compile-only devices of a slice, or of some GPUs.
+    """The chip and the compile-only devices of a slice, or of a GPU.
 
     Raises:
       ConfigError: not a slice that the TPU compiler knows nor a GPU, or no such compiler is here.
@@ -107,7 +107,7 @@ def topology_devices(name: str) -> tuple[chips.Chip, list[Any]]:
             )
         if importlib.util.find_spec(gpus.PLUGIN) is None:
             raise ConfigError('compile needs jax\'s CUDA plugin: pip install ".[cuda]"')
-        return card.chip(kind), gpus.devices(card, count)
+        return card.chip(kind), gpus.devices(card)
     try:
         chip, sides = chips.parse_topology(name)
     except ValueError as e:

@@ -117,15 +117,15 @@ device_description_str: "{card.description}"
 """
 
 
-def devices(card: Card, count: int) -> list[Any]:
-    """Compile-only devices: ``count`` cards of one machine."""
+def devices(card: Card) -> list[Any]:
+    """The compile-only device that a card is."""
     from jax.experimental import topologies
 
     jax.devices()  # finds the plugins
     found = topologies.get_topology_desc(
         platform="cuda",
         topology_name="",
-        topology=f"1x1x{count}",
+        topology="1x1x1",
         target_config=target_config(card),
     )
     return list(found.devices)
