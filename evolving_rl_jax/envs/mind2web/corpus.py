@@ -42,11 +42,12 @@ def _task_texts(task: Task) -> list[str]:
     texts = []
     for step in read_task(task.path).steps:
         lines = [element_line(e, i) for i, e in enumerate(step.page.elements, 1)]
-        shown = range(len(lines))
-        texts += [compact_text(line) for line in [*lines, gold_line(step)]]
+        lines, done = [compact_text(line) for line in lines], gold_line(step)
+        texts += [*lines, compact_text(done)]
         op, value = step.gold.op.lower(), step.gold.value
-        texts += [f"{compact_text(line)}> {op} {value}" for line in lines]
+        texts += [f"{line}> {op} {value}" for line in lines]
+        shown = range(len(lines))
         for i in shown:
             failed = complaint(step.page.elements, shown, WebAction("CLICK", i + 1))
-            texts += TEXTS.compact.ending(ending(failed, [gold_line(step)]))
+            texts += TEXTS.compact.ending(ending(failed, [done]))
     return texts
