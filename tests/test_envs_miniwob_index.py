@@ -152,10 +152,11 @@ def test_the_sandbox_is_off_for_root_alone(monkeypatch):
 def test_prompts_keep_the_case_and_know_the_keyboard():
     compact = TEXTS.compact
     observation = 'Task: Enter "Ann"\nEarlier actions:\nnone\nPage:\ntextbox "Name" [ref=e1] = "Bo"\nbutton "OK" [ref=e2]'
-    assert compact.opening(observation) == ["textbox Name 1 = Bo OK 2"]
+    assert compact.opening(observation) == ["textbox Name = Bo OK"]
     action = json.dumps({"op": "TYPE", "ref": "e1", "value": "Ann Lee"})
-    assert compact.answer("Name", action) == "Name 1> type Ann Lee"
-    assert compact.parse("Name 1> type Ann Lee") == (action, True)
+    answer = compact.answer("Name", action, observation)
+    assert answer == "textbox Name> type Ann Lee"
+    assert compact.parse(answer, observation) == (action, True)
     key = json.dumps({"op": "KEY", "ref": "e1", "value": "Enter"})
-    assert compact.parse(compact.answer("Name", key)) == (key, True)
+    assert compact.parse(compact.answer("Name", key, observation), observation) == (key, True)
     assert "Control+C" in TEXTS.chat.rules and "how" in TEXTS.chat.request.lower().split()

@@ -182,7 +182,8 @@ def by_hand(environment, task, teacher, prompts):
     seen, said, done = environment.reset(task), [], False
     while not done and len(said) < min(12, task.step_limit):
         action = teacher.act(seen.text, seen.actions)
-        said.append(prompts.tokenizer.decode(prompts.action_ids(teacher.target, action)[:-1]))
+        ids = prompts.action_ids(teacher.target, action, seen.text)
+        said.append(prompts.tokenizer.decode(ids[:-1]))
         seen = environment.step(action)
         done = seen.done
     return said

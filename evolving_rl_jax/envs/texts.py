@@ -43,12 +43,12 @@ class CompactTexts:
         fit; ``action`` answered it.  As it is where it cannot be shortened."""
         return observation
 
-    def answer(self, target: str, action: str) -> str:
-        """A turn as a teacher writes it; ``target`` names what the action is for."""
+    def answer(self, target: str, action: str, observation: str = "") -> str:
+        """A turn as a teacher writes it: ``action`` after ``observation``; ``target`` names what it is for."""
         return f"{target}> {action}"
 
-    def parse(self, text: str) -> tuple[str, bool]:
-        """(action, valid) of a turn."""
+    def parse(self, text: str, observation: str = "") -> tuple[str, bool]:
+        """(action, valid) of a turn that answers ``observation``."""
         _, action, valid = parse_compact(text)
         return action, valid
 
@@ -140,13 +140,13 @@ class ChatTexts:
         """What became of a task."""
         return "completed" if won else "not completed"
 
-    def answer(self, target: str, action: str) -> str:
-        """A turn as a teacher writes it; ``target`` names what the action is for."""
+    def answer(self, target: str, action: str, observation: str = "") -> str:
+        """A turn as a teacher writes it: ``action`` after ``observation``; ``target`` names what it is for."""
         thought = self.thought.format(target=target)
         return f"<reasoning>{thought}</reasoning>\n<action>{action}</action>"
 
-    def parse(self, text: str) -> tuple[str, bool]:
-        """(action, valid) of a turn."""
+    def parse(self, text: str, observation: str = "") -> tuple[str, bool]:
+        """(action, valid) of a turn that answers ``observation``."""
         return parse_tagged(text)
 
 
@@ -172,12 +172,12 @@ class ShortChatTexts(ChatTexts):
             text += f"\n{title}: {', '.join(actions)}" if actions else ""
         return text
 
-    def answer(self, target: str, action: str) -> str:
+    def answer(self, target: str, action: str, observation: str = "") -> str:
         """A turn as a teacher writes it: the action."""
         return action
 
-    def parse(self, text: str) -> tuple[str, bool]:
-        """(action, valid) of a turn."""
+    def parse(self, text: str, observation: str = "") -> tuple[str, bool]:
+        """(action, valid) of a turn that answers ``observation``."""
         return parse_line(text)
 
 

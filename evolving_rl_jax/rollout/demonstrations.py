@@ -189,7 +189,8 @@ class Demonstrator:
         run.observations.append(reply.text)
         run.context.observe(reply.text, reply.actions)
         action = run.teacher.act(reply.text, reply.actions)
-        run.context.act(*_taught(self.prompts.action_ids(run.teacher.target, action)))
+        taught = self.prompts.action_ids(run.teacher.target, action, reply.text)
+        run.context.act(*_taught(taught))
         run.context.acted(action)
         self.pool.step(i, action)
 

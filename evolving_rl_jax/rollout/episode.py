@@ -332,7 +332,7 @@ class Driver:
         if owner.began is None:
             owner.began = self._clock()
         owner.context.act(*sampled)
-        action, valid = self.prompts.parse_action(text)
+        action, valid = self.prompts.parse_action(text, owner.observation)
         owner.context.acted(action)
         owner.turns.append(Turn(owner.observation, text, action, valid))
         if generation.reason == "overflow":

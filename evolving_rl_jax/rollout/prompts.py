@@ -109,17 +109,17 @@ class CompactPrompts:
         seen = self._seen(self.texts.ending(observation))
         return [*seen, self.ids[EXTRACT], *self._text(outcome)]
 
-    def action_ids(self, target: str, action: str) -> list[int]:
+    def action_ids(self, target: str, action: str, observation: str = "") -> list[int]:
         """A solver turn as a teacher writes it (warm start), stop token included."""
-        return [*self._text(self.texts.answer(target, action)), self.tokenizer.eos_id]
+        return [*self._text(self.texts.answer(target, action, observation)), self.tokenizer.eos_id]
 
     def skill_ids(self, skill_json: str) -> list[int]:
         """An extraction as a teacher writes it (warm start), stop token included."""
         return [*self._text(skill_json), self.tokenizer.eos_id]
 
-    def parse_action(self, text: str) -> tuple[str, bool]:
-        """(action, valid) of a solver turn."""
-        return self.texts.parse(text)
+    def parse_action(self, text: str, observation: str = "") -> tuple[str, bool]:
+        """(action, valid) of a solver turn that answers ``observation``."""
+        return self.texts.parse(text, observation)
 
     def render_skill(self, skill: Skill) -> str:
         """The skill as the solver reads it: what it says, without its title."""
@@ -206,17 +206,17 @@ class ChatPrompts:
         text = self.texts.another(won, ended, task, observation, shown)
         return self.chat.next_turn(text, last_id)
 
-    def action_ids(self, target: str, action: str) -> list[int]:
+    def action_ids(self, target: str, action: str, observation: str = "") -> list[int]:
         """A solver turn as a teacher writes it, stop token included."""
-        return self.chat.answer(self.texts.answer(target, action))
+        return self.chat.answer(self.texts.answer(target, action, observation))
 
     def skill_ids(self, skill_json: str) -> list[int]:
         """An extraction as a teacher writes it, stop token included."""
         return self.chat.answer(skill_json)
 
-    def parse_action(self, text: str) -> tuple[str, bool]:
-        """(action, valid) of a solver turn."""
-        return self.texts.parse(text)
+    def parse_action(self, text: str, observation: str = "") -> tuple[str, bool]:
+        """(action, valid) of a solver turn that answers ``observation``."""
+        return self.texts.parse(text, observation)
 
     def render_skill(self, skill: Skill) -> str:
         """The skill as the solver reads it: all of it, in sections."""

@@ -11,6 +11,8 @@ from evolving_rl_jax.envs.mind2web.env import gold_line
 from evolving_rl_jax.envs.mind2web.store import read_task
 from evolving_rl_jax.envs.mind2web.texts import TEXTS, compact_text
 from evolving_rl_jax.envs.web.actions import WebAction
+from evolving_rl_jax.envs.web.compact import compact_page
+from evolving_rl_jax.envs.web.observation import observation_text
 from evolving_rl_jax.envs.web.snapshot import element_line
 from evolving_rl_jax.types import Task
 
@@ -41,13 +43,14 @@ def sample_pages(tasks: Sequence[Task], num_tasks: int = 24) -> list[list[str]]:
 def _task_texts(task: Task) -> list[str]:
     texts = []
     for step in read_task(task.path).steps:
-        lines = [element_line(e, i) for i, e in enumerate(step.page.elements, 1)]
-        lines, done = [compact_text(line) for line in lines], gold_line(step)
-        texts += [*lines, compact_text(done)]
-        op, value = step.gold.op.lower(), step.gold.value
-        texts += [f"{line}> {op} {value}" for line in lines]
-        shown = range(len(lines))
+        page = "\n".join(element_line(e, i) for i, e in enumerate(step.page.elements, 1))
+        seen, done = observation_text(task.text, (), page), gold_line(step)
+        texts += [*compact_page(seen), compact_text(done)]
+        op, value = step.gold.op, step.gold.value
+        shown = range(len(step.page.elements))
         for i in shown:
+            action = WebAction(op, i + 1, value).to_json()
+            texts.append(TEXTS.compact.answer("", action, seen))
             failed = complaint(step.page.elements, shown, WebAction("CLICK", i + 1))
             texts += TEXTS.compact.ending(ending(failed, [done]))
     return texts

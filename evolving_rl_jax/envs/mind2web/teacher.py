@@ -12,8 +12,8 @@ from collections.abc import Collection, Mapping, Sequence
 from evolving_rl_jax.envs.mind2web import facts as web_facts
 from evolving_rl_jax.envs.mind2web.actions import WebAction
 from evolving_rl_jax.envs.mind2web.site_kinds import KINDS, choices_of
+from evolving_rl_jax.envs.web.compact import compact_text
 from evolving_rl_jax.envs.web.page import Element
-from evolving_rl_jax.envs.web.texts import compact_text
 from evolving_rl_jax.types import Task, Turn
 
 __all__ = ["SKILL_KINDS", "WebExpert", "WebTeacher", "joint_skill", "make_extraction", "make_skill"]

@@ -39,7 +39,8 @@ def collect_texts(pool, tasks: Sequence[Task], num_tasks: int = 128) -> list[str
             return None
         left[i] -= 1
         action = teachers[i].act(reply.text, ())
-        read[i] += [*compact.opening(reply.text), compact.answer(teachers[i].target, action)]
+        said = compact.answer(teachers[i].target, action, reply.text)
+        read[i] += [*compact.opening(reply.text), said]
         return action
 
     play_all(pool, chosen, turn)

@@ -12,7 +12,13 @@ from collections.abc import Sequence
 
 from evolving_rl_jax.envs.answers import ACTION, REASONING, between
 from evolving_rl_jax.envs.texts import ChatTexts, CompactTexts
-from evolving_rl_jax.envs.web.actions import OPS, WebAction, parse_action
+from evolving_rl_jax.envs.web.actions import OPS, parse_action
+from evolving_rl_jax.envs.web.compact import (
+    compact_answer,
+    compact_page,
+    compact_text,
+    parse_web_compact,
+)
 from evolving_rl_jax.envs.web.observation import PAGE, observed_site, split_observation
 from evolving_rl_jax.types import Task
 
@@ -21,20 +27,6 @@ __all__ += ["shorten_page"]
 
 _REF = re.compile(r"\[ref=e(\d+)\]")
 _LABEL = re.compile(r'"[^"]*"')
-_MARKS = re.compile(r'["()\[\]|]')
-_PRESSED = re.compile(r'\b(?:button|link) (?=")')
-_COMPACT = r"(?:.*\s)?(?P<ref>\d+)\s*>\s*(?P<op>{})(?:\s(?P<value>.*))?"
-_DONE = re.compile(r"^[A-Z]+\b")  # of an action; roles are written small
-
-
-def compact_text(line: str) -> str:
-    """``button "Search" (footer) [ref=e7]`` as ``Search footer 7``: fewer and fewer kinds of tokens.
-
-    What can only be clicked needs no role, and an operation is written as answers write it.  Names and values keep
-    their case: what is typed or selected must be right to the letter.
-    """
-    line = _DONE.sub(lambda op: op[0].lower(), line)
-    return " ".join(_MARKS.sub(" ", _PRESSED.sub("", _REF.sub(r"\1", line))).split())
 
 
 def parse_web(text: str) -> tuple[str, bool]:
@@ -53,31 +45,6 @@ def parse_web(text: str) -> tuple[str, bool]:
     action = tagged.strip()
     reasoned = between(text, REASONING) is not None
     return action, reasoned and parse_action(action) is not None
-
-
-def parse_web_compact(text: str, ops: Sequence[str] = OPS) -> tuple[str, bool]:
-    """Reads the short form of small policies, ``search header 3> click``.
-
-    Left of the ``>`` is what is meant, with the number of its ref at the end; right of it the operation
-    and its value.  A name may hold a ``>`` too: what counts is the last one between a number and an
-    operation.
-
-    Args:
-      text: of a turn.
-      ops: the operations that there are, in any case.
-
-    Returns:
-      ``(action, valid)``: the action as the JSON that web environments read, or the text as it is.
-
-    >>> parse_web_compact("city 5> select New York")
-    ('{"op": "SELECT", "ref": "e5", "value": "New York"}', True)
-    """
-    line = text.strip()
-    found = re.fullmatch(_COMPACT.format("|".join(ops)), line, re.IGNORECASE)
-    if found is None or len(line.splitlines()) != 1:
-        return text.strip(), False
-    value = (found["value"] or "").strip()
-    return WebAction(found["op"].upper(), int(found["ref"]), value).to_json(), True
 
 
 def shorten_page(observation: str, action: str, lines: int) -> str:
@@ -105,7 +72,7 @@ def shorten_page(observation: str, action: str, lines: int) -> str:
 
 
 class WebCompact(CompactTexts):
-    """Short forms; an answer names the element with its ref, ``footer 7> click``.
+    """Short forms; an answer names the element as the page does, ``checkout footer> click``.
 
     Attributes:
       ops: the operations that there are.
@@ -126,20 +93,19 @@ class WebCompact(CompactTexts):
 
     def following(self, observation: str) -> list[str]:
         """The page (the actions are in the sequence already)."""
-        return [" ".join(map(compact_text, split_observation(observation)[2]))]
+        return [" ".join(compact_page(observation))]
 
     def ending(self, observation: str) -> list[str]:
         """Nothing: it only repeats whether the task was won."""
         return []
 
-    def answer(self, target: str, action: str) -> str:
-        """A turn as a teacher writes it; ``target`` names the element."""
-        web = parse_action(action)
-        return f"{target} {web.ref}> {web.op.lower()} {web.value}".strip()
+    def answer(self, target: str, action: str, observation: str = "") -> str:
+        """A turn as a teacher writes it; ``target`` is what an element without a name of its own is called."""
+        return compact_answer(target, action, observation)
 
-    def parse(self, text: str) -> tuple[str, bool]:
+    def parse(self, text: str, observation: str = "") -> tuple[str, bool]:
         """(action as JSON, valid) of a turn."""
-        return parse_web_compact(text, self.ops)
+        return parse_web_compact(text, self.ops, observation)
 
 
 class WebChat(ChatTexts):
@@ -164,6 +130,6 @@ class WebChat(ChatTexts):
         """How the episode ended."""
         return observation
 
-    def parse(self, text: str) -> tuple[str, bool]:
+    def parse(self, text: str, observation: str = "") -> tuple[str, bool]:
         """(action as JSON, valid) of a turn."""
         return parse_web(text)
