@@ -52,25 +52,28 @@ def compact_page(observation: str) -> list[str]:
 
 @functools.lru_cache(1024)
 def _lines(observation: str) -> tuple[_Line, ...]:
-    page = split_observation(observation)[2]
-    found = [(_REF.search(line), line) for line in page]
-    heads = [compact_text(line[: ref.start()] if ref else line) for ref, line in found]
-    count = Counter(map(clean, heads))
-    plain = [ref and count[clean(head)] == 1 for (ref, _), head in zip(found, heads, strict=True)]
-    plain = [p and len(h.split()) <= NAME_WORDS for p, h in zip(plain, heads, strict=True)]
-    numbered = {
-        clean(f"{head} {ref[1]}")
-        for (ref, _), head, alone in zip(found, heads, plain, strict=True)
-        if ref and not alone
-    }
+    parts = [_parts(line) for line in split_observation(observation)[2]]
+    count = Counter(clean(name) for _, name, _ in parts)
+    alone = [
+        ref > 0 and count[clean(name)] == 1 and len(name.split()) <= NAME_WORDS
+        for ref, name, _ in parts
+    ]
+    pairs = list(zip(parts, alone, strict=True))
+    numbered = {clean(f"{name} {ref}") for (ref, name, _), own in pairs if not own}
     lines = []
-    for (ref, line), head, alone in zip(found, heads, plain, strict=True):
-        if alone and clean(head) not in numbered:
-            rest = compact_text(line[ref.end() :])
-            lines.append(_Line(int(ref[1]), head, f"{head} {rest}".strip()))
-        else:
-            lines.append(_Line(int(ref[1]) if ref else 0, "", compact_text(line)))
+    for (ref, name, rest), own in pairs:
+        named = own and clean(name) not in numbered
+        text = [name, "" if named or not ref else str(ref), rest]
+        lines.append(_Line(ref, name if named else "", " ".join(filter(None, text))))
     return tuple(lines)
+
+
+def _parts(line: str) -> tuple[int, str, str]:
+    """The number of the ref of a line (0 without one), what stands before it, what behind it."""
+    ref = _REF.search(line)
+    if ref is None:
+        return 0, compact_text(line), ""
+    return int(ref[1]), compact_text(line[: ref.start()]), compact_text(line[ref.end() :])
 
 
 def compact_answer(target: str, action: str, observation: str = "") -> str:
