@@ -20,7 +20,7 @@ __all__ = ["SKILL_KINDS", "WebExpert", "WebTeacher", "joint_skill", "make_extrac
 
 # How often a demonstrated prompt holds: no skill, both facts of the site, one of them, wrong choices,
 # facts about other sites.
-SKILL_KINDS = {"none": 0.25, "both": 0.35, "one": 0.2, "wrong": 0.15, "other": 0.05}
+SKILL_KINDS = {"none": 0.4, "both": 0.28, "one": 0.16, "wrong": 0.12, "other": 0.04}
 
 
 class WebExpert:
