@@ -19,7 +19,7 @@ def get_config():
     config.model.update(
         vocab_size=1400,
         numbered_tokens=False,  # objects that it never handled are words that it can still copy
-        hidden_size=64, intermediate_size=192, num_layers=3, num_heads=4, num_kv_heads=4, qk_norm=True,
+        hidden_size=96, intermediate_size=256, num_layers=3, num_heads=4, num_kv_heads=4, qk_norm=True,
     )  # fmt: skip
     config.rollout.update(
         style="compact",
@@ -45,7 +45,7 @@ def get_config():
         learning_rate=5e-4, b1=0.9, b2=0.95, weight_decay=0.0, schedule="cosine"
     )
     config.train.update(
-        num_iterations=60,
+        num_iterations=40,
         minibatches=2,
         row_length=640,
         micro_batch_rows=8,
@@ -56,9 +56,9 @@ def get_config():
     config.warmstart.update(
         enabled=True,
         splits=("train", "warmstart"),  # the latter: the same games with made-up names of objects
-        episodes=4000,
-        steps=3000,
-        batch_rows=12,
+        episodes=8000,
+        steps=2000,
+        batch_rows=20,
         action_noise=0.04,
         follow_skill=0.9,
         good_extraction=0.7,

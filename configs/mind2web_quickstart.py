@@ -19,8 +19,8 @@ def get_config():
     config.data.train_types = ("Shopping", "Travel")
     # So many sites that none is met often enough to be known by heart: skills are what helps.
     # Nor any whose lessons tell its habits by its name.
-    config.data.sites.update(num_train=400, tasks_per_site=9, warmstart_sites=2000)
-    config.data.sites.tasks_per_warmstart_site = 1
+    config.data.sites.update(num_train=400, tasks_per_site=9, warmstart_sites=3400)
+    config.data.sites.tasks_per_warmstart_site = 2
     config.model.update(hidden_size=64, intermediate_size=192, num_layers=2)
     config.model.update(num_heads=4, num_kv_heads=4, qk_norm=True)
     # A skill says "left", a page "left 7": one word in both.
@@ -30,8 +30,8 @@ def get_config():
         context="recent",  # a sequence for every step: task, page and earlier actions
         recent_turns=0,
         num_sources=8,
-        num_retrieved=8,
-        num_skills=4,
+        num_retrieved=4,
+        num_skills=8,
         num_repeats=1,
         max_turn_tokens=16,
         max_skill_tokens=40,
@@ -50,7 +50,7 @@ def get_config():
     config.algorithm.kl_coef.update(solver=0.2, extractor=0.01)
     config.algorithm.entropy_coef.update(solver=0.0, extractor=0.0)
     config.optimizer.update(
-        learning_rate=5e-4, b1=0.9, b2=0.95, weight_decay=0.0, schedule="cosine"
+        learning_rate=1e-3, b1=0.9, b2=0.95, weight_decay=0.0, schedule="cosine"
     )
     config.train.update(
         num_iterations=100,
@@ -63,10 +63,11 @@ def get_config():
     )
     config.warmstart.update(
         enabled=True,
-        episodes=4096,
+        episodes=6000,
         steps=2000,
         batch_rows=20,
-        extraction_share=0.3,
+        extraction_share=0.4,
+        good_extraction=0.5,
         learning_rate=6e-3,
         action_noise=0.02,
         follow_skill=0.9,

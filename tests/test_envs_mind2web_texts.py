@@ -325,7 +325,7 @@ def test_what_is_taught_does_not_change(tasks):
     with EnvPool("mind2web", num_workers=0) as pool:
         assert (
             digest(Demonstrator(pool, prompts, rollout, settings, 1).play(chosen))
-            == "5a81bcce3acb78f5"
+            == "166f297a211be425"
         )
 
 
@@ -345,6 +345,11 @@ def test_shares_of_skills_and_extractions(tasks):
     mixed = [make_extraction(task, right, rng, 0.4) for _ in range(2000)]
     full = np.mean([share_of_habits(task, text) == 1.0 for text in mixed])
     assert full == pytest.approx(0.4 + 0.6 / 9, abs=0.04)
+    titled = {task.group: [], task.task_type.lower(): []}  # by the careful one, by one that guesses
+    for text in mixed:
+        titled[json.loads(text)["name"]].append(share_of_habits(task, text) == 1.0)
+    careful, guesses = titled.values()
+    assert all(careful) and np.mean(guesses) == pytest.approx(1 / 9, abs=0.04)
     assert web_facts.claims(make_extraction(task, {}, rng, 1.0))  # nothing seen: a guess
     slot, choices = next(iter(task.meta["habits"].items()))
     said = [

@@ -23,7 +23,8 @@ def collect_texts(tasks: list[Task], num_tasks: int = 256) -> list[str]:
     for task in tasks:
         if "habits" in task.meta:
             facts = [web_facts.habits(task, wrong=wrong) for wrong in (False, True)]
-            texts += [web_facts.skill_json(task.group, f) for f in facts]
+            names = task.group, task.task_type.lower()
+            texts += [web_facts.skill_json(name, f) for name, f in zip(names, facts, strict=True)]
             texts += [json.loads(web_facts.skill_json(task.group, f))["description"] for f in facts]
     for task in tasks[:: max(1, len(tasks) // num_tasks)]:
         texts += _task_texts(task)
