@@ -36,6 +36,9 @@ from evolving_rl_jax.models.splash import splash_attention
 # Large and finite: a row with nothing to attend to must give a number, not NaN.
 _MASKED = -1e30
 _SPANS = 4  # into which a row's queries are cut; a span reads only the keys up to its own end
+# Of a span.  XLA unrolls a loop of one block and then computes its exponentials anew for each of their uses, which
+# took 1.5 to 2.5 times as long on a CPU.
+_LEAST_BLOCKS = 2
 _TILE_BYTES = 2 << 20  # float32 scores held at a time, measured best for 1-2 MB of L2 cache
 # A GPU wants few large products: at 2 MB a row of 8,192 tokens is hundreds of steps of a loop, each
 # too small to fill it.  A guess until it is measured.
@@ -111,15 +114,12 @@ def _tile_backward(q, q_segments, first, out, normaliser, grad, k, v, k_segments
     return _weighted_sum(d_scores, k), dk, dv
 
 
-def _plan(batch: int, heads: int, length: int, tile: int) -> tuple[int, int, int]:
-    """Rows at a time, queries of a block, and queries of a span: tiles of about ``tile`` bytes.
-
-    A span has two blocks at least: XLA unrolls a loop of one and then computes its exponentials anew for each of their
-    uses, which took 1.5 to 2.5 times as long on a CPU.
-    """
+def _plan(batch: int, heads: int, length: int, tile: int, least: int) -> tuple[int, int, int]:
+    """Rows at a time, queries of a block, and queries of a span: tiles of about ``tile`` bytes, ``least`` blocks a
+    span."""
     span = -(-length // (8 * _SPANS)) * 8
     block = max(16, tile // (4 * heads * length))
-    blocks = max(2, -(-span // block))
+    blocks = max(least, -(-span // block))
     block = -(-span // (8 * blocks)) * 8
     wanted = max(1, tile // (4 * heads * length * block))
     rows = max(n for n in range(1, min(batch, wanted) + 1) if batch % n == 0)
@@ -217,9 +217,9 @@ def _tiled_backward(plan, saved, grad):
 _tiled.defvjp(_tiled_forward, _tiled_backward)
 
 
-def _blockwise(q, k, v, segment_ids, *, tile=None):
+def _blockwise(q, k, v, segment_ids, *, tile=None, least=_LEAST_BLOCKS):
     batch, heads, length, _ = q.shape
-    plan = _plan(batch, heads, length, tile or _TILE_BYTES)
+    plan = _plan(batch, heads, length, tile or _TILE_BYTES, least)
     extra = -length % plan[2]
     if extra:  # after the last token, hence invisible to every real query
         q, k, v = (jnp.pad(x, ((0, 0), (0, 0), (0, extra), (0, 0))) for x in (q, k, v))
@@ -296,7 +296,7 @@ def attention(
         raise ValueError(f"implementation must be one of {accepted}, got {implementation!r}")
     function = _IMPLEMENTATIONS[implementation]
     if implementation == "blockwise" and _platform(mesh) == "gpu":
-        function = functools.partial(_blockwise, tile=_GPU_TILE_BYTES)
+        function = functools.partial(_blockwise, tile=_GPU_TILE_BYTES, least=1)
     if mesh is None or mesh.size == 1 or implementation == "plain":
         return function(q, k, v, segment_ids)
     return _on_mesh(function, mesh, q, k, v, segment_ids)
