@@ -307,7 +307,7 @@ def _members(group: int) -> list[int]:
             fields = stat.read_text(errors="replace").rpartition(")")[2].split()
             if int(fields[2]) == group and fields[0] not in "ZX":
                 found.append(int(stat.parent.name))
-    return sorted(found)
+    return sorted(found, key=lambda pid: (pid != group, pid))  # numbers start again at some time
 
 
 def _memory_mb(group: int) -> float:
