@@ -1,7 +1,9 @@
 """MiniWoB++ in tests: whether it can be played here, tasks, scripted episodes, what runs of Chromium."""
 
 import contextlib
+import os
 import pathlib
+import re
 import time
 
 import pytest
@@ -12,6 +14,7 @@ from evolving_rl_jax.envs.miniwob.solvers import SCRIPTS, Lost, View
 from evolving_rl_jax.types import Task
 
 LACK = chromium.missing()
+_PROFILE = re.compile(rb"(?<![^=\0])/[^=\0]*/miniwob-\w+")
 browsed = pytest.mark.skipif(bool(LACK), reason=LACK)
 
 
@@ -39,18 +42,25 @@ def play(env, family, seed):
 
 
 def descendants(pid):
-    """Processes that a process has started, and theirs: {(pid, time of start): command line}."""
-    found, parents = {}, {}
+    """Processes that a process has started, and theirs: {(pid, time of start): command line}.
+
+    Chromium's crash handlers belong to nobody: they are found by the folder that they write to.
+    """
+    lines, parents = {}, {}
     for folder in pathlib.Path("/proc").iterdir():
         if folder.name.isdigit() and (state := _state(int(folder.name))):
-            parents.setdefault(int(state[1]), []).append((int(folder.name), state[19]))
-    waiting = [pid]
+            process = int(folder.name), state[19]
+            with contextlib.suppress(OSError):
+                lines[process] = (folder / "cmdline").read_bytes()
+                parents.setdefault(int(state[1]), []).append(process)
+    found, waiting = {}, [pid]
     while waiting:
         for child in parents.get(waiting.pop(), []):
-            with contextlib.suppress(OSError):
-                found[child] = pathlib.Path(f"/proc/{child[0]}/cmdline").read_bytes()
-                waiting.append(child[0])
-    return found
+            found[child] = lines[child]
+            waiting.append(child[0])
+    folders = _folders(found)
+    handlers = {p: line for p, line in lines.items() if folders & _folders({p: line})}
+    return handlers | found
 
 
 def drivers(pid):
@@ -59,11 +69,21 @@ def drivers(pid):
 
 
 def gone(processes, seconds=120.0):
-    """Whether these processes end within some seconds."""
+    """Whether these processes end within some seconds, and with them the folders that they wrote to."""
     end = time.monotonic() + seconds
-    while (left := [p for p in processes if _runs(*p)]) and time.monotonic() < end:
+
+    def left():
+        return [p for p in processes if _runs(*p)] + [f for f in _folders(processes) if f.exists()]
+
+    while left() and time.monotonic() < end:
         time.sleep(0.1)
-    return not left
+    return not left()
+
+
+def _folders(processes):
+    """The profiles that command lines name."""
+    found = _PROFILE.findall(b"\0".join(processes.values()))
+    return {pathlib.Path(os.fsdecode(name)) for name in found}
 
 
 def _runs(pid, started):

@@ -270,7 +270,7 @@ def test_twenty_kills_leave_nothing_and_count_nothing_wrongly():
         def harm():
             worker = pool.worker_pids()[len(kills) // 2 % 2]
             found = drivers(worker)
-            everything.update({p: "" for p in descendants(worker)})
+            everything.update(descendants(worker))
             if len(kills) % 2:
                 os.kill(worker, signal.SIGKILL)
             elif found:

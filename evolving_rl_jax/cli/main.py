@@ -25,7 +25,7 @@ from evolving_rl_jax.cli import compile as compile_
 from evolving_rl_jax.cli import eval as eval_
 from evolving_rl_jax.cli.options import Parser
 from evolving_rl_jax.config import ConfigError
-from evolving_rl_jax.envs.base import EngineMismatch, TaskError
+from evolving_rl_jax.envs.base import EngineMismatch, EnvError, TaskError
 from evolving_rl_jax.files import SaveFailed
 from evolving_rl_jax.run.preemption import EXIT_AGAIN, Preempted
 from evolving_rl_jax.train.ablation.side_by_side import PieceFailed
@@ -55,6 +55,10 @@ ENDINGS = {
     ConfigError: (EXIT_USAGE, ""),
     TaskError: (EXIT_USAGE, ""),  # of data that was damaged after it was loaded
     EngineMismatch: (EXIT_FAILED, ""),
+    EnvError: (
+        EXIT_FAILED,
+        "",
+    ),  # what plays is missing, or cannot show a task that is to be generated
     PieceFailed: (EXIT_FAILED, ""),
     SaveFailed: (EXIT_FAILED, ""),
     Preempted: (EXIT_AGAIN, ": the same command goes on from here"),

@@ -96,5 +96,6 @@ def check(name: str, tasks: Sequence[Task], progress: Progress, **options: Any) 
 
     Raises:
       EngineMismatch: they differ.
+      EnvError: something is missing or does not fit.
     """
     return benchmark(name).check(validate(name, **options), tasks, progress)

@@ -10,7 +10,7 @@ from evolving_rl_jax import envs
 from evolving_rl_jax.config import ConfigError
 from evolving_rl_jax.data.needs import check_games
 from evolving_rl_jax.data.tasks import source_split
-from evolving_rl_jax.envs.base import TaskError
+from evolving_rl_jax.envs.base import EnvError, TaskError
 from evolving_rl_jax.envs.pool.pool import EnvPool
 from evolving_rl_jax.run.console import progress, say, user_errors
 from evolving_rl_jax.run.folder import RunFolder
@@ -77,6 +77,7 @@ def make_pool(
 
     Raises:
       EngineMismatch: the two differ; on all hosts.
+      EnvError: what plays is missing or does not fit; on all hosts.
     """
     env = config.env
     benchmark = envs.benchmark(env.name)
@@ -94,8 +95,8 @@ def make_pool(
 
 def _difference(
     config, tasks: Sequence[Task], options: dict[str, Any]
-) -> envs.EngineMismatch | None:
-    """In what the engine differs from its reference on the splits that the run plays."""
+) -> envs.EngineMismatch | EnvError | None:
+    """In what the engine differs from its reference on the splits that the run plays, or what is missing."""
     splits = {config.data.train_split, *config.eval.splits}
     splits |= set(config.warmstart.splits) if config.warmstart.enabled else set()
     known = {t.split for t in tasks}
@@ -104,7 +105,7 @@ def _difference(
         said = envs.check(
             config.env.name, [t for t in tasks if t.split in splits], progress, **options
         )
-    except envs.EngineMismatch as error:
+    except (envs.EngineMismatch, EnvError) as error:
         return error
     if said:
         say(said)

@@ -6,10 +6,10 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from evolving_rl_jax.envs.base import EnvError, Environment
+from evolving_rl_jax.envs.base import EnvError, Environment, Progress
 from evolving_rl_jax.envs.benchmark import Teacher, WithoutFacts, checked_options
 from evolving_rl_jax.envs.miniwob import index
-from evolving_rl_jax.envs.miniwob.chromium import missing, versions
+from evolving_rl_jax.envs.miniwob.chromium import versions
 from evolving_rl_jax.envs.miniwob.corpus import collect_texts
 from evolving_rl_jax.envs.miniwob.env import Options, make
 from evolving_rl_jax.envs.miniwob.solvers import SCRIPTS
@@ -38,12 +38,11 @@ class MiniWobTasks(WithoutFacts):
     def worker_options(self, env) -> dict[str, Any]:
         return {"snapshot_tokens": env.snapshot_tokens, "browser_mb": env.browser_mb}
 
+    def check(self, options: Options, tasks: Sequence[Task], progress: Progress) -> str:
+        return _fit()
+
     def prove(self, env) -> str:
-        try:
-            browser, driver = versions()
-        except ValueError as e:
-            raise EnvError(str(e)) from e
-        return f"Chromium {browser} and chromedriver {driver} fit"
+        return _fit()
 
     def variant(self, env) -> str:
         return "browser"
@@ -55,15 +54,14 @@ class MiniWobTasks(WithoutFacts):
         return (folder / index.FILE).is_file()
 
     def plan(self, data, seed: int) -> Sequence[Any]:
-        return index.plan(data.miniwob)
+        planned = index.plan(data.miniwob)
+        versions()  # before anything is written: generating needs the browser
+        return planned
 
     def generate(
         self, data, folder: pathlib.Path, seed: int, progress: Callable[[int], None]
     ) -> None:
         planned = index.plan(data.miniwob)
-        lack = missing()
-        if lack:
-            raise ValueError(lack)
         env = make(Options(snapshot_tokens=_ALL_TOKENS))
 
         def show(family: str, seed: int) -> str:
@@ -71,8 +69,6 @@ class MiniWobTasks(WithoutFacts):
 
         try:
             index.write(folder, show, planned, progress)
-        except EnvError as e:
-            raise ValueError(str(e)) from e
         finally:
             env.browser.close()
 
@@ -87,6 +83,15 @@ class MiniWobTasks(WithoutFacts):
 
     def teacher(self, task: Task, rng, quality) -> Teacher:
         return ScriptTeacher(task, rng, quality.action_noise, quality.good_extraction)
+
+
+def _fit() -> str:
+    """Says that browser and driver fit; raises ``EnvError`` where one is missing or they do not."""
+    try:
+        browser, driver = versions()
+    except ValueError as e:
+        raise EnvError(str(e)) from e
+    return f"Chromium {browser} and chromedriver {driver} fit"
 
 
 def _task(family: str, seed: int) -> Task:

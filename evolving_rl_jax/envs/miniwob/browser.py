@@ -1,7 +1,8 @@
 """One Chromium for all episodes of a process: a frame for each, replaced when it is killed, hangs or grows.
 
 A watchman holds the reading end of a pipe: when the owner is gone, however it ended, it kills the process
-group of driver and browser and removes their files.
+group of driver and browser and removes their files.  The driver names its group in that pipe before it runs,
+so there is no moment in which it is not watched.
 """
 
 from __future__ import annotations
@@ -11,10 +12,13 @@ import itertools
 import logging
 import os
 import pathlib
+import re
+import select
 import shutil
 import signal
 import subprocess
 import tempfile
+import time
 import weakref
 from typing import Any
 
@@ -30,7 +34,10 @@ _LOOK_EVERY = 64  # episodes between looks at the memory
 _REAPED_S = 10.0
 _START_S = 120.0  # for Chromium to start on a machine that is busy
 _HTTP_S = 5.0  # for the driver to say that a call took too long
-_WATCH = 'read -r line || kill -s KILL -- "-$1"; rm -rf "$2"'
+# The watchman, and what turns into the driver: lines of their pipe are its group, then the owner's farewell.
+_WATCH = 'read -r group; read -r over || [ -z "$group" ] || kill -s KILL -- "-$group"; rm -rf "$1"'
+_DRIVE = 'echo $$ >&0; exec "$1" --port=0 </dev/null'
+_PORT = re.compile(rb"successfully on port (\d+)")
 
 log = logging.getLogger(__name__)
 
@@ -183,12 +190,12 @@ class _Running:
     def __init__(self, answer_s: float):
         self._owner = os.getpid()
         self._profile = tempfile.mkdtemp(prefix="miniwob-")
-        self._driver = self._service = self._watchman = None
+        self._process = self._watchman = None
         try:
             self._open(answer_s)
         except Exception as e:
             self.end()
-            raise EnvError(f"Chromium cannot be started: {_first_line(e)}") from e
+            raise EnvError(f"Chromium cannot be started: {_misfit() or _first_line(e)}") from e
 
     def _open(self, answer_s: float) -> None:
         from selenium import webdriver
@@ -200,18 +207,7 @@ class _Running:
         options.binary_location = chromium.executable()
         for flag in chromium.flags(self._profile):
             options.add_argument(flag)
-        self._service = webdriver.ChromeService(
-            executable_path=chromium.driver(),
-            log_output=subprocess.DEVNULL,
-            popen_kw={"start_new_session": True},
-        )
-        self._service.start()
-        self._watchman = subprocess.Popen(
-            ["/bin/sh", "-c", _WATCH, "sh", str(self.group), self._profile],
-            stdin=subprocess.PIPE,
-            start_new_session=True,
-        )
-        url = self._service.service_url
+        url = f"http://127.0.0.1:{self._start()}"
         self.config = config = ClientConfig(
             url, proxy=Proxy({"proxyType": ProxyType.DIRECT}), timeout=max(answer_s, _START_S)
         )
@@ -225,10 +221,37 @@ class _Running:
         driver.set_script_timeout(answer_s)
         config.timeout = answer_s + _HTTP_S
 
+    def _start(self) -> int:
+        """Starts watchman and driver; returns the port that the driver took."""
+        self._watchman = subprocess.Popen(
+            ["/bin/sh", "-c", _WATCH, "sh", self._profile],
+            stdin=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        self._process = subprocess.Popen(
+            ["/bin/sh", "-c", _DRIVE, "sh", chromium.driver()],
+            stdin=self._watchman.stdin,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            env={**os.environ, "BREAKPAD_DUMP_LOCATION": self._profile},
+        )
+        said, end = b"", time.monotonic() + _START_S
+        while (found := _PORT.search(said)) is None:
+            left = end - time.monotonic()
+            if left <= 0 or not select.select([self._process.stdout], [], [], left)[0]:
+                raise EnvError(f"its driver took no port in {_START_S:.0f} s")
+            more = os.read(self._process.stdout.fileno(), 4096)
+            if not more:
+                raise EnvError(f"its driver {chromium.driver()} ended before it took a port")
+            said += more
+        return int(found[1])
+
     @property
     def group(self) -> int:
         """The process group of driver and browser."""
-        return self._service.process.pid
+        return self._process.pid
 
     def call(self, function: str, arguments: tuple) -> Any:
         """Calls ``pages.FUNCTION``."""
@@ -244,12 +267,13 @@ class _Running:
         """Kills all of it and removes its files; may be called again, and does nothing in a fork."""
         if os.getpid() != self._owner:
             return
-        service, self._service = self._service, None
-        if service is not None and service.process is not None:
+        process, self._process = self._process, None
+        if process is not None:
             with contextlib.suppress(OSError):
-                os.killpg(service.process.pid, signal.SIGKILL)
+                os.killpg(process.pid, signal.SIGKILL)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                service.process.wait(_REAPED_S)
+                process.wait(_REAPED_S)
+            process.stdout.close()
         watchman, self._watchman = self._watchman, None
         if watchman is not None:
             with contextlib.suppress(OSError):
@@ -258,6 +282,15 @@ class _Running:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 watchman.wait(_REAPED_S)
         shutil.rmtree(self._profile, ignore_errors=True)
+
+
+def _misfit() -> str:
+    """What is wrong with the two programs themselves, or nothing."""
+    try:
+        chromium.versions()
+    except ValueError as e:
+        return str(e)
+    return ""
 
 
 def _first_line(error: BaseException) -> str:
@@ -274,7 +307,7 @@ def _members(group: int) -> list[int]:
             fields = stat.read_text(errors="replace").rpartition(")")[2].split()
             if int(fields[2]) == group and fields[0] not in "ZX":
                 found.append(int(stat.parent.name))
-    return sorted(found)
+    return sorted(found, key=lambda pid: (pid != group, pid))  # numbers start again at some time
 
 
 def _memory_mb(group: int) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import difflib
 import hashlib
 import pathlib
 import re
@@ -56,7 +57,10 @@ def plan(wanted: Any) -> list[Planned]:
         if name in families.LEFT_OUT:
             raise ValueError(f"family {name} of miniwob is not played: {families.LEFT_OUT[name]}")
         if name not in families.PLAYED:
-            raise ValueError(f"families must be of {', '.join(families.PLAYED)}, got {name}")
+            near = difflib.get_close_matches(name, families.PLAYED) or families.PLAYED
+            raise ValueError(
+                f"families must be of miniwob, got {name!r}; there are {', '.join(near)}"
+            )
     sizes = {
         "train": (wanted.families, wanted.train_seeds),
         "test_task": (wanted.families, wanted.test_seeds),
