@@ -27,6 +27,7 @@ from small_updates import (
 
 from evolving_rl_jax import losses, models, parallel
 from evolving_rl_jax.types import ROLE_EXTRACTOR, ROLE_NONE, ROLE_SOLVER, TokenBatch
+from evolving_rl_jax.update import microbatch
 from evolving_rl_jax.update import optimizer as optimizer_lib
 from evolving_rl_jax.update import step as step_lib
 
@@ -356,3 +357,23 @@ def test_tokens_are_scored_at_the_temperature_that_sampled_them():
     assert metrics["ratio_deviation"] < 1e-5 and metrics["logprob_gap_max"] < 1e-5
     _, at_one = run(small_config(), batch._replace(rollout_logprobs=recorded))
     assert at_one["ratio_deviation"] > 0.01
+
+
+def test_gradients_are_summed_in_place():
+    """Beside the sums there is the gradient of one micro-batch, and nothing else of that size."""
+    mesh = mesh_of(json.dumps(ONE_DEVICE))
+    params = {"embedding": jax.ShapeDtypeStruct((1024, 256), jnp.float32)}
+    rows = jax.ShapeDtypeStruct((6, 2, 1024), jnp.float32)
+
+    def loss_fn(params, rows):
+        return jnp.sum(jnp.sin(rows @ params["embedding"])), microbatch.MicroResult({}, {})
+
+    @jax.jit
+    def sums(params, rows, num_micro):
+        return microbatch.accumulate_gradients(loss_fn, params, rows, num_micro, mesh)
+
+    count = jax.ShapeDtypeStruct((), jnp.int32)
+    memory = sums.lower(params, rows, count).compile().memory_analysis()
+    size = 1024 * 256 * 4
+    assert size <= memory.output_size_in_bytes < 1.1 * size
+    assert memory.temp_size_in_bytes < 1.1 * size

@@ -150,8 +150,13 @@ class Runner:
         slots = np.flatnonzero(self._slots.active)
         slots = slots[np.argsort(self._slots.ints[slots, POSITION], kind="stable")]
         reach = self._reach(slots)
+        began = time.perf_counter()
         batches = self._batches(slots, "decode", self.programs.window, reach)
-        done = [(batch, self._decode_window(batch)) for batch in batches]
+        # All calls are under way before the first is read: the host books one while the device runs
+        # the next.  No call needs what another one of the same step gives: their slots differ.
+        started = [self._start_window(batch) for batch in batches]
+        done = [(b, self._read_window(b, *s)) for b, s in zip(batches, started, strict=True)]
+        self.stats.seconds_decode += time.perf_counter() - began
         held = self._slots.cached > 0
         self.stats.columns_used += int(self._slots.cached[held].sum())
         self.stats.columns_held += int(held.sum()) * self._max_length
@@ -162,16 +167,19 @@ class Runner:
         ints = self._slots.ints[slots]
         return ints[:, POSITION] + np.minimum(ints[:, REMAINING], self.programs.window)
 
-    def _decode_window(self, slots: np.ndarray) -> np.ndarray:
-        began, window = time.perf_counter(), self.programs.window
-        ints = self._slots.ints[slots]
-        run, rows = self._program("decode", len(slots), window, self._reach(slots).max())
-        ints = padded(ints, rows, 0)
+    def _start_window(self, slots: np.ndarray) -> tuple[int, list[jax.Array]]:
+        """(rows of the call with its padding, what it gives beside the cache: not waited for)."""
+        reach = self._reach(slots).max()
+        run, rows = self._program("decode", len(slots), self.programs.window, reach)
+        ints = padded(self._slots.ints[slots], rows, 0)
         ints[len(slots) :, SLOT] = self._num_slots
         floats = padded(self._slots.floats[slots], rows, 1)
         self.cache, *out = run(self.params, self.cache, ints, floats)
+        return rows, out
+
+    def _read_window(self, slots: np.ndarray, rows: int, out: list[jax.Array]) -> np.ndarray:
+        """Waits for a window and books it; [R] bool, which rows sampled one of their stop tokens."""
         tokens, *logprobs = (array.T[: len(slots)] for array in jax.device_get(out))
-        self.stats.seconds_decode += time.perf_counter() - began
         steps = int((tokens >= 0).any(axis=0).sum())
         self.stats.decode_windows += 1
         self.stats.decode_steps += steps
