@@ -5,8 +5,8 @@ Command:   evolving-rl data alfred --source=json_2.1.0 --out=runs/alfred/games
            evolving-rl train --config=configs/alfred_objects.py --workdir=runs/objects --config.data.games=runs/alfred/objects
            evolving-rl ablation --config=configs/alfred_objects.py --workdir=runs/objects_ablation --seeds=3 --jobs=2 --config.data.games=runs/alfred/objects
 Hardware:  two CPU cores, 4 GB of memory; no accelerator
-Time:      6 to 8 s an iteration of 80 to 120 episodes beside other work; the warm start is not yet measured as it stands
-Expected:  not yet measured
+Time:      the warm start 41 minutes on one of two shared cores
+Expected:  after the warm start 7 % of games of seen objects without a skill, 41 % with the oracle's; of held-out objects none (docs/objects.md)
 """
 
 from evolving_rl_jax.config import default_config
