@@ -55,10 +55,8 @@ ENDINGS = {
     ConfigError: (EXIT_USAGE, ""),
     TaskError: (EXIT_USAGE, ""),  # of data that was damaged after it was loaded
     EngineMismatch: (EXIT_FAILED, ""),
-    EnvError: (
-        EXIT_FAILED,
-        "",
-    ),  # what plays is missing, or cannot show a task that is to be generated
+    # What plays is missing, or cannot show a task that is to be generated.
+    EnvError: (EXIT_FAILED, ""),
     PieceFailed: (EXIT_FAILED, ""),
     SaveFailed: (EXIT_FAILED, ""),
     Preempted: (EXIT_AGAIN, ": the same command goes on from here"),

@@ -9,9 +9,9 @@ from evolving_rl_jax.envs.mind2web import facts as web_facts
 from evolving_rl_jax.envs.mind2web.endings import complaint, ending
 from evolving_rl_jax.envs.mind2web.env import gold_line
 from evolving_rl_jax.envs.mind2web.store import read_task
-from evolving_rl_jax.envs.mind2web.texts import TEXTS, compact_text
+from evolving_rl_jax.envs.mind2web.texts import TEXTS
 from evolving_rl_jax.envs.web.actions import WebAction
-from evolving_rl_jax.envs.web.compact import compact_page
+from evolving_rl_jax.envs.web.compact import compact_page, compact_text
 from evolving_rl_jax.envs.web.observation import observation_text
 from evolving_rl_jax.envs.web.snapshot import element_line
 from evolving_rl_jax.types import Task

@@ -6,14 +6,8 @@ import re
 
 from evolving_rl_jax.envs.mind2web.endings import split_ending
 from evolving_rl_jax.envs.texts import PromptTexts
-from evolving_rl_jax.envs.web.texts import (
-    WebChat,
-    WebCompact,
-    compact_text,
-    parse_web,
-    parse_web_compact,
-    shorten_page,
-)
+from evolving_rl_jax.envs.web.compact import compact_text, parse_web_compact
+from evolving_rl_jax.envs.web.texts import WebChat, WebCompact, parse_web, shorten_page
 
 __all__ = ["TEXTS", "compact_text", "parse_web", "parse_web_compact", "shorten_page"]
 

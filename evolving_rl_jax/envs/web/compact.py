@@ -27,12 +27,12 @@ _DONE = re.compile(r"^[A-Z]+\b")  # of an action; roles are written small
 _ANSWER = r"(?=>\s*(?P<op>{})(?:\s(?P<value>.*))?$)"
 
 
-class _Line(NamedTuple):
-    """A line of a page: the number of its ref, what it is called, all of it."""
+class _Names(NamedTuple):
+    """A page in short form: its lines, and what those elements are called that have a name of their own."""
 
-    ref: int
-    name: str
-    text: str
+    lines: tuple[str, ...]
+    of_ref: dict[int, str]
+    refs: dict[str, int]  # of cleaned names
 
 
 def compact_text(line: str) -> str:
@@ -47,11 +47,11 @@ def compact_text(line: str) -> str:
 
 def compact_page(observation: str) -> list[str]:
     """The lines of the page of an observation in short form, each name unlike all others."""
-    return [line.text for line in _lines(observation)]
+    return list(_names(observation).lines)
 
 
 @functools.lru_cache(1024)
-def _lines(observation: str) -> tuple[_Line, ...]:
+def _names(observation: str) -> _Names:
     parts = [_parts(line) for line in split_observation(observation)[2]]
     count = Counter(clean(name) for _, name, _ in parts)
     alone = [
@@ -60,12 +60,14 @@ def _lines(observation: str) -> tuple[_Line, ...]:
     ]
     pairs = list(zip(parts, alone, strict=True))
     numbered = {clean(f"{name} {ref}") for (ref, name, _), own in pairs if not own}
-    lines = []
+    lines, of_ref = [], {}
     for (ref, name, rest), own in pairs:
         named = own and clean(name) not in numbered
+        if named and name:
+            of_ref[ref] = name
         text = [name, "" if named or not ref else str(ref), rest]
-        lines.append(_Line(ref, name if named else "", " ".join(filter(None, text))))
-    return tuple(lines)
+        lines.append(" ".join(filter(None, text)))
+    return _Names(tuple(lines), of_ref, {clean(name): ref for ref, name in of_ref.items()})
 
 
 def _parts(line: str) -> tuple[int, str, str]:
@@ -79,8 +81,7 @@ def _parts(line: str) -> tuple[int, str, str]:
 def compact_answer(target: str, action: str, observation: str = "") -> str:
     """An action (JSON text) as an answer writes it; ``target`` is what an element without a name is called."""
     web = parse_action(action)
-    line = next((line for line in _lines(observation) if line.ref == web.ref), None)
-    name = line.name if line and line.name else f"{target} {web.ref}"
+    name = _names(observation).of_ref.get(web.ref) or f"{target} {web.ref}"
     return f"{name}> {web.op.lower()} {web.value}".strip()
 
 
@@ -105,7 +106,7 @@ def parse_web_compact(
     ('{"op": "SELECT", "ref": "e5", "value": "New York"}', True)
     """
     line = text.strip()
-    refs = {clean(line.name): line.ref for line in _lines(observation) if line.name}
+    refs = _names(observation).refs
     if len(line.splitlines()) == 1:
         for found in reversed([*re.finditer(_ANSWER.format("|".join(ops)), line, re.IGNORECASE)]):
             target = clean(line[: found.start()])

@@ -22,8 +22,7 @@ from evolving_rl_jax.envs.web.compact import (
 from evolving_rl_jax.envs.web.observation import PAGE, observed_site, split_observation
 from evolving_rl_jax.types import Task
 
-__all__ = ["WebChat", "WebCompact", "compact_text", "parse_web", "parse_web_compact"]
-__all__ += ["shorten_page"]
+__all__ = ["WebChat", "WebCompact", "parse_web", "shorten_page"]
 
 _REF = re.compile(r"\[ref=e(\d+)\]")
 _LABEL = re.compile(r'"[^"]*"')
