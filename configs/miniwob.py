@@ -14,6 +14,8 @@ def get_config():
     """A sequence for every step: sentence, earlier actions, page, action."""
     config = default_config()
     config.env.update(name="miniwob", snapshot_tokens=300, num_workers=1)
+    # So many pages of each family that none is known by heart: names have to be read.
+    config.data.miniwob.train_seeds = 200
     config.data.train_types = config.data.miniwob.families
     config.model.update(
         vocab_size=2048,
@@ -23,6 +25,7 @@ def get_config():
         num_layers=3,
         num_heads=4,
         num_kv_heads=4,
+        qk_norm=True,
     )
     config.rollout.update(
         style="compact",
@@ -46,7 +49,7 @@ def get_config():
     config.algorithm.kl_coef.update(solver=0.2, extractor=0.01)
     config.algorithm.entropy_coef.update(solver=0.0, extractor=0.0)
     config.optimizer.update(
-        learning_rate=5e-4, b1=0.9, b2=0.95, weight_decay=0.0, schedule="cosine"
+        learning_rate=1e-3, b1=0.9, b2=0.95, weight_decay=0.0, schedule="cosine"
     )
     config.train.update(
         num_iterations=40,
@@ -60,8 +63,8 @@ def get_config():
     config.warmstart.update(
         enabled=True,
         splits=("train",),
-        episodes=1500,
-        steps=1500,
+        episodes=4000,
+        steps=2000,
         batch_rows=8,
         learning_rate=4e-3,
         action_noise=0.02,

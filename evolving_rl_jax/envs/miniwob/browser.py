@@ -24,12 +24,14 @@ from typing import Any
 
 from evolving_rl_jax.envs.base import EnvError, one_line
 from evolving_rl_jax.envs.miniwob import chromium
+from evolving_rl_jax.envs.miniwob.families import LEAVES_TRACES
 
 __all__ = ["Browser", "Frame", "PageError"]
 
 HERE = pathlib.Path(__file__).parent
 WIDTH, HEIGHT = 500, 320  # of a frame: the window of the package
 _IDLE = 24  # pages that are loaded ahead, in place of those of ended episodes
+_USES = 50  # episodes of a page: what it holds grows with each
 _LOOK_EVERY = 64  # episodes between looks at the memory
 _REAPED_S = 10.0
 _START_S = 120.0  # for Chromium to start on a machine that is busy
@@ -53,10 +55,12 @@ class Frame:
       key: its name in the browser.
       family: whose page it is.
       life: of the browser that it was opened in.
+      uses: episodes that it has served.
     """
 
     def __init__(self, key: str, family: str, life: int):
         self.key, self.family, self.life = key, family, life
+        self.uses = 0
 
 
 class Browser:
@@ -86,6 +90,8 @@ class Browser:
         """
         self._taken += 1
         if self._taken % _LOOK_EVERY == 0 and self._running is not None:
+            with contextlib.suppress(Exception):  # the next call says what is wrong
+                self._running.collect()
             held = self.memory_mb()
             if held > self._most_mb:
                 log.info("the browser holds %.0f MB and is replaced", held)
@@ -102,7 +108,7 @@ class Browser:
         return frame
 
     def give(self, frame: Frame) -> None:
-        """Takes a frame back after an episode; its page is loaded anew meanwhile.
+        """Takes a frame back after an episode; a page that keeps something of it is loaded anew meanwhile.
 
         Args:
           frame: may be of a browser that is gone.
@@ -110,8 +116,11 @@ class Browser:
         if not self.holds(frame):
             return
         with contextlib.suppress(EnvError):
-            self._run("drop", f"the page {frame.family}", frame.key)
-            self._idle.append(self._load(frame.family))
+            frame.uses += 1
+            if frame.family in LEAVES_TRACES or frame.uses >= _USES:
+                self._run("drop", f"the page {frame.family}", frame.key)
+                frame = self._load(frame.family)
+            self._idle.append(frame)
             if len(self._idle) > _IDLE:
                 old = self._idle.pop(0)
                 self._run("drop", f"the page {old.family}", old.key)
@@ -262,6 +271,12 @@ class _Running:
                 *arguments,
             )
         return self._driver.execute_script(f"return pages.{function}(...arguments)", *arguments)
+
+    def collect(self) -> None:
+        """Lets go of what ended pages held, which the browser does at its leisure."""
+        self._driver.execute(
+            "executeCdpCommand", {"cmd": "HeapProfiler.collectGarbage", "params": {}}
+        )
 
     def end(self) -> None:
         """Kills all of it and removes its files; may be called again, and does nothing in a fork."""

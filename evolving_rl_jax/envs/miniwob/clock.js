@@ -38,7 +38,7 @@
 
   window.clock = {
     errors, clickable,
-    forget() { timers.clear(); },
+    restart() { timers.clear(); now = START; next = 1; },
     // Runs what is due in the next milliseconds, in order.
     advance(ms) {
       const end = now + ms;

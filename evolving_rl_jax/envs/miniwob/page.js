@@ -11,7 +11,7 @@ window.pages = (() => {
   const escape = text => text.replace(/[\u0000-\u0008\u000b\u000c\u000e-\u001f\ufffe\uffff]/g, '')
     .replace(/&/g, '&amp;').replace(/</g, '&lt;').replace(/>/g, '&gt;').replace(/"/g, '&quot;');
 
-  // Begins to load a page; what keeps something of an episode is never seen by the next one.
+  // Begins to load a page.
   function open(key, url, width, height) {
     drop(key);
     const element = document.createElement('iframe');
@@ -39,7 +39,7 @@ window.pages = (() => {
 
   function reset(key, seed) {
     const frame = frames.get(key), page = frame.element.contentWindow;
-    page.clock.forget();
+    page.clock.restart();
     page.clock.errors.length = 0;
     frame.clipboard = '';
     page.eval('core.EP_TIMER = null; core.EPISODE_MAX_TIME = 1e9;');
