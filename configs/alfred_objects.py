@@ -17,8 +17,8 @@ def get_config():
     config = default_config()
     config.data.update(train_types=(*config.data.train_types, "look_at_obj_in_light"))
     config.model.update(
-        vocab_size=1400,
-        numbered_tokens=False,  # objects that it never handled are words that it can still copy
+        vocab_size=1000,  # words of games about seen objects whole, other names in pieces
+        numbered_tokens=False,
         hidden_size=96, intermediate_size=256, num_layers=3, num_heads=4, num_kv_heads=4, qk_norm=True,
     )  # fmt: skip
     config.rollout.update(
@@ -28,8 +28,8 @@ def get_config():
         num_skills=4,
         num_repeats=1,
         max_steps=14,
-        max_turn_tokens=20,
-        max_skill_tokens=40,
+        max_turn_tokens=24,
+        max_skill_tokens=48,
         top_p=1.0,
         num_slots=128,
         max_length=640,

@@ -64,7 +64,7 @@ def get_config():
     config.warmstart.update(
         enabled=True,
         episodes=6000,
-        steps=2000,
+        steps=1300,
         batch_rows=20,
         extraction_share=0.4,
         good_extraction=0.5,

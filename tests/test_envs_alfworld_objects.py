@@ -13,6 +13,7 @@ from object_games import OBJECTS, TWO, write_release
 from evolving_rl_jax.cli.main import main
 from evolving_rl_jax.data.tasks import load_tasks, source_split
 from evolving_rl_jax.envs import benchmark
+from evolving_rl_jax.envs.alfworld.corpus import _played_texts, collect_texts
 from evolving_rl_jax.envs.alfworld.env import Options, make
 from evolving_rl_jax.envs.alfworld.experts import SearchingExpert, play
 from evolving_rl_jax.envs.alfworld.facts import skill_json
@@ -24,6 +25,7 @@ from evolving_rl_jax.envs.alfworld.objects.renamed import made_up_names
 from evolving_rl_jax.envs.alfworld.objects.table import players_table
 from evolving_rl_jax.envs.alfworld.objects.teacher import ObjectTeacher
 from evolving_rl_jax.envs.base import TaskError
+from evolving_rl_jax.envs.pool.pool import EnvPool
 from evolving_rl_jax.types import Episode, Task, Turn
 
 
@@ -137,11 +139,23 @@ def test_a_made_up_name_is_all_that_differs(tasks):
     env.close()
 
 
-def test_made_up_names_differ_and_are_nobody_elses():
-    names = made_up_names(500, 1, {"tuna"})
-    assert len(set(names)) == 500 and "tuna" not in made_up_names(4900 - 1, 0, {"tuna"})
-    with pytest.raises(ValueError, match="at most 4899"):
-        made_up_names(4900, 0, {"tuna"})
+def test_made_up_names_differ_and_are_nobody_elses(tasks):
+    names = made_up_names(5000, 1, {"tuna"})
+    assert len(set(names)) == 5000 and all(re.fullmatch("[a-z]{3,10}", name) for name in names)
+    assert names == made_up_names(5000, 1, {"tuna"}) != made_up_names(5000, 2, {"tuna"})
+    assert not set(names) & set(made_up_names(5000, 1, set(names)))
+    own = [t.meta["object"] for t in tasks if t.split == "warmstart"]
+    assert len(set(own)) == len(own)  # learnt by heart, a name would be no lesson in reading
+
+
+def test_a_tokenizer_has_met_no_name_but_those_of_training(tasks):
+    shown = [t for t in tasks if t.split in ("train", "warmstart")]
+    with EnvPool("alfworld", num_workers=1) as pool:
+        played = {w for text in _played_texts(pool, shown) for w in text.split()}
+        met = {w for text in collect_texts(pool, shown) for w in re.findall("[a-z]+", text)}
+    held_out = objects_of(tasks, "heldout_objects", "heldout_objects_sources")
+    assert held_out & played  # they stand about in the rooms
+    assert objects_of(tasks, "train") <= met and not held_out & met
 
 
 def test_halves_are_balanced_and_drawn_by_the_seed():

@@ -48,8 +48,17 @@ def seen_contents(observations: list[str]) -> dict[str, list[str]]:
         opened = _OPENED.search(text)
         place = listing["on"] or (opened[1] if opened else None)
         if place and place not in contents:
-            contents[place] = re.findall(r"\b(?:a|an) ([a-z]+) \d+", listing["items"])
+            contents[place] = _things(listing)
     return contents
+
+
+def things_listed(text: str) -> list[str]:
+    """Classes of the things that an observation lists in a place."""
+    return [word for listing in _LISTING.finditer(text) for word in _things(listing)]
+
+
+def _things(listing: re.Match) -> list[str]:
+    return re.findall(r"\b(?:a|an) ([a-z]+) \d+", listing["items"])
 
 
 def fact_seen(task: Task, observations: list[str]) -> bool:

@@ -13,7 +13,7 @@ import pathlib
 import re
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from evolving_rl_jax.envs.alfworld.folder import (
@@ -24,7 +24,7 @@ from evolving_rl_jax.envs.alfworld.folder import (
     read_object,
 )
 from evolving_rl_jax.envs.alfworld.objects.halves import draw_halves
-from evolving_rl_jax.envs.alfworld.objects.renamed import made_up_names, write_renamed
+from evolving_rl_jax.envs.alfworld.objects.renamed import RENAMED, made_up_names, write_renamed
 from evolving_rl_jax.envs.alfworld.objects.truth import (
     PLACED_AS_FOUND,
     kind_of,
@@ -41,8 +41,7 @@ __all__ = ["HELD_OUT", "SEEN", "TYPES", "ObjectsReport", "prepare_objects"]
 # Panels of valid_seen; those of valid_unseen have `_unseen` after the name.
 SEEN, HELD_OUT = "seen_objects", "heldout_objects"
 _SUFFIX = {"valid_seen": "", "valid_unseen": "_unseen"}
-_TRAIN, _RENAMED, _SOURCES = "train", "warmstart", f"{HELD_OUT}_sources"
-_NAMES = 256  # made-up ones
+_TRAIN, _SOURCES = "train", f"{HELD_OUT}_sources"
 # The task types that are about one object; with two, one place is not enough.
 TYPES = (
     "pick_and_place_simple",
@@ -120,7 +119,8 @@ def prepare_objects(
         )
     halves = draw_halves(kinds, seed)
     tasks = _split(games, kinds, halves, left_out)
-    renamed = _renamed([t for t in tasks if t.split == _TRAIN], out / "renamed", seed, progress)
+    train = [task for task in tasks if task.split == _TRAIN]
+    renamed = _renamed(train, kinds, out / "renamed", seed, progress)
     report = _report([*tasks, *renamed], kinds, halves, left_out)
     root = pathlib.Path(os.path.commonpath([task.path for task in (*tasks, *renamed)]))
     index = {
@@ -160,18 +160,23 @@ def _with_truth(task: Task) -> dict[str, Any]:
 
 
 def _renamed(
-    tasks: Sequence[Task], folder: pathlib.Path, seed: int, progress: Callable[[int], None] | None
+    tasks: Sequence[Task],
+    words: Iterable[str],
+    folder: pathlib.Path,
+    seed: int,
+    progress: Callable[[int], None] | None,
 ) -> list[Task]:
-    """The same games with made-up names; the names are spread over the games."""
-    taken = {word for task in tasks for word in re.findall(r"[a-z]+", task.text)}
-    names = made_up_names(min(_NAMES, len(tasks)), seed, taken)
+    """The same games, each with a made-up name of its own for its object."""
+    taken = {word for task in tasks for word in re.findall(r"[a-z]+", task.text)} | set(words)
+    taken |= {kind_of(place) for task in tasks for place in task.meta["places"]}
+    names = made_up_names(len(tasks), seed, taken)
     if folder.exists():
         shutil.rmtree(folder)  # of a command that was interrupted: the index is written last
     renamed = []
     for i, task in enumerate(tasks):
         path = folder / f"{i:05d}"
-        write_renamed(pathlib.Path(task.path), path, names[i % len(names)])
-        new = dataclasses.replace(alfworld_task(path), id=f"renamed/{task.id}", split=_RENAMED)
+        write_renamed(pathlib.Path(task.path), path, names[i])
+        new = dataclasses.replace(alfworld_task(path), id=f"renamed/{task.id}", split=RENAMED)
         meta = {**_with_truth(new), "usual": task.meta["usual"]}
         renamed.append(dataclasses.replace(new, meta=meta))
         if progress:

@@ -6,7 +6,6 @@ one by one of their names.
 
 from __future__ import annotations
 
-import itertools
 import pathlib
 import re
 
@@ -14,29 +13,39 @@ import numpy as np
 
 from evolving_rl_jax.envs.alfworld.folder import GAME_FILES, read_object
 from evolving_rl_jax.files import write_json
+from evolving_rl_jax.types import Task
 
-__all__ = ["made_up_names", "write_renamed"]
+__all__ = ["RENAMED", "is_renamed", "made_up_names", "write_renamed"]
 
-_CONSONANTS, _VOWELS = "bdfgklmnprstvz", "aeiou"
+RENAMED = "warmstart"  # the split of such games
+
+# Parts of a syllable; real names have the same: "spatula", "mug", "creditcard".
+_STARTS = ("", *"bcdfghjklmnprstvwz", "br", "ch", "cr", "pl", "sh", "sp", "st", "th", "tr")
+_MIDDLES = ("a", "e", "i", "o", "u", "a", "e", "o", "ea", "oo")
+_ENDS = (*("",) * 14, *"bdgklmnprst", "ck", "ll", "ss")
 _SENTENCE = re.compile(r"Your task is to: [^\"]*")
 
 
-def made_up_names(number: int, seed: int, taken: set[str]) -> list[str]:
-    """Different words of two syllables, none of them ``taken``; a pure function of the arguments.
+def is_renamed(task: Task) -> bool:
+    """Whether the object of a task goes by a made-up name."""
+    return task.split == RENAMED and "kept" in task.meta
 
-    Raises:
-      ValueError: there are not so many.
+
+def made_up_names(number: int, seed: int, taken: set[str]) -> list[str]:
+    """Different words of one to three syllables, none of them ``taken``; a pure function of the arguments.
 
     >>> made_up_names(3, 0, {"tuna"})
-    ['fobo', 'dito', 'litu']
+    ['wakaer', 'stagtrok', 'toople']
     """
-    syllables = ["".join(pair) for pair in itertools.product(_CONSONANTS, _VOWELS)]
-    words = ["".join(pair) for pair in itertools.product(syllables, syllables)]
-    free = [word for word in words if word not in taken]
-    if number > len(free):
-        raise ValueError(f"there must be at most {len(free)} made-up names, got {number}")
-    chosen = np.random.default_rng(seed).permutation(len(free))[:number]
-    return [free[i] for i in chosen]
+    rng = np.random.default_rng(seed)
+    names: dict[str, None] = {}
+    while len(names) < number:
+        syllables = rng.choice([1, 2, 2, 2, 3])
+        parts = (_STARTS, _MIDDLES, _ENDS) * syllables
+        word = "".join(part[rng.integers(len(part))] for part in parts)
+        if 3 <= len(word) <= 10 and word not in taken:
+            names[word] = None
+    return list(names)
 
 
 def write_renamed(source: pathlib.Path, out: pathlib.Path, name: str) -> None:
