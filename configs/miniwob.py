@@ -22,10 +22,7 @@ def get_config():
         numbered_tokens=False,  # names are random: a ref after each would be another token
         hidden_size=96,
         intermediate_size=256,
-        num_layers=3,
-        num_heads=4,
-        num_kv_heads=4,
-        qk_norm=True,
+        **{"num_layers": 3, "num_heads": 4, "num_kv_heads": 4, "qk_norm": True},
     )
     config.rollout.update(
         style="compact",
