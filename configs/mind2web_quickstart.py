@@ -53,7 +53,7 @@ def get_config():
         learning_rate=1e-3, b1=0.9, b2=0.95, weight_decay=0.0, schedule="cosine"
     )
     config.train.update(
-        num_iterations=75,
+        num_iterations=60,
         minibatches=2,
         row_length=384,
         micro_batch_rows=8,
