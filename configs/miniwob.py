@@ -22,8 +22,8 @@ def get_config():
         numbered_tokens=False,  # names are random: a ref after each would be another token
         hidden_size=96,
         intermediate_size=256,
-        **{"num_layers": 3, "num_heads": 4, "num_kv_heads": 4, "qk_norm": True},
-    )
+        num_layers=3, num_heads=4, num_kv_heads=4, qk_norm=True,
+    )  # fmt: skip
     config.rollout.update(
         style="compact",
         **{"context": "recent", "recent_turns": 0},

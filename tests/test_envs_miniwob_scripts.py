@@ -58,10 +58,8 @@ def _random_play(env, family, seed):
         items = View(texts[-1]).items
         if not items:
             break
-        item, op = (
-            items[rng.integers(len(items))],
-            str(rng.choice(["CLICK", "CLICK", "TYPE", "KEY"])),
-        )
+        item = items[rng.integers(len(items))]
+        op = str(rng.choice(["CLICK", "CLICK", "TYPE", "KEY"]))
         value = {"TYPE": "abc", "KEY": "ArrowDown"}.get(op, "")
         reply = env.step(json.dumps({"op": op, "ref": f"e{item.ref}", "value": value}))
         texts.append(reply.text)

@@ -11,6 +11,7 @@ from evolving_rl_jax.envs.alfworld import facts
 from evolving_rl_jax.envs.alfworld.corpus import collect_texts
 from evolving_rl_jax.envs.alfworld.folder import SPLITS
 from evolving_rl_jax.envs.alfworld.objects import claims
+from evolving_rl_jax.envs.alfworld.objects.truth import is_by_object
 from evolving_rl_jax.envs.alfworld.tasks import load_tasks
 from evolving_rl_jax.envs.alfworld.texts import TEXTS
 from evolving_rl_jax.envs.base import Environment, Progress
@@ -78,7 +79,7 @@ class Alfworld(Benchmark):
         return collect_texts(pool, tasks)
 
     def teacher(self, task: Task, rng, quality) -> Teacher:
-        if _is_by_object(task):
+        if is_by_object(task):
             from evolving_rl_jax.envs.alfworld.objects.teacher import ObjectTeacher
 
             return ObjectTeacher(task, rng, quality)
@@ -87,23 +88,23 @@ class Alfworld(Benchmark):
         return HouseholdTeacher(task, rng, quality)
 
     def states_facts(self, task: Task) -> bool:
-        return super().states_facts(task) or _is_by_object(task)
+        return super().states_facts(task) or is_by_object(task)
 
     def given_skill(self, task: Task, i: int, *, misleading: bool) -> str:
-        give = claims.given_skill if _is_by_object(task) else facts.given_skill
+        give = claims.given_skill if is_by_object(task) else facts.given_skill
         return give(task, i, misleading=misleading)
 
     def share_seen(self, episode: Episode) -> float | None:
-        return (claims if _is_by_object(episode.task) else facts).share_seen(episode)
+        return (claims if is_by_object(episode.task) else facts).share_seen(episode)
 
     def share_stated(self, episode: Episode, skill_text: str) -> float:
-        by_object = _is_by_object(episode.task)
+        by_object = is_by_object(episode.task)
         return (claims if by_object else facts).share_stated(episode, skill_text)
 
     def judge_skill(
         self, episode: Episode, skill_text: str, played: Sequence[Task]
     ) -> Mapping[str, float]:
-        by_object = _is_by_object(episode.task)
+        by_object = is_by_object(episode.task)
         return claims.judge_skill(episode, skill_text, played) if by_object else {}
 
 
@@ -121,11 +122,6 @@ class Comparison(Alfworld):
         from evolving_rl_jax.envs.alfworld import check
 
         return check.make(options)
-
-
-def _is_by_object(task: Task) -> bool:
-    """Whether a task is of an index by object, which says where the object is kept."""
-    return "kept" in task.meta
 
 
 def _games_spec(households):

@@ -14,7 +14,7 @@ from evolving_rl_jax.envs.alfworld.experts import SearchingExpert, Walkthrough
 from evolving_rl_jax.envs.alfworld.names import task_sentence
 from evolving_rl_jax.envs.alfworld.objects import claims
 from evolving_rl_jax.envs.alfworld.objects.renamed import is_renamed
-from evolving_rl_jax.envs.alfworld.objects.truth import kind_of
+from evolving_rl_jax.envs.alfworld.objects.truth import is_by_object, kind_of
 from evolving_rl_jax.envs.alfworld.texts import TEXTS
 from evolving_rl_jax.envs.pool.play import play_all
 from evolving_rl_jax.types import OK, Task
@@ -34,11 +34,11 @@ def collect_texts(pool, tasks: list[Task], num_games: int = 96) -> list[str]:
                     facts.skill_json(obj, facts.fact_sentence(obj, place, negated=negated))
                 )
             texts.append(f"{obj}> go to {place}")
-        if "kept" in task.meta:
+        if is_by_object(task):
             texts += _skills_by_object(task)
     step = max(1, len(tasks) // num_games)
     played = _played_texts(pool, tasks[::step])
-    by_object = [task for task in tasks if "kept" in task.meta]
+    by_object = [task for task in tasks if is_by_object(task)]
     if by_object:
         known = {task.meta["object"] for task in by_object if not is_renamed(task)}
         played = _without_other_things(played, known)

@@ -30,7 +30,7 @@ __all__ = ["Browser", "Frame", "PageError"]
 
 HERE = pathlib.Path(__file__).parent
 WIDTH, HEIGHT = 500, 320  # of a frame: the window of the package
-_IDLE = 24  # pages that are loaded ahead, in place of those of ended episodes
+_IDLE = 24  # pages that are kept for the next episodes
 _USES = 50  # episodes of a page: what it holds grows with each
 _LOOK_EVERY = 64  # episodes between looks at the memory
 _REAPED_S = 10.0
@@ -224,8 +224,7 @@ class _Running:
         self._driver = driver = webdriver.Remote(command_executor=connection, options=options)
         driver.get((HERE / "shell.html").as_uri())
         source = (HERE / "clock.js").read_text(encoding="utf-8")
-        added = {"cmd": "Page.addScriptToEvaluateOnNewDocument", "params": {"source": source}}
-        driver.execute("executeCdpCommand", added)
+        self._devtools("Page.addScriptToEvaluateOnNewDocument", source=source)
         driver.execute_script((HERE / "page.js").read_text(encoding="utf-8"))
         driver.set_script_timeout(answer_s)
         config.timeout = answer_s + _HTTP_S
@@ -274,9 +273,10 @@ class _Running:
 
     def collect(self) -> None:
         """Lets go of what ended pages held, which the browser does at its leisure."""
-        self._driver.execute(
-            "executeCdpCommand", {"cmd": "HeapProfiler.collectGarbage", "params": {}}
-        )
+        self._devtools("HeapProfiler.collectGarbage")
+
+    def _devtools(self, command: str, **params: Any) -> None:
+        self._driver.execute("executeCdpCommand", {"cmd": command, "params": params})
 
     def end(self) -> None:
         """Kills all of it and removes its files; may be called again, and does nothing in a fork."""

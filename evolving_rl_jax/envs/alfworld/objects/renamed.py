@@ -12,6 +12,7 @@ import re
 import numpy as np
 
 from evolving_rl_jax.envs.alfworld.folder import GAME_FILES, read_object
+from evolving_rl_jax.envs.alfworld.objects.truth import is_by_object
 from evolving_rl_jax.files import write_json
 from evolving_rl_jax.types import Task
 
@@ -19,7 +20,8 @@ __all__ = ["RENAMED", "is_renamed", "made_up_names", "write_renamed"]
 
 RENAMED = "warmstart"  # the split of such games
 
-# Parts of a syllable; real names have the same: "spatula", "mug", "creditcard".
+# Parts of a syllable; real names have the same: "spatula", "mug", "creditcard".  What stands here twice is
+# drawn twice as often.
 _STARTS = ("", *"bcdfghjklmnprstvwz", "br", "ch", "cr", "pl", "sh", "sp", "st", "th", "tr")
 _MIDDLES = ("a", "e", "i", "o", "u", "a", "e", "o", "ea", "oo")
 _ENDS = (*("",) * 14, *"bdgklmnprst", "ck", "ll", "ss")
@@ -28,7 +30,7 @@ _SENTENCE = re.compile(r"Your task is to: [^\"]*")
 
 def is_renamed(task: Task) -> bool:
     """Whether the object of a task goes by a made-up name."""
-    return task.split == RENAMED and "kept" in task.meta
+    return task.split == RENAMED and is_by_object(task)
 
 
 def made_up_names(number: int, seed: int, taken: set[str]) -> list[str]:

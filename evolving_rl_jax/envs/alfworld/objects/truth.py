@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from evolving_rl_jax.envs.alfworld.names import numbered
+from evolving_rl_jax.types import Task
 
-__all__ = ["PLACED_AS_FOUND", "Truth", "kind_of", "truth_of", "usual_kinds"]
+__all__ = ["PLACED_AS_FOUND", "Truth", "is_by_object", "kind_of", "truth_of", "usual_kinds"]
 
 _FACT = re.compile(
     r"\(\s*(inReceptacle|objectType|receptacleType)\s+([^\s()?]+)\s+([^\s()?]+)\s*\)"
@@ -18,6 +19,11 @@ _USUAL = 3  # kinds of places that are kept of an object
 
 # Types in which a thing of the target's kind of place is where it should be already.
 PLACED_AS_FOUND = ("pick_and_place_simple", "pick_two_obj_and_place")
+
+
+def is_by_object(task: Task) -> bool:
+    """Whether a task is of an index by object, which says where the object is kept."""
+    return "kept" in task.meta
 
 
 class Truth(NamedTuple):
