@@ -47,14 +47,15 @@ def assert_close(got, expected, tolerance):
 
 
 @pytest.mark.parametrize(
-    "batch, heads, kv_heads, length, tile",
+    "batch, heads, kv_heads, length, queries, tile",
     [
-        (4, 4, 2, 96, 2 << 20),  # one tile a span
-        (6, 4, 4, 130, 40_000),  # groups of rows, a length that needs padding
-        (2, 6, 1, 200, 1),  # the smallest blocks
+        (4, 4, 2, 96, 48, 2 << 20),  # two blocks, all rows at a time
+        (6, 4, 4, 130, 16, 70_000),  # groups of rows, a length that needs padding
+        (2, 6, 1, 200, 8, 1),  # the smallest blocks, all six widths
     ],
 )
-def test_blockwise_equals_plain(monkeypatch, batch, heads, kv_heads, length, tile):
+def test_blockwise_equals_plain(monkeypatch, batch, heads, kv_heads, length, queries, tile):
+    monkeypatch.setattr(lib, "_QUERIES", queries)
     monkeypatch.setattr(lib, "_TILE_BYTES", tile)
     arrays = inputs(batch, heads, kv_heads, length)
     for segments in (None, packed_segments(batch, length)):
@@ -62,11 +63,23 @@ def test_blockwise_equals_plain(monkeypatch, batch, heads, kv_heads, length, til
         assert_close(value_and_gradients("blockwise", *arrays, segments), expected, 2e-5)
 
 
+def test_blockwise_reads_nothing_before_the_segments_of_a_block():
+    """What is there may be anything: no number of the first three segments reaches the last, nor its gradients."""
+    length, last = 384, slice(288, None)  # segments of two blocks each
+    q, k, v, w = inputs(2, 4, 2, length)
+    segments = jnp.broadcast_to(1 + jnp.arange(length) // 96, (2, length))
+    earlier = jnp.arange(length)[:, None] < 288
+    k, v = (jnp.where(earlier, jnp.nan, x) for x in (k, v))
+    got = value_and_gradients("blockwise", q, k, v, w, segments)
+    alone = [x[:, :, last] for x in (q, k, v, w)]
+    assert_close([x[:, :, last] for x in got], value_and_gradients("plain", *alone), 2e-5)
+
+
 @pytest.mark.parametrize("tile", [1, 60_000, 128 << 20])
 def test_tiles_for_a_gpu_equal_plain(monkeypatch, tile):
     """The devices of the mesh choose them; the arithmetic is that of any device."""
     monkeypatch.setattr(lib, "_GPU_TILE_BYTES", tile)
-    monkeypatch.setattr(lib, "_TILE_BYTES", None)  # not these
+    monkeypatch.setattr(lib, "_TILE_BYTES", None)  # not a CPU's
     mesh = SimpleNamespace(size=1, devices=np.array([SimpleNamespace(platform="gpu")]))
     arrays, segments = inputs(4, 4, 2, 130), packed_segments(4, 130)
     monkeypatch.setattr(lib, "attention", functools.partial(lib.attention, mesh=mesh))
@@ -242,6 +255,25 @@ def test_memory_is_linear_in_length():
     short, long = (temporary_bytes("blockwise", n) for n in (4096, 16384))
     assert long < 6 * short
     assert long < temporary_bytes("plain", 4096)
+
+
+def test_rematerialised_layers_keep_no_masks():
+    """Segments are the same in every layer, so jax would rather keep what follows from them than compute it again."""
+    batch, heads, length, dim = 2, 2, 768, 8
+    segments, shape = packed_segments(batch, length), (3, 16, heads, dim)
+
+    def layer(x, weights):
+        q = jnp.einsum("btd,dhk->bhtk", x, weights)
+        out = lib.attention(q, q, q, segment_ids=segments, implementation="blockwise")
+        return x + jnp.einsum("bhtk,dhk->btd", out, weights), None
+
+    def loss(weights, x):
+        return jnp.sum(jax.lax.scan(jax.checkpoint(layer), x, weights)[0])
+
+    args = jnp.ones(shape), jnp.ones((batch, length, 16))
+    found = jax.jit(jax.grad(loss)).lower(*args).compile().memory_analysis()
+    # 2.4 MB; with the masks of all blocks and widths 53.
+    assert found.temp_size_in_bytes < batch * length * length * 4
 
 
 def test_arguments_are_checked():

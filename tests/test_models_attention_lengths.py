@@ -9,14 +9,15 @@ import pytest
 from evolving_rl_jax.models import attention as lib
 from evolving_rl_jax.models import cached
 
-# Name -> (what `attention` calls it, bytes of a blockwise tile); kernels are interpreted.
+# Name -> (what `attention` calls it, sizes of blockwise); kernels are interpreted.
 CHOICES = {
-    "plain": ("plain", None),
-    "blockwise": ("blockwise", 2 << 20),  # a CPU's tiles
-    "blockwise, small": ("blockwise", 1),  # the smallest there are: many blocks of 8 queries
-    "blockwise, gpu": ("blockwise", 128 << 20),
-    "splash": ("splash_interpreted", None),
-    "pallas_gpu": ("pallas_gpu_interpreted", None),
+    "plain": ("plain", {}),
+    "blockwise": ("blockwise", {}),  # as on a CPU
+    # The smallest there are, one row at a time, and large ones, as on a GPU.
+    "blockwise, small": ("blockwise", {"_QUERIES": 8, "_TILE_BYTES": 1}),
+    "blockwise, large": ("blockwise", {"_QUERIES": 512, "_TILE_BYTES": 128 << 20}),
+    "splash": ("splash_interpreted", {}),
+    "pallas_gpu": ("pallas_gpu_interpreted", {}),
 }
 LENGTHS = [1, 7, 65, 250]  # a token, less and more than a tile, several tiles
 HEADS = [(4, 2), (3, 1), (2, 2)]  # those of queries and of keys
@@ -63,8 +64,9 @@ def layouts(length, seed=0):
 
 
 def measured(choice, monkeypatch, q, k, v, w, segments):
-    implementation, tile = CHOICES[choice]
-    monkeypatch.setattr(lib, "_TILE_BYTES", tile or lib._TILE_BYTES)
+    implementation, sizes = CHOICES[choice]
+    for name, value in sizes.items():
+        monkeypatch.setattr(lib, name, value)
 
     @jax.jit
     def run(q, k, v, w):

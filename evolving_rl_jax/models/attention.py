@@ -8,8 +8,8 @@ Four implementations give the same values and gradients:
 * ``plain``: the textbook formula; holds ``[B, H, T, T]`` scores.  Best for short rows.
 * ``blockwise``: tiles of scores that fit a CPU's cache (larger ones on a GPU), recomputed in the backward pass from the
   saved log-normaliser (the idea of FlashAttention, arXiv 2205.14135), so memory is linear in T.
-  Keys after a span of queries are skipped, which saves 3/8 of the work.  On CPU 5 times faster than
-  ``plain`` at T = 384.
+  A block of queries reads the keys from the first token of its segments to its own end, in one of six
+  widths: what lies after it and, in packed rows, most of what belongs to others costs nothing.
 * ``splash``: the Pallas kernel for TPUs, see `splash`; ``splash_interpreted`` runs it on a CPU for
   tests.
 * ``pallas_gpu``: the Pallas kernel for GPUs, see `pallas_gpu`; likewise ``pallas_gpu_interpreted``.
@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,16 +36,23 @@ from evolving_rl_jax.models.splash import splash_attention
 
 # Large and finite: a row with nothing to attend to must give a number, not NaN.
 _MASKED = -1e30
-_SPANS = 4  # into which a row's queries are cut; a span reads only the keys up to its own end
-# Of a span.  XLA unrolls a loop of one block and then computes its exponentials anew for each of their uses, which
-# took 1.5 to 2.5 times as long on a CPU.
-_LEAST_BLOCKS = 2
-_TILE_BYTES = 2 << 20  # float32 scores held at a time, measured best for 1-2 MB of L2 cache
-# A GPU wants few large products: at 2 MB a row of 8,192 tokens is hundreds of steps of a loop, each
-# too small to fill it.  A guess until it is measured.
+_QUERIES = 48  # of a block on a CPU, about; 16 to 64 were measured equal
+_TILE_BYTES = (
+    1 << 19
+)  # float32 scores held at a time on a CPU, where several rows are short enough for it
+# A GPU wants few large products: at this many bytes, blocks of hundreds of queries.  A guess until it is measured.
 _GPU_TILE_BYTES = 128 << 20
+_WIDTHS = (1, 3 / 4, 1 / 2, 1 / 4, 1 / 8, 1 / 16)  # of a row, that a block of queries may read
 _PLAIN_UP_TO = 64  # tokens a row
 _CACHED_SCORE_BYTES = 1 << 30  # scores of a prefill chunk held at a time, over all devices
+
+
+class _Plan(NamedTuple):
+    """How blockwise attention cuts a batch."""
+
+    rows: int  # at a time
+    block: int  # queries
+    widths: tuple[int, ...]  # keys that a block may read, ascending; the last is the row
 
 
 def _grouped(q: jax.Array, kv_heads: int) -> jax.Array:
@@ -114,16 +122,16 @@ def _tile_backward(q, q_segments, first, out, normaliser, grad, k, v, k_segments
     return _weighted_sum(d_scores, k), dk, dv
 
 
-def _plan(batch: int, heads: int, length: int, tile: int, least: int) -> tuple[int, int, int]:
-    """Rows at a time, queries of a block, and queries of a span: tiles of about ``tile`` bytes, ``least`` blocks a
-    span."""
-    span = -(-length // (8 * _SPANS)) * 8
-    block = max(16, tile // (4 * heads * length))
-    blocks = max(least, -(-span // block))
-    block = -(-span // (8 * blocks)) * 8
+def _plan(batch: int, heads: int, length: int, tile: int, queries: int) -> _Plan:
+    """About ``queries`` to a block, as few tokens of padding as may be, and as many rows as ``tile`` bytes hold."""
+    queries = min(queries, -(-length // 2))
+    sizes = range(max(1, queries // 12), max(1, queries // 6) + 1)  # of eight queries
+    block = min((8 * n for n in sizes), key=lambda n: (-length % n, abs(n - queries)))
+    blocks = -(-length // block)
     wanted = max(1, tile // (4 * heads * length * block))
     rows = max(n for n in range(1, min(batch, wanted) + 1) if batch % n == 0)
-    return rows, block, blocks * block
+    widths = sorted({math.ceil(blocks * part) * block for part in _WIDTHS})
+    return _Plan(rows, block, tuple(widths))
 
 
 def _over_rows(function, rows, args):
@@ -136,10 +144,9 @@ def _over_rows(function, rows, args):
     return jax.tree.map(lambda a: a.reshape(batch, *a.shape[2:]), out)
 
 
-def _blocks(x, first, span, block, axis):
-    """The span of ``x`` that starts at index ``first`` of ``axis``, as a leading axis of blocks."""
-    x = jax.lax.slice_in_dim(x, first, first + span, axis=axis)
-    x = x.reshape(*x.shape[:axis], span // block, block, *x.shape[axis + 1 :])
+def _blocks(x, block, axis):
+    """``x`` cut along ``axis``, the blocks as a leading axis."""
+    x = x.reshape(*x.shape[:axis], -1, block, *x.shape[axis + 1 :])
     return jnp.moveaxis(x, axis, 0)
 
 
@@ -148,49 +155,63 @@ def _unblocks(x, axis):
     return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
 
 
-def _forward_over(prefix, queries):
-    return _tile_forward(*queries, *prefix)
+def _window(k, v, segments, start, width):
+    """``width`` keys, their values and segments from index ``start`` on."""
+    cut = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=width)
+    return cut(k, axis=2), cut(v, axis=2), cut(segments, axis=1)
 
 
-def _backward_over(prefix, sums, queries):
-    dq, dk, dv = _tile_backward(*queries, *prefix)
-    return (sums[0] + dk, sums[1] + dv), dq
+def _by_width(plan, segments, q_segments, first, function, *args):
+    """``function(width, start, *args)`` with the least of the plan's widths that reaches from the first token of the
+    segments of a block of queries, which begins at index ``first``, to its end."""
+    same = jnp.any(q_segments[:, :, None] == segments[:, None, :], axis=(0, 1))
+    stop = first + plan.block
+    index = jnp.sum(jnp.asarray(plan.widths) < stop - jnp.argmax(same))
+    start = [jnp.maximum(stop - width, 0) for width in plan.widths]
+    branches = [
+        functools.partial(function, width, begin)
+        for width, begin in zip(plan.widths, start, strict=True)
+    ]
+    return jax.lax.switch(index, branches, *args)
 
 
-def _group_forward(q, k, v, segments, *, block, span):
-    """Forward pass of one group of rows whose length is a multiple of ``span``."""
-    outs, normalisers = [], []
-    for start in range(0, q.shape[2], span):
-        stop = start + span
-        prefix = k[:, :, :stop], v[:, :, :stop], segments[:, :stop]
-        cut = functools.partial(_blocks, first=start, span=span, block=block)
-        queries = cut(q, axis=2), cut(segments, axis=1), jnp.arange(start, stop, block)
-        out, normaliser = jax.lax.map(functools.partial(_forward_over, prefix), queries)
-        outs.append(_unblocks(out, 2))
-        normalisers.append(_unblocks(normaliser, 2))
-    return jnp.concatenate(outs, axis=2), jnp.concatenate(normalisers, axis=2)
+def _group_forward(plan, q, k, v, segments):
+    """Forward pass of one group of rows whose length is a multiple of a block."""
+
+    def read(width, start, q_block, q_segments, first):
+        window = _window(k, v, segments, start, width)
+        return _tile_forward(q_block, q_segments, first - start, *window)
+
+    def attend(queries):
+        return _by_width(plan, segments, queries[1], queries[2], read, *queries)
+
+    cut = functools.partial(_blocks, block=plan.block)
+    firsts = jnp.arange(0, q.shape[2], plan.block)
+    out, normaliser = jax.lax.map(attend, (cut(q, axis=2), cut(segments, axis=1), firsts))
+    return _unblocks(out, 2), _unblocks(normaliser, 2)
 
 
-def _group_backward(q, k, v, segments, out, normaliser, grad, *, block, span):
+def _group_backward(plan, q, k, v, segments, out, normaliser, grad):
     """Backward pass of one group of rows: float32 (dq, dk, dv)."""
-    dqs, dk, dv = [], jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)
-    for start in range(0, q.shape[2], span):
-        stop = start + span
-        prefix = k[:, :, :stop], v[:, :, :stop], segments[:, :stop]
-        cut = functools.partial(_blocks, first=start, span=span, block=block)
-        xs = (
-            cut(q, axis=2),
-            cut(segments, axis=1),
-            jnp.arange(start, stop, block),
-            cut(out, axis=2),
-            cut(normaliser, axis=2),
-            cut(grad, axis=2),
-        )
-        zeros = jnp.zeros(prefix[0].shape, jnp.float32), jnp.zeros(prefix[1].shape, jnp.float32)
-        (dk_part, dv_part), dq = jax.lax.scan(functools.partial(_backward_over, prefix), zeros, xs)
-        dk, dv = dk.at[:, :, :stop].add(dk_part), dv.at[:, :, :stop].add(dv_part)
-        dqs.append(_unblocks(dq, 2))
-    return jnp.concatenate(dqs, axis=2), dk, dv
+
+    def read(width, start, sums, q_block, q_segments, first, *of_block):
+        window = _window(k, v, segments, start, width)
+        dq, *parts = _tile_backward(q_block, q_segments, first - start, *of_block, *window)
+        into = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=width)
+        new = [into(total, axis=2) + part for total, part in zip(sums, parts, strict=True)]
+        put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=start, axis=2)
+        return tuple(put(total, n) for total, n in zip(sums, new, strict=True)), dq
+
+    def attend(sums, queries):
+        return _by_width(plan, segments, queries[1], queries[2], read, sums, *queries)
+
+    cut = functools.partial(_blocks, block=plan.block)
+    firsts = jnp.arange(0, q.shape[2], plan.block)
+    of_rows = (cut(x, axis=2) for x in (out, normaliser, grad))
+    queries = cut(q, axis=2), cut(segments, axis=1), firsts, *of_rows
+    zeros = jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)
+    (dk, dv), dq = jax.lax.scan(attend, zeros, queries)
+    return _unblocks(dq, 2), dk, dv
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -199,28 +220,31 @@ def _tiled(q, k, v, segments, plan):
 
 
 def _tiled_forward(q, k, v, segments, plan):
-    rows, block, span = plan
-    forward = functools.partial(_group_forward, block=block, span=span)
-    out, normaliser = _over_rows(forward, rows, (q, k, v, segments))
+    # One with the queries: what follows from segments alone jax would compute once for all layers under remat, and
+    # keep, the masks of all blocks and widths.
+    q, k, v, segments = jax.lax.optimization_barrier((q, k, v, segments))
+    forward = functools.partial(_group_forward, plan)
+    out, normaliser = _over_rows(forward, plan.rows, (q, k, v, segments))
     # Named, so that a remat policy can keep these two and not run the forward pass twice.
     out, normaliser = checkpoint_name(out, "attention"), checkpoint_name(normaliser, "attention")
     return out, (q, k, v, segments, out, normaliser)
 
 
 def _tiled_backward(plan, saved, grad):
-    rows, block, span = plan
-    backward = functools.partial(_group_backward, block=block, span=span)
-    gradients = _over_rows(backward, rows, (*saved, grad))
+    backward = functools.partial(_group_backward, plan)
+    gradients = _over_rows(backward, plan.rows, (*saved, grad))
     return *(g.astype(x.dtype) for g, x in zip(gradients, saved[:3], strict=True)), None
 
 
 _tiled.defvjp(_tiled_forward, _tiled_backward)
 
 
-def _blockwise(q, k, v, segment_ids, *, tile=None, least=_LEAST_BLOCKS):
+def _blockwise(q, k, v, segment_ids, *, tile=None):
+    """On a CPU, or with tiles of ``tile`` bytes."""
     batch, heads, length, _ = q.shape
-    plan = _plan(batch, heads, length, tile or _TILE_BYTES, least)
-    extra = -length % plan[2]
+    queries = _QUERIES if tile is None else max(16, tile // (4 * heads * length))
+    plan = _plan(batch, heads, length, tile or _TILE_BYTES, queries)
+    extra = -length % plan.block
     if extra:  # after the last token, hence invisible to every real query
         q, k, v = (jnp.pad(x, ((0, 0), (0, 0), (0, extra), (0, 0))) for x in (q, k, v))
         segment_ids = jnp.pad(segment_ids, ((0, 0), (0, extra)), constant_values=-1)
@@ -296,7 +320,7 @@ def attention(
         raise ValueError(f"implementation must be one of {accepted}, got {implementation!r}")
     function = _IMPLEMENTATIONS[implementation]
     if implementation == "blockwise" and _platform(mesh) == "gpu":
-        function = functools.partial(_blockwise, tile=_GPU_TILE_BYTES, least=1)
+        function = functools.partial(_blockwise, tile=_GPU_TILE_BYTES)
     if mesh is None or mesh.size == 1 or implementation == "plain":
         return function(q, k, v, segment_ids)
     return _on_mesh(function, mesh, q, k, v, segment_ids)
