@@ -85,7 +85,7 @@ class Demonstrator:
         *,
         first: int = 0,
         extracted: bool = False,
-        concurrent: int = 256,
+        concurrent: int = 64,
         progress: Callable[[int], None] | None = None,
     ) -> list[Demonstration]:
         """One demonstration for each task, in order; tasks whose environment failed are left out.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import logging
 import os
 import pathlib
@@ -30,12 +31,11 @@ __all__ = ["Browser", "Frame", "PageError"]
 
 HERE = pathlib.Path(__file__).parent
 WIDTH, HEIGHT = 500, 320  # of a frame: the window of the package
-_IDLE = 24  # pages that are kept for the next episodes
+_PAGES = 256  # that are kept, in use or not: loading one takes as long as twenty actions
 _USES = 50  # episodes of a page: what it holds grows with each
 _LOOK_EVERY = 64  # episodes between looks at the memory
 _REAPED_S = 10.0
 _START_S = 120.0  # for Chromium to start on a machine that is busy
-_HTTP_S = 5.0  # for the driver to say that a call took too long
 # The watchman, and what turns into the driver: lines of their pipe are its group, then the owner's farewell.
 _WATCH = 'read -r group; read -r over || [ -z "$group" ] || kill -s KILL -- "-$group"; rm -rf "$1"'
 _DRIVE = 'echo $$ >&0; exec "$1" --port=0 </dev/null'
@@ -81,6 +81,7 @@ class Browser:
         self._idle: list[Frame] = []
         self._keys = itertools.count()
         self._taken = 0
+        self._used = 0  # pages in episodes
 
     def take(self, family: str) -> Frame:
         """A frame with the page of a family, an idle one or a new one.
@@ -105,6 +106,7 @@ class Browser:
         refused = self._run("ready", f"the page {family}", frame.key)
         if refused:
             raise PageError(f"the page {family} of miniwob cannot be opened: {refused:.200}")
+        self._used += 1
         return frame
 
     def give(self, frame: Frame) -> None:
@@ -115,13 +117,14 @@ class Browser:
         """
         if not self.holds(frame):
             return
+        self._used -= 1
         with contextlib.suppress(EnvError):
             frame.uses += 1
             if frame.family in LEAVES_TRACES or frame.uses >= _USES:
                 self._run("drop", f"the page {frame.family}", frame.key)
                 frame = self._load(frame.family)
             self._idle.append(frame)
-            if len(self._idle) > _IDLE:
+            if self._used + len(self._idle) > _PAGES:
                 old = self._idle.pop(0)
                 self._run("drop", f"the page {old.family}", old.key)
 
@@ -145,11 +148,6 @@ class Browser:
         if not self.holds(frame):
             raise EnvError(f"the browser of the page {frame.family} is gone")
         found = self._run(function, f"the page {frame.family}", frame.key, *arguments)
-        if found is None:  # what the driver says of a script that a dialog stopped
-            self.close()
-            raise EnvError(
-                f"the browser failed at the page {frame.family} and was ended: it opened a dialog"
-            )
         if found.get("lost"):
             raise PageError(f"the page {frame.family} of miniwob went somewhere else")
         return found
@@ -164,7 +162,7 @@ class Browser:
 
     def close(self) -> None:
         """Ends it; the next use starts another."""
-        running, self._running, self._idle = self._running, None, []
+        running, self._running, self._idle, self._used = self._running, None, [], 0
         if running is not None:
             running.end()
 
@@ -178,12 +176,10 @@ class Browser:
             weakref.finalize(self, self._running.end)
 
     def _run(self, function: str, what: str, *arguments: Any) -> Any:
-        from selenium.common.exceptions import JavascriptException
-
         try:
             return self._running.call(function, arguments)
-        except JavascriptException as e:
-            raise PageError(f"{what} of miniwob raised: {_first_line(e)}") from e
+        except PageError as e:
+            raise PageError(f"{what} of miniwob raised: {e}") from e
         except Exception as e:  # of selenium, urllib3, the operating system
             self.close()
             raise EnvError(f"the browser failed at {what} and was ended: {_first_line(e)}") from e
@@ -226,8 +222,7 @@ class _Running:
         source = (HERE / "clock.js").read_text(encoding="utf-8")
         self._devtools("Page.addScriptToEvaluateOnNewDocument", source=source)
         driver.execute_script((HERE / "page.js").read_text(encoding="utf-8"))
-        driver.set_script_timeout(answer_s)
-        config.timeout = answer_s + _HTTP_S
+        config.timeout = answer_s
 
     def _start(self) -> int:
         """Starts watchman and driver; returns the port that the driver took."""
@@ -262,21 +257,34 @@ class _Running:
         return self._process.pid
 
     def call(self, function: str, arguments: tuple) -> Any:
-        """Calls ``pages.FUNCTION``."""
-        if function == "ready":
-            return self._driver.execute_async_script(
-                "const [key, done] = arguments;"
-                "pages.ready(key).then(() => done(''), e => done(String(e)))",
-                *arguments,
-            )
-        return self._driver.execute_script(f"return pages.{function}(...arguments)", *arguments)
+        """Calls ``pages.FUNCTION`` and waits for what it promises.
+
+        By DevTools: before a script of its own the driver asks every frame whether it is still loading, which took
+        ten times as long with a hundred of them.
+
+        Raises:
+          PageError: it raised.
+        """
+        said = self._devtools(
+            "Runtime.evaluate",
+            expression=f"pages.{function}(...{json.dumps(arguments)})",
+            returnByValue=True,
+            awaitPromise=True,
+        )
+        raised = said.get("exceptionDetails")
+        if raised:
+            what = raised.get("exception", {}).get("description") or raised.get("text", "an error")
+            raise PageError(what.strip().splitlines()[0])
+        return said["result"].get("value")
 
     def collect(self) -> None:
         """Lets go of what ended pages held, which the browser does at its leisure."""
         self._devtools("HeapProfiler.collectGarbage")
 
-    def _devtools(self, command: str, **params: Any) -> None:
-        self._driver.execute("executeCdpCommand", {"cmd": command, "params": params})
+    def _devtools(self, command: str, **params: Any) -> dict:
+        return self._driver.execute("executeCdpCommand", {"cmd": command, "params": params})[
+            "value"
+        ]
 
     def end(self) -> None:
         """Kills all of it and removes its files; may be called again, and does nothing in a fork."""

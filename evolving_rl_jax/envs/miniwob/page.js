@@ -28,7 +28,8 @@ window.pages = (() => {
     document.body.appendChild(element);
   }
 
-  const ready = key => frames.get(key).ready;
+  // Promises what refused the page, nothing if all is well.
+  const ready = key => frames.get(key).ready.then(() => '', e => String(e));
 
   function drop(key) {
     const frame = frames.get(key);
