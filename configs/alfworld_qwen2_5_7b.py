@@ -1,7 +1,7 @@
 """The paper's run: Qwen2.5-7B-Instruct on the downloaded ALFWorld games, all weights trained.
 
 Command:   evolving-rl train --config=configs/alfworld_qwen2_5_7b.py --workdir=runs/qwen7b --config.data.games=GAMES
-Hardware:  a TPU slice of v5p:2x2x4 (16 chips): 52.89 of 95.74 GiB a device at most, 44.56 in the train step, as
+Hardware:  a TPU slice of v5p:2x2x4 (16 chips): 38.34 of 95.74 GiB a device at most, 35.73 in the train step, as
            `evolving-rl compile` printed it; smaller slices and other chips are in docs/hardware.md (none was used yet)
 Time:      not yet measured
 Expected:  not yet measured (the paper: 96.0 % on trained, 88.6 % on held-out task types)

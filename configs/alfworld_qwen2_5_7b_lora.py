@@ -2,7 +2,7 @@
 
 Command:   evolving-rl train --config=configs/alfworld_qwen2_5_7b_lora.py --workdir=runs/qwen7b-lora --config.data.games=GAMES
 Hardware:  one GPU with room for two copies of the weights in bfloat16 (memory: not yet measured), or a TPU slice of v6e:2x2 with
-           --config.mesh.fsdp=1 --config.mesh.tensor=4: 18.57 of 31.25 GiB a device, as `evolving-rl compile` printed it (not used yet)
+           --config.mesh.fsdp=1 --config.mesh.tensor=4: 16.59 of 31.25 GiB a device, as `evolving-rl compile` printed it (not used yet)
 Time:      not yet measured
 Expected:  not yet measured
 """

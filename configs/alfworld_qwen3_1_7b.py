@@ -1,7 +1,7 @@
 """Qwen3-1.7B on the downloaded ALFWorld games, all weights trained, shorter context.
 
 Command:   evolving-rl train --config=configs/alfworld_qwen3_1_7b.py --workdir=runs/qwen1.7b --config.data.games=GAMES
-Hardware:  a TPU slice of v5e:2x4 (8 chips): 14.63 of 15.75 GiB a device, as `evolving-rl compile` printed it; more in
+Hardware:  a TPU slice of v5e:2x4 (8 chips): 11.74 of 15.75 GiB a device, as `evolving-rl compile` printed it; more in
            docs/hardware.md (none was used yet).  One 80 GB GPU: memory not yet measured
 Time:      not yet measured
 Expected:  not yet measured
