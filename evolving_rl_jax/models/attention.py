@@ -155,6 +155,13 @@ def _unblocks(x, axis):
     return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
 
 
+def _queries(plan, q, segments, *more):
+    """Blocks of queries as a leading axis: theirs, their segments, their first index, and ``more`` of each query."""
+    cut = functools.partial(_blocks, block=plan.block)
+    firsts = jnp.arange(0, q.shape[2], plan.block)
+    return cut(q, axis=2), cut(segments, axis=1), firsts, *(cut(x, axis=2) for x in more)
+
+
 def _window(k, v, segments, start, width):
     """``width`` keys, their values and segments from index ``start`` on."""
     cut = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=width)
@@ -167,11 +174,7 @@ def _by_width(plan, segments, q_segments, first, function, *args):
     same = jnp.any(q_segments[:, :, None] == segments[:, None, :], axis=(0, 1))
     stop = first + plan.block
     index = jnp.sum(jnp.asarray(plan.widths) < stop - jnp.argmax(same))
-    start = [jnp.maximum(stop - width, 0) for width in plan.widths]
-    branches = [
-        functools.partial(function, width, begin)
-        for width, begin in zip(plan.widths, start, strict=True)
-    ]
+    branches = [functools.partial(function, w, jnp.maximum(stop - w, 0)) for w in plan.widths]
     return jax.lax.switch(index, branches, *args)
 
 
@@ -185,9 +188,7 @@ def _group_forward(plan, q, k, v, segments):
     def attend(queries):
         return _by_width(plan, segments, queries[1], queries[2], read, *queries)
 
-    cut = functools.partial(_blocks, block=plan.block)
-    firsts = jnp.arange(0, q.shape[2], plan.block)
-    out, normaliser = jax.lax.map(attend, (cut(q, axis=2), cut(segments, axis=1), firsts))
+    out, normaliser = jax.lax.map(attend, _queries(plan, q, segments))
     return _unblocks(out, 2), _unblocks(normaliser, 2)
 
 
@@ -197,18 +198,17 @@ def _group_backward(plan, q, k, v, segments, out, normaliser, grad):
     def read(width, start, sums, q_block, q_segments, first, *of_block):
         window = _window(k, v, segments, start, width)
         dq, *parts = _tile_backward(q_block, q_segments, first - start, *of_block, *window)
-        into = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=width)
-        new = [into(total, axis=2) + part for total, part in zip(sums, parts, strict=True)]
-        put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=start, axis=2)
-        return tuple(put(total, n) for total, n in zip(sums, new, strict=True)), dq
+
+        def add(total, part):
+            old = jax.lax.dynamic_slice_in_dim(total, start, width, axis=2)
+            return jax.lax.dynamic_update_slice_in_dim(total, old + part, start, axis=2)
+
+        return tuple(map(add, sums, parts)), dq
 
     def attend(sums, queries):
         return _by_width(plan, segments, queries[1], queries[2], read, sums, *queries)
 
-    cut = functools.partial(_blocks, block=plan.block)
-    firsts = jnp.arange(0, q.shape[2], plan.block)
-    of_rows = (cut(x, axis=2) for x in (out, normaliser, grad))
-    queries = cut(q, axis=2), cut(segments, axis=1), firsts, *of_rows
+    queries = _queries(plan, q, segments, out, normaliser, grad)
     zeros = jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)
     (dk, dv), dq = jax.lax.scan(attend, zeros, queries)
     return _unblocks(dq, 2), dk, dv

@@ -179,7 +179,7 @@ class Browser:
         try:
             return self._running.call(function, arguments)
         except PageError as e:
-            raise PageError(f"{what} of miniwob raised: {e}") from e
+            raise PageError(f"{what} of miniwob raised: {_first_line(e)}") from e
         except Exception as e:  # of selenium, urllib3, the operating system
             self.close()
             raise EnvError(f"the browser failed at {what} and was ended: {_first_line(e)}") from e
@@ -274,7 +274,7 @@ class _Running:
         raised = said.get("exceptionDetails")
         if raised:
             what = raised.get("exception", {}).get("description") or raised.get("text", "an error")
-            raise PageError(what.strip().splitlines()[0])
+            raise PageError(what)
         return said["result"].get("value")
 
     def collect(self) -> None:
