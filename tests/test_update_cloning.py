@@ -10,6 +10,7 @@ import pytest
 from small_updates import MODEL, ONE_DEVICE, make_batch, make_sequences, mesh_of, small_config
 
 from evolving_rl_jax import models
+from evolving_rl_jax.update import microbatch
 from evolving_rl_jax.update import state as state_lib
 from evolving_rl_jax.update import step as step_lib
 
@@ -70,3 +71,16 @@ def test_what_is_only_read_counts_by_its_weight_and_no_metric_is_of_it(batch):
     _, without = step(state, rows)
     for name in step_lib.CLONING_SUMS:
         np.testing.assert_allclose(metrics[name], without[name], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "wanted", "count", "size"),
+    [(20, 8, 3, 7), (10, 8, 2, 5), (16, 8, 2, 8), (5, 8, 1, 5), (7, 3, 3, 3)],
+)
+def test_micro_batches_are_as_small_as_their_number_allows(num_rows, wanted, count, size):
+    mesh = mesh_of(json.dumps(ONE_DEVICE))
+    rows = np.arange(num_rows * 3).reshape(num_rows, 3)
+    split, told = microbatch.split_rows(rows, wanted, mesh)
+    assert told == size and split.shape == (count, size, 3)
+    assert np.count_nonzero(np.any(split, axis=-1)) == num_rows
+    np.testing.assert_array_equal(microbatch.join_rows(split, num_rows, mesh), rows)

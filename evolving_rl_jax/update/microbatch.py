@@ -24,12 +24,12 @@ def split_rows(rows: Any, wanted: int, mesh: Mesh) -> tuple[Any, int]:
     """Leaves [B, ...] -> [micro-batches, size, ...]; each micro-batch is spread over the mesh.
 
     No row moves to another device: micro-batch i holds the i-th part of each device's own rows.  So
-    a batch whose used rows come first on every device fills the first micro-batches.  The last one is
-    filled up with rows of zeros.
+    a batch whose used rows come first on every device fills the first micro-batches.  All have the
+    same size, the least for their number; the last one is filled up with rows of zeros.
 
     Args:
       rows: pytree of arrays that share their leading axis B.
-      wanted: rows of a micro-batch; fewer where B is smaller.
+      wanted: rows of a micro-batch at most.
       mesh: the device mesh.
 
     Returns:
@@ -50,19 +50,21 @@ def split_rows(rows: Any, wanted: int, mesh: Mesh) -> tuple[Any, int]:
         raise ValueError(
             f"a batch must have a number of rows that data x fsdp = {shards} divides, got {num_rows}"
         )
+    of_device = num_rows // shards
+    count = -(-of_device // (size // shards))
+    part = -(-of_device // count)  # 20 rows in parts of at most 8 are 7 + 7 + 6: one of zeros, not four
     by_shard = NamedSharding(mesh, PartitionSpec(parallel.ROWS))
     sharding = NamedSharding(mesh, PartitionSpec(None, parallel.ROWS))
 
     def split(x):
-        x = x.reshape(shards, num_rows // shards, *x.shape[1:])
+        x = x.reshape(shards, of_device, *x.shape[1:])
         x = jax.lax.with_sharding_constraint(x, by_shard)
-        part = size // shards
-        x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % part)) + ((0, 0),) * (x.ndim - 2))
-        x = jnp.moveaxis(x.reshape(shards, -1, part, *x.shape[2:]), 1, 0)
-        x = x.reshape(x.shape[0], size, *x.shape[3:])
+        x = jnp.pad(x, ((0, 0), (0, count * part - of_device)) + ((0, 0),) * (x.ndim - 2))
+        x = jnp.moveaxis(x.reshape(shards, count, part, *x.shape[2:]), 1, 0)
+        x = x.reshape(count, shards * part, *x.shape[3:])
         return jax.lax.with_sharding_constraint(x, sharding)
 
-    return jax.tree.map(split, rows), size
+    return jax.tree.map(split, rows), shards * part
 
 
 def join_rows(split: jax.Array, num_rows: int, mesh: Mesh) -> jax.Array:
