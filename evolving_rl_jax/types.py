@@ -13,6 +13,7 @@ without claiming an accelerator.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -163,6 +164,11 @@ class Episode:
     def observations(self) -> list[str]:
         """Everything that the episode read, the answer to its last action included."""
         return [t.observation for t in self.turns] + [self.last_observation]
+
+
+def worth(rewards: Sequence[float], won: bool) -> float:
+    """What an episode is worth: the sum of its rewards; where it had none, 1 for a win."""
+    return float(sum(rewards)) if any(rewards) else float(won)
 
 
 class TokenBatch(NamedTuple):

@@ -166,6 +166,9 @@ class FakeEngine:
             fork.parts, fork.turn = [(0, session.tokens, 0 * session.logprobs)], session.turn
         return forks
 
+    def park(self, session):
+        assert session in self.open_now
+
     def close(self, session):
         self.open_now.discard(session)
         self.log.append(("close", session.episode))

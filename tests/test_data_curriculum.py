@@ -134,7 +134,7 @@ def stages(rounds, monkeypatch, wins):
     table, name = Table(wins), "evolving_rl_jax.train.collect."
     monkeypatch.setattr(name + "make_retriever", lambda *_: retriever)
     monkeypatch.setattr(name + "Evolver", lambda *_, **__: table)
-    memory = SimpleNamespace(curriculum=None, refilled=0, beside=lambda: None)
+    memory = SimpleNamespace(curriculum=None, refilled={}, beside=lambda: None)
     return Stages(parts, range(4), memory), memory, table
 
 
@@ -144,14 +144,32 @@ def test_sources_without_spread_are_replaced_within_the_bound(monkeypatch):
     some, memory, table = stages(2, monkeypatch, wins)
     experience = some.collect(None, 0, lambda: "")
     assert [numbers for _, numbers, _ in table.asked] == [[0, 1, 2, 3], [5, 7], [9]]
-    assert memory.refilled == 3
+    assert memory.refilled == {0: 3}
     asked = [name for names, _, _ in table.asked for name in names]
     assert experience.wins[3, 0, :, 0].tolist() == [0, 1]  # the one that took the place
     assert experience.wins[1, 0, :, 0].tolist() == [1, 1]  # the bound is reached
     assert len(asked) == 7 and table.asked[1][2] and not table.asked[0][2]
     some, memory, table = stages(0, monkeypatch, wins)
     some.collect(None, 0, lambda: "")
-    assert len(table.asked) == 1 and memory.refilled == 0
+    assert len(table.asked) == 1 and memory.refilled == {0: 0}
+
+
+def test_a_source_whose_extractions_alone_differ_is_kept(monkeypatch):
+    """Every valid skill won everything, and one could not be read: that is a signal."""
+    some, memory, table = stages(1, monkeypatch, {})
+
+    def collect(tasks, numbers, retrieved):
+        table.asked.append(numbers)
+        found = group([[[1, 2], [1, 2]]] * len(numbers))
+        found.skill_valid[:] = [1, 0]
+        return found
+
+    table.collect = collect
+    some.collect(None, 0, lambda: "")
+    assert table.asked == [[0, 1, 2, 3]] and memory.refilled == {0: 0}
+    some._parts.config.algorithm.arm = "solver_only"  # which learns nothing from that
+    some.collect(None, 1, lambda: "")
+    assert memory.refilled == {0: 0, 1: 4}
 
 
 def test_a_curriculum_needs_the_newest_iteration():

@@ -107,6 +107,8 @@ def test_metrics_page_names_every_metric_and_no_other():
     }
     logged |= {"bank/skills", "bank/value", "bank/uses"}
     logged |= set(records.rollout_figures(_experience()))
+    parts_paid = dataclasses.replace(_experience(), wins=np.full((1, 1, 1, 1), 0.5))
+    logged |= set(records.rollout_figures(parts_paid))
     for said in ("the mug is in drawer 1", "the mug is at some drawer"):
         logged |= set(records.rollout_figures(_experience(_task_by_object, said)))
     times = {"overlapped": 0.0, "trained": 1.0, "total": 2.0}

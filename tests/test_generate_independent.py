@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import jax
 import numpy as np
 import pytest
+from doubles import FakePool, compact_prompts, make_task
 from ml_collections import ConfigDict
 from test_generate_engine import CFG, PARAMS, observation
 
@@ -15,6 +17,8 @@ from evolving_rl_jax.config import default_config
 from evolving_rl_jax.eval.journal import play_settings
 from evolving_rl_jax.eval.results import batching_note
 from evolving_rl_jax.generate import Engine
+from evolving_rl_jax.rollout.attempts import play_attempts
+from evolving_rl_jax.rollout.episode import Driver, PlaySettings
 from evolving_rl_jax.run.engine import evaluating
 
 MODEL = dataclasses.replace(CFG, dtype="bfloat16")
@@ -135,3 +139,30 @@ def test_a_result_says_how_it_was_played():
         )
     assert not engine.independent
     assert play_settings(config)["config.eval.independent_rows"] == 16
+
+
+@pytest.mark.parametrize("num_slots", [1, 2])
+def test_more_attempts_than_slots_come_to_an_end(num_slots):
+    """Ended attempts wait for the others of their source; they must not hold what these need."""
+    prompts = compact_prompts()
+    cfg = dataclasses.replace(CFG, vocab_size=prompts.tokenizer.vocab_size)
+    engine = Engine(
+        cfg, models.init(cfg, jax.random.key(0)), num_slots=num_slots, max_length=160,
+        prefill_chunk=(64,), decode_window=8, row_buckets=(2,), column_buckets=(160,),
+        fixed_rows=2, decode=prompts.tokenizer.decode,
+    )  # fmt: skip
+    engine.independent = True
+    driver = Driver(engine, FakePool(), prompts, PlaySettings(8, 16, 2, 1.0, 1.0, 0), iteration=0)
+    extracted, asked = [], itertools.count()
+
+    def after(source):
+        def done(attempts):
+            attempts.extract([9_000_000 + source], lambda i, raw, sample: extracted.append(source))
+            attempts.release()
+
+        return done
+
+    for source in range(4):
+        play_attempts(driver, make_task(f"t{source}"), 8_000_000 + source, 2, after(source))
+    driver.run(stop=lambda: "it does not end" if next(asked) > 200 else "")
+    assert sorted(extracted) == [0, 1, 2, 3]

@@ -199,6 +199,10 @@ def call_loss(**changed):
         (lambda: call_loss(sequence_ids=jnp.zeros((2, 4), int)), r"sequence_ids .*\(2, 4\)"),
         (lambda: call_loss(sequence_ids=jnp.zeros((2, 3))), "sequence_ids .*float32"),
         (lambda: call_loss(advantages=jnp.ones(2)), r"advantages .*\(1,\), got shape \(2,\)"),
+        (
+            lambda: call_loss(clip_low=jnp.ones((2, 3))),
+            r"clip_low must be a number or \[M\] = \(1,\)",
+        ),
         (lambda: call_loss(kl_coef=0.01), r"kl_coef must be \[M\] = \(1,\), got shape \(\)"),
         (lambda: call_loss(kl_kind="k4"), "kind must be one of .*low_var_kl.* got 'k4'"),
         (lambda: losses.kl_estimate(jnp.ones(2), jnp.ones(3)), r"ref_logprobs .*\(3,\)"),

@@ -9,13 +9,14 @@ from evolving_rl_jax.config import ConfigError
 from evolving_rl_jax.record.figures import (
     SOURCE_MEANS,
     SourceFigures,
+    bank_records,
     pooled,
     rollout_figures,
     update_figures,
 )
 from evolving_rl_jax.rollout.evolve import Candidate, Experience, Source
 from evolving_rl_jax.train.limits import UnscoredLimit
-from evolving_rl_jax.types import Episode, Sample, Turn
+from evolving_rl_jax.types import Episode, Sample, Turn, worth
 
 PLAIN = make_task("plain")  # states no facts
 
@@ -64,6 +65,32 @@ def test_what_the_infrastructure_failed_is_no_loss():
     assert (figures["rollout/sources"], figures["rollout/source_failures"]) == (1, 1)
     assert figures["rollout/win_rate"] == 1.0 and figures["rollout/turns"] == 4
     assert (figures["rollout/scored_episodes"], figures["rollout/failed_episodes"]) == (1, 1)
+
+
+def test_a_win_is_a_win_where_an_environment_pays_parts():
+    """Four plays, none won, paid 0.75 with one skill and 0.25 with the other."""
+    paid = [episode(), episode()]
+    for e, reward in zip(paid, (0.75, 0.25), strict=True):
+        e.reward = reward
+    found = experience(source(episode(), [skill("a"), skill("b")], paid))
+    assert "rollout/reward" not in rollout_figures(found)  # as these plays are booked here, lost
+    found.wins[:] = np.array([0.75, 0.25], np.float32).reshape(found.wins.shape)
+    figures = rollout_figures(found)
+    assert figures["rollout/win_rate"] == 0.0 and figures["rollout/reward"] == 0.5
+    assert [r.reward for r in bank_records(found, 0, 0)] == [0.75, 0.25]
+
+
+@pytest.mark.parametrize(
+    ("rewards", "won", "value"),
+    [
+        ([], True, 1.0),
+        ([0.0, 0.0], True, 1.0),
+        ([-1.0] * 10 + [10.0], True, 0.0),
+        ([0.5], False, 0.5),
+    ],
+)
+def test_what_an_episode_is_worth(rewards, won, value):
+    assert worth(rewards, won) == value
 
 
 def test_a_mean_over_nothing_is_left_out_and_every_mean_has_its_count():

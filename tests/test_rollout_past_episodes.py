@@ -39,7 +39,7 @@ def make_record(tokenizer, rewards=(1.0, 0.0), valid=(True, True, True)):
 
     def episode(won, text):
         sample = make_sample(tokenizer, (0, TEXT), (1, text), (0, "Nothing."), (1, "look"))
-        return Episode(task, [], won, OK, [sample])
+        return Episode(task, [], won, OK, [sample], reward=9.0 * won)  # on any scale
 
     source = episode(True, "go to source")
     start = source.samples[0].tokens

@@ -91,13 +91,14 @@ def test_a_duplicate_takes_nobodys_place(tmp_path):
 
 
 def test_a_hand_edited_skill_is_a_skill_of_its_own(tmp_path):
-    original = record(0, FULL).measured([Outcome(True, False, 3, 9)])
+    original = record(0, FULL).measured([Outcome(True, False, 3, 9, 0.7)])
     (folder,) = export_folders([original], tmp_path)
     file = folder / "SKILL.md"
     text = file.read_text(encoding="utf-8").replace("If closed, open it", "Never open it")
     file.write_text(text, encoding="utf-8")
     ((edited,), refused) = import_folders(tmp_path)
     assert not refused and edited.id != original.id and edited.uses == 0
+    assert original.score_gained == 0.7 and edited.score_gained == 0.0
     skill = edited.as_skill()
     assert skill.decision_rules == ("Never open it",)
     assert skill.when_to_use == ("one object, one target",) and skill.name == FULL["name"]

@@ -187,3 +187,13 @@ def test_detached_sequences_alone_are_something_to_learn_from(sequences):
     assert np.asarray(counted(algorithm, alone)).sum() == 0 and bool(usable(alone, 0.0))
     assert not bool(usable(batch._replace(role=np.full_like(own, ROLE_NONE)), 0.0))
     assert not bool(usable(batch._replace(given=None, detached=None), np.float32(0)))
+
+
+def test_detached_sequences_keep_their_kl_where_nothing_else_has_one(sequences):
+    """The reference is not left out because the arm's own weights are 0."""
+    batch, _ = with_extras(sequences, [0.7, 0.3])
+    alone = {"kl_coef": {"solver": 0.0, "extractor": 0.0}}
+    _, without = run(config_with(**alone), batch, steps=2)  # after one, the policy has left it
+    _, some = run(config_with(kl=5.0, **alone), batch, steps=2)
+    assert without["kl_solver"] == 0 and some["kl_solver"] > 0
+    assert some["loss"] > without["loss"]

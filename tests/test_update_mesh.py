@@ -27,6 +27,7 @@ from small_updates import (
 
 from evolving_rl_jax import parallel
 from evolving_rl_jax.models import lora as lora_lib
+from evolving_rl_jax.types import ROW_FIELDS
 from evolving_rl_jax.update import step as step_lib
 
 MESHES = (
@@ -82,7 +83,7 @@ def test_eight_devices_equal_one(tmp_path):
     results = np.load(out)
     assert str(results["message"]).endswith("mesh's data x fsdp = 8, got 3 (and 16)")
     for case, (_, model, lora) in CASES.items():
-        batch = make_batch(make_sequences(), num_rows=16)
+        batch = _batch()
         mine = _flatten(*run(small_config(), batch, model=model, lora=lora))
         for name, value in mine.items():
             # Adam divides by the size of the gradient, so parameters are compared on the scale of
@@ -109,13 +110,22 @@ def _flatten(state, metrics):
     return {_name(p): np.asarray(x) for p, x in leaves}
 
 
+def _batch():
+    """With credit of single steps, which has rows of its own."""
+    batch = make_batch(make_sequences(), num_rows=16)
+    credit = np.random.default_rng(1).normal(0, 0.1, batch.tokens.shape)
+    return batch._replace(step_credit=credit.astype(np.float32))
+
+
 def _write_meshes(out):
     """Runs in a process of its own, whose CPU shows as eight devices."""
-    batch, results = make_batch(make_sequences(), num_rows=16), {}
+    batch, results = _batch(), {}
     for case, (sizes, model, lora) in CASES.items():
         mesh = mesh_of(json.dumps(sizes))
         placed = parallel.host_local_to_global(batch, mesh)
-        assert placed.tokens.sharding == step_lib.batch_shardings(mesh).tokens
+        for name in ROW_FIELDS:
+            if (rows := getattr(placed, name)) is not None:
+                assert rows.sharding == getattr(step_lib.batch_shardings(mesh), name), name
         flat = _flatten(*run(small_config(), placed, sizes=sizes, model=model, lora=lora))
         results |= {f"{case}:{n}": x for n, x in flat.items()}
     config = small_config()

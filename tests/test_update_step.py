@@ -290,7 +290,7 @@ def test_metrics_are_the_documented_ones(sequences, batch, joint):
     assert set(metrics) == set(step_lib.STEP_METRICS)
     assert all(v.dtype == np.float32 and np.isfinite(v) for v in metrics.values())
     played = batch.episode_mask > 0
-    np.testing.assert_allclose(metrics["win_rate"], batch.wins[played].mean(), rtol=1e-6)
+    np.testing.assert_allclose(metrics["reward"], batch.wins[played].mean(), rtol=1e-6)
     assert metrics["sequences_extractor"] == G * N
     assert metrics["tokens"] == sum(len(s[0]) for s in sequences)
     assert metrics["trained_tokens"] == batch.loss_mask.sum()

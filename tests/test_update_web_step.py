@@ -162,7 +162,7 @@ def test_steps_are_compared_within_their_task_and_index():
     expected = (np.array([0, 0, 1, 2]) - 0.75) / np.sqrt(11 / 16)
     np.testing.assert_allclose(advantages[batch.role == ROLE_EXTRACTOR], expected, atol=1e-4)
     assert metrics["extractor_reward"] == pytest.approx(0.75)
-    assert metrics["win_rate"] == pytest.approx(0.25)
+    assert metrics["reward"] == pytest.approx(0.25)
     assert metrics["zero_variance_solver"] == 0.0
 
 

@@ -61,7 +61,7 @@ def main() -> int:
         "benchmark": "run", "config": args.config, "code": code,
         "seconds": round(time.monotonic() - began, 1), "records": len(records),
         "time_shares": shares(records), "panels": panels(args.workdir),
-        "win_rates": [r["train/win_rate"] for r in records if "train/win_rate" in r],
+        "win_rates": [r["rollout/win_rate"] for r in records if "rollout/win_rate" in r],
     }  # fmt: skip
     print(json.dumps(result))
     # 75: stopped by the limit after it had saved.

@@ -29,6 +29,7 @@ from evolving_rl_jax.rollout.evolve import StepScoring
 from evolving_rl_jax.types import TokenBatch
 from evolving_rl_jax.update import state as state_lib
 from evolving_rl_jax.update import step as step_lib
+from evolving_rl_jax.update.loss import uses_reference
 from evolving_rl_jax.update.optimizer import make_optimizer
 
 _GIB = 2**30
@@ -307,13 +308,12 @@ def _lower_generation(config, cfg, mesh):
 
 
 def _train_flops(config, cfg, shape):
-    kl = config.algorithm.kl_coef
     return estimate.train_flops(
         cfg,
         shape.micro_batch_rows * shape.row_length,
         shape.row_length,
         remat=config.train.remat,
-        reference=bool(kl.solver or kl.extractor),
+        reference=uses_reference(config, detached=bool(config.replay.sequences)),
         lora=bool(config.model.lora.rank),
     )
 

@@ -344,7 +344,8 @@ def _collapse(config: ConfigDict) -> Iterator[Rule]:
         "checkpoint.keep_best",
         ">= 1 with collapse.action 'restore_best' (there must be a best checkpoint)",
     )
-    measured = any(config.algorithm.kl_coef.values())
+    own = config.replay.kl_coef if config.replay.sequences else 0.0
+    measured = any((*config.algorithm.kl_coef.values(), own))
     for role, limit in config.collapse.max_kl.items():
         yield (
             measured or not limit,

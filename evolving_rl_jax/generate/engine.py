@@ -37,7 +37,7 @@ import numpy as np
 
 from evolving_rl_jax import models
 from evolving_rl_jax.generate.memory import MemoryPlan, free_bytes, own_weights
-from evolving_rl_jax.generate.programs import REMAINING, Programs
+from evolving_rl_jax.generate.programs import REMAINING, Programs, check_sizes
 from evolving_rl_jax.generate.runner import Runner
 from evolving_rl_jax.generate.sampling import turn_key
 from evolving_rl_jax.generate.sessions import Generation, Request, Session, tokens_to_stop
@@ -97,7 +97,7 @@ class Engine:
         memory_limit: float = 0.0,
         fixed_rows: int = 0,
     ):
-        _check_sizes(num_slots, max_length, decode_window)
+        check_sizes(num_slots, max_length, decode_window)
         self.cfg = cfg if dtype is None else dataclasses.replace(cfg, dtype=jnp.dtype(dtype).name)
         self.num_slots, self.max_length, self.window = num_slots, max_length, decode_window
         self._seed, self._evict_below = seed, evict_below
@@ -229,6 +229,16 @@ class Engine:
             self._waiting.remove(session)
         session.request = None
         self._slots.release(session)
+
+    def park(self, session: Session) -> None:
+        """Frees the slot of a session whose context alone will be read from now on.
+
+        Where sessions are `independent` a fork copies nothing that is cached and nobody is evicted: an open
+        session that only waits to be forked would keep others from ever starting.  Else it keeps its slot.
+        """
+        session.require_between_turns()
+        if self.independent:
+            self._slots.release(session)
 
     def _checked(self, token_ids) -> np.ndarray:
         ids = np.asarray(token_ids, np.int32).reshape(-1)
@@ -386,12 +396,3 @@ class Engine:
         session.context = np.concatenate([session.context, tokens])
         session.turn, session.request = request.turn + 1, None
         session.idle_since = self._step
-
-
-def _check_sizes(num_slots: int, max_length: int, decode_window: int) -> None:
-    for name, value in (("num_slots", num_slots), ("decode_window", decode_window)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
-    if max_length < max(2, decode_window):
-        least = f"at least 2 and at least decode_window = {decode_window}"
-        raise ValueError(f"max_length must be {least}, got {max_length}")

@@ -127,6 +127,16 @@ def _geometric(first: int, factor: int, last: int) -> list[int]:
     return sizes
 
 
+def check_sizes(num_slots: int, max_length: int, decode_window: int) -> None:
+    """Raises ValueError on sizes of an engine that cannot work."""
+    for name, value in (("num_slots", num_slots), ("decode_window", decode_window)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    if max_length < max(2, decode_window):
+        least = f"at least 2 and at least decode_window = {decode_window}"
+        raise ValueError(f"max_length must be {least}, got {max_length}")
+
+
 def _ascending(sizes: Sequence[int], largest: int) -> tuple[int, ...]:
     if min(sizes) < 1:
         raise ValueError(f"bucket sizes must be at least 1, got {tuple(sizes)}")

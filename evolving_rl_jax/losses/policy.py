@@ -264,7 +264,8 @@ def evolving_rl_loss(
         for x in (logprobs, old_logprobs, ref_logprobs, entropy, full)
     )
     advantage, entropy_coef, kl_coef = _coefficients(sequences, token_advantages, weights > 0, ids)
-    clip = {"clip_low": _of_tokens(clip_low, ids), "clip_high": _of_tokens(clip_high, ids)}
+    bounds = {"clip_low": clip_low, "clip_high": clip_high}
+    clip = {n: _of_tokens(n, bound, ids, num_sequences) for n, bound in bounds.items()}
     if ratio == "cispo":
         policy, clipped = variants.cispo_loss(new, old, advantage, **clip)
     else:
@@ -298,9 +299,12 @@ def _coefficients(sequences, token_advantages, trained, ids):
     return advantage, *others
 
 
-def _of_tokens(bound, ids):
+def _of_tokens(name, bound, ids, num_sequences):
     """A number as it is; one for each sequence [M] -> one for each token [B, T]."""
-    return bound if jnp.ndim(bound) == 0 else jnp.asarray(bound, jnp.float32)[ids]
+    if jnp.ndim(bound) == 0:
+        return bound
+    check_shape(name, bound, (num_sequences,), "a number or [M]")
+    return jnp.asarray(bound, jnp.float32)[ids]
 
 
 def _compared(ratio, new, old, trained, ids, num_sequences):

@@ -80,7 +80,7 @@ def source_record(
     solver: np.ndarray,
     decode: Callable[[Sequence[int]], str],
     sources: np.ndarray | None = None,
-    score: Callable[[Episode], float] = lambda episode: float(episode.won),
+    score: Callable[[Episode], float] = lambda episode: episode.reward,
 ) -> dict[str, Any]:
     """One source with its skills and their episodes.
 

@@ -57,7 +57,7 @@ def _skill_reward(candidate, played: list[Episode], scoring: StepScoring | None)
     """The extractor's reward: 0 for an invalid skill, None when no episode could be scored."""
     if not candidate.valid:
         return 0.0
-    scores = [scoring.of(e) if scoring else float(e.won) for e in played]
+    scores = [scoring.of(e) if scoring else e.reward for e in played]
     return sum(scores) / len(scores) if scores else None
 
 
@@ -223,9 +223,12 @@ def _skill_figures(sources: Sequence[Source]) -> dict[str, float]:
 
 def _outcomes(experience: Experience) -> dict[str, float]:
     """Of the scored episodes, of which there is at least one."""
-    scored = experience.episode_mask.sum()
-    wins = (experience.wins * experience.episode_mask).sum()
-    figures = {"rollout/win_rate": float(wins / scored)}
+    scored = float(experience.episode_mask.sum())
+    won = sum(e.won for s in experience.sources for e in s.episodes.values() if e.scored)
+    reward = float((experience.wins * experience.episode_mask).sum())
+    figures = {"rollout/win_rate": won / scored}
+    if reward != won:  # the environment gives more than won and lost
+        figures["rollout/reward"] = reward / scored
     if experience.step_mask is not None:
         attempted, correct = experience.step_mask.sum(), (experience.step_rewards > 0).sum()
         if attempted:

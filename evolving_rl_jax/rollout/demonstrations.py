@@ -16,7 +16,7 @@ from evolving_rl_jax.envs.benchmark import Teacher
 from evolving_rl_jax.rollout.attempts import Attempt, read_attempts, reading_order
 from evolving_rl_jax.rollout.contexts import FullContext, RecentContext, Transcript, make_context
 from evolving_rl_jax.skills.schema import parse_skill
-from evolving_rl_jax.types import OK, Episode, Sample, Task
+from evolving_rl_jax.types import OK, Episode, Sample, Task, worth
 
 _DRAWS = 1000  # of teachers, of which a third is given no skill
 _ATTEMPTS = 1_000_000  # the draws of further attempts come after those of the first
@@ -57,7 +57,7 @@ class _Running:
 
     def episode(self) -> Episode:
         """As `attempts.reading_order` looks at it."""
-        reward = float(sum(self.rewards)) or float(self.won)
+        reward = worth(self.rewards, self.won)
         return Episode(
             self.task, [], self.won, OK, [], reward, rewards=self.rewards, infos=self.infos
         )

@@ -18,7 +18,7 @@ import numpy as np
 from evolving_rl_jax.envs import benchmark
 from evolving_rl_jax.rollout.attempts import Attempt, read_attempts
 from evolving_rl_jax.rollout.contexts import FullContext, RecentContext, Transcript, make_context
-from evolving_rl_jax.types import OK, SCORED, TIMEOUT, TRUNCATED, Episode, Task, Turn
+from evolving_rl_jax.types import OK, SCORED, TIMEOUT, TRUNCATED, Episode, Task, Turn, worth
 
 
 @dataclasses.dataclass(frozen=True)
@@ -367,6 +367,8 @@ class Driver:
         self.pool.close(play.key)
         if not play.keep_session or status not in SCORED:
             self.release(play)
+        elif play.session is not None:
+            self.engine.park(play.session)
         self.finished += 1
         ended = self._clock()
         unguided = self._keeps_unguided and play.skill_text
@@ -376,7 +378,7 @@ class Driver:
             won=won,
             status=status,
             samples=play.context.samples(),
-            reward=float(sum(play.rewards)) or float(won),
+            reward=worth(play.rewards, won),
             skill_text=play.skill_text,
             last_observation=play.observation,
             error=error,

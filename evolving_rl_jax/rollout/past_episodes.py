@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from evolving_rl_jax.types import Sample
+from evolving_rl_jax.types import SCORED, Sample
 
 __all__ = ["PastEpisodes", "PastSequence", "episode_files", "read_episodes"]
 
@@ -87,10 +87,16 @@ def _add(record: dict[str, Any], ids_of: _Ids, min_reward: float, found: list, c
                 _append(found, counts, ids_of, sequence, episode["task"], False)
     for skill in record["skills"]:
         counts["skills"] += skill["valid"] is not None
-        if skill["valid"] and (skill["reward"] or 0.0) >= min_reward:
+        if skill["valid"] and _share_won(skill["episodes"]) >= min_reward:
             for sequence in skill["sequences"]:
                 before = source["sequences"][0] if sequence["shared"] else None
                 _append(found, counts, ids_of, sequence, source["task"], True, before)
+
+
+def _share_won(episodes: list[dict[str, Any]]) -> float:
+    """Of the episodes that counted; 0 without any.  Not the skill's reward: that may be on any scale."""
+    won = [e["won"] for e in episodes if e["status"] in SCORED]
+    return sum(won) / len(won) if won else 0.0
 
 
 def _append(found, counts, ids_of, sequence, task: str, extraction: bool, before=None) -> None:

@@ -109,7 +109,7 @@ def open_parts(
     with make_pool(config, tasks, hosts, token_counter(config)) as pool:
         tokenizer = prepare_tokenizer(config, folder, hosts, pool, tasks, train)
         prompts = make_prompts_of(config, tokenizer)
-        yield Parts(
+        parts = Parts(
             config=config,
             folder=folder,
             hosts=hosts,
@@ -123,6 +123,12 @@ def open_parts(
             prompts=prompts,
             model_cfg=model_config(config, tokenizer.vocab_size),
         )
+        if (longest := parts.model_cfg.max_position_embeddings) < config.rollout.max_length:
+            parts.say(
+                f"warning: config.rollout.max_length is {config.rollout.max_length}, but the policy was "
+                f"made for {longest} tokens (max_position_embeddings): it has not seen positions beyond"
+            )
+        yield parts
 
 
 def make_prompts_of(config, tokenizer) -> Any:

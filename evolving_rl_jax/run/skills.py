@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
@@ -38,8 +39,11 @@ def make_embedder(name: str, cache: pathlib.Path) -> Embedder:
     Raises:
       ConfigError: there is no such model, or a library is missing.
     """
-    if name == "tfidf":
-        return TfidfEmbedder()
+    return TfidfEmbedder() if name == "tfidf" else _pretrained(name, cache)
+
+
+@functools.lru_cache(maxsize=1)  # a model is read once, however many retrievers embed with it
+def _pretrained(name: str, cache: pathlib.Path) -> Embedder:
     with _embedder_errors(name):
         if name.startswith(_SENTENCE_TRANSFORMERS):
             model = SentenceTransformerEmbedder(name.removeprefix(_SENTENCE_TRANSFORMERS))

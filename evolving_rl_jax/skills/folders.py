@@ -197,7 +197,8 @@ def _sections(body: str) -> tuple[str, list[str], dict[str, list[str]], list[str
 _NO_TASK = Task(id="", env="", split="", task_type="", text="", path="", content_hash="")
 _UNMEASURED = {
     "reward": None, "uses": 0, "wins": 0.0, "baseline_uses": 0, "baseline_wins": 0.0,
-    "gained": 0, "lost": 0, "both_won": 0, "steps_saved": 0.0, "retired": "", "version": 0,
+    "gained": 0, "lost": 0, "both_won": 0, "steps_saved": 0.0, "score_gained": 0.0, "retired": "",
+    "version": 0,
 }  # fmt: skip
 
 

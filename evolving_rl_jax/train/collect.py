@@ -20,9 +20,10 @@ import numpy as np
 
 from evolving_rl_jax.data.tasks import TaskOrder
 from evolving_rl_jax.generate import Engine, Stats
+from evolving_rl_jax.record.episodes import sequence_advantages
+from evolving_rl_jax.rollout.beside import beside_extras
 from evolving_rl_jax.rollout.episode import Driver
 from evolving_rl_jax.rollout.evolve import Evolver, Experience, StepScoring
-from evolving_rl_jax.rollout.groups import solver_advantages
 from evolving_rl_jax.rollout.step_credit import add_credit
 from evolving_rl_jax.run.engine import make_driver, on_this_host
 from evolving_rl_jax.run.parts import Parts
@@ -30,7 +31,7 @@ from evolving_rl_jax.run.skills import audit_rules, fit_to_prompt, make_retrieve
 from evolving_rl_jax.skills.rotation import Lots, Rotation
 from evolving_rl_jax.train.memory import Memory, tasks_drawn
 from evolving_rl_jax.types import Task
-from evolving_rl_jax.update.advantages import arm_weights
+from evolving_rl_jax.update.advantages import arm_weights, source_advantages
 
 
 @dataclasses.dataclass
@@ -255,20 +256,34 @@ class Stages:
             beside=beside and beside.start,
         )  # fmt: skip
         experience = self._play(evolver, iteration, 0, self._sources)
-        self._memory.refilled = 0
+        refilled = 0
         for again in range(1, config.rollout.refill_rounds + 1):
-            empty = np.flatnonzero(~solver_advantages(experience).any((1, 2, 3)))
+            empty = np.flatnonzero(~self._teaches(experience))
             if not len(empty) or evolver.stop():
                 break
-            self._memory.refilled += len(empty)
+            refilled += len(empty)
             new = self._play(evolver, iteration, again, [self._sources[i] for i in empty])
             for i, source in zip(empty, new.sources, strict=True):
                 experience.sources[i] = source
             for name, values in experience.arrays().items():
                 values[empty] = getattr(new, name)
+        self._memory.refilled[iteration] = refilled
         if config.algorithm.step_credit.weight:
             add_credit(experience, config.algorithm, arm_weights(config.algorithm)[0])
         return experience
+
+    def _teaches(self, experience: Experience) -> np.ndarray:
+        """Whether any group that the arm trains has a spread, bool [G]."""
+        algorithm = self._parts.config.algorithm
+        weight = arm_weights(algorithm)[0]
+        found = sequence_advantages(experience, algorithm)
+        groups = [found.solver, found.extractor]
+        if (attempts := source_advantages(algorithm, experience)) is not None:
+            groups.append(np.asarray(attempts) * weight)
+        scoring = StepScoring.from_config(self._parts.config)
+        beside = beside_extras(experience, algorithm, weight, scoring)
+        taught = np.array([any(extra.advantage for extra in extras) for extras in beside])
+        return np.any([x.reshape(len(x), -1).any(1) for x in groups], axis=0) | taught
 
     def _play(
         self, evolver: Evolver, iteration: int, again: int, sources: Sequence[int]

@@ -67,7 +67,7 @@ def train(parts: Parts) -> None:
                 )  # fmt: skip
                 figures = rollout_figures(experience) | update_figures(steps)
                 run.memory.learn(iteration, experience)
-                figures |= run.memory.figures()
+                figures |= run.memory.figures(iteration)
                 figures = hosts.from_first(figures)
                 run.record.log(iteration, figures | whole_counts(costs, hosts))
 

@@ -35,7 +35,7 @@ class Memory:
 
     Attributes:
       curriculum: that chooses the source tasks, or None.
-      refilled: sources that this host replaced in the newest iteration.
+      refilled: iteration -> sources that this host replaced in it; the next may be played already.
       bank: that guides plays beside those of the new skills, or None.
     """
 
@@ -53,7 +53,7 @@ class Memory:
             self.bank = RankedBank(
                 config.guidance, lambda: make_skill_retriever(config, parts.folder)
             )
-        self.curriculum, self.refilled = None, 0
+        self.curriculum, self.refilled = None, {}
         if (c := config.curriculum).kind == "bandit":
             self.curriculum = Curriculum(
                 parts.train_tasks, by=c.by, rate=c.rate, temperature=c.temperature, seed=config.seed
@@ -108,13 +108,14 @@ class Memory:
 
         return Beside(config.guidance, config.rollout.num_retrieved, choose)
 
-    def figures(self) -> dict[str, float]:
-        """Of the iteration, for metrics.jsonl."""
+    def figures(self, iteration: int) -> dict[str, float]:
+        """Of the newest iteration that was learned from, for metrics.jsonl."""
         found = self._figures | ({} if self._replay is None else self._replay.figures)
         if self.curriculum is not None:
             found |= self.curriculum.figures()
         if self._parts.config.rollout.refill_rounds:
-            found["rollout/refilled"] = float(sum(self._parts.hosts.gather(self.refilled)))
+            own = self.refilled.pop(iteration, 0)
+            found["rollout/refilled"] = float(sum(self._parts.hosts.gather(own)))
         return found
 
     # -- saving ------------------------------------------------------------------------------------

@@ -63,8 +63,9 @@ class Saves:
     def score(self, version: int, figures: Mapping[str, float]) -> None:
         """Takes what weights have played, after the rule has seen the figures of that iteration.
 
-        ``best`` is chosen by their win rate, or on web tasks by the right actions an episode; it is 0
-        where they wrote no skill to be played with.  While
+        ``best`` is chosen by their win rate, by their mean reward where the environment gives more than
+        won and lost, or on web tasks by the right actions an episode; it is 0 where they wrote no skill
+        to be played with.  While
         a limit is broken, or where the infrastructure failed everything, they are never the best.
 
         Args:
@@ -74,8 +75,9 @@ class Saves:
         win_rate = figures.get("rollout/win_rate")
         if win_rate is None and not figures["rollout/failed_episodes"]:
             win_rate = 0.0 if figures.get("rollout/extractions") else None
-        # Where steps are scored one by one, whole tasks are won too rarely to tell weights apart.
-        found = win_rate if win_rate is None else figures.get("rollout/correct_steps", win_rate)
+        # Where parts are scored, whole tasks are won too rarely to tell weights apart.
+        finer = (figures[n] for n in ("rollout/correct_steps", "rollout/reward") if n in figures)
+        found = win_rate if win_rate is None else next(finer, win_rate)
         self._checkpoints.score(version, found if self.rule.trusted else None)
 
     def save(self, done: int, state: TrainState, *, at_once: bool) -> None:

@@ -37,6 +37,13 @@ def policy_logprobs(params, model_cfg, config, rows, mesh, attention, *, at_temp
     )
 
 
+def uses_reference(config, *, detached: bool) -> bool:
+    """Whether any sequence has a KL term, with or without ``detached`` ones, which have a weight of their
+    own.  Without one the forward pass of the reference is left out, and the KL metrics are 0."""
+    kl = config.algorithm.kl_coef
+    return bool(kl.solver or kl.extractor or (detached and config.replay.kl_coef))
+
+
 def make_loss(config, model_cfg, lora, ref_params, batch, advantages, mesh, attention):
     """The loss of one micro-batch as a function of (params, rows) -> (sum over sequences, MicroResult).
 
@@ -51,8 +58,6 @@ def make_loss(config, model_cfg, lora, ref_params, batch, advantages, mesh, atte
       attention: its implementation, ``config.model.attention``.
     """
     algorithm = config.algorithm
-    # Without a KL term the forward pass of the reference is left out, and the KL metrics are 0.
-    uses_reference = any(algorithm.kl_coef[role] for role in ("solver", "extractor"))
     extractor = batch.role == ROLE_EXTRACTOR
     kl_coef = jnp.where(extractor, algorithm.kl_coef.extractor, algorithm.kl_coef.solver)
     entropy_coef = jnp.where(
@@ -63,6 +68,7 @@ def make_loss(config, model_cfg, lora, ref_params, batch, advantages, mesh, atte
         kl_coef = jnp.where(spread_of_sequences(algorithm, batch), kl_coef, 0.0)
     kl_coef, entropy_coef = given.coefficients(config, batch, kl_coef, entropy_coef)
     variant = Variant(algorithm, batch, advantages)
+    measured = uses_reference(config, detached=batch.detached is not None)
     centre = agreement.centre_of(batch)
 
     def logprobs_of(params, rows):
@@ -75,7 +81,7 @@ def make_loss(config, model_cfg, lora, ref_params, batch, advantages, mesh, atte
         found = logprobs_of(policy, rows)
         logprobs, entropy, sampled = found.logprobs, found.entropy, found.of_kept
         ref_logprobs = jax.lax.stop_gradient(logprobs)
-        if uses_reference:
+        if measured:
             ref_logprobs = logprobs_of(ref_params, rows._replace(floor_logprobs=None)).logprobs
         old_logprobs, weights = agreement.importance(algorithm, sampled, rows)
         free = given.detached_tokens(batch, rows.sequence_ids)

@@ -64,7 +64,7 @@ STEP_METRICS: dict[str, str] = {
     "zero_variance_extractor": "share of extractor groups (one source) without spread",
     "extractor_reward": "mean reward of a skill: the win rate with it, on web tasks the mean score "
     "of its episodes; 0 for an invalid one",
-    "win_rate": "share of scored episodes that were won",
+    "reward": "mean of what the scored episodes are worth: 1 won, 0 lost, or what the environment gives",
     "sequences_solver": "solver sequences in use, of evaluations (those of trained source episodes apart)",
     "sequences_extractor": "extractor sequences in use",
     "tokens": "tokens of sequences in the batch, prompts included",
@@ -83,7 +83,7 @@ STEP_METRICS: dict[str, str] = {
 STEP_COUNTS: dict[str, str] = {
     **dict.fromkeys(("loss", "policy_loss", "kl", "clip_fraction", "ratio_deviation"), "tokens"),
     **dict.fromkeys(("kl_solver", "entropy_solver"), "sequences_solver"),
-    **dict.fromkeys(("zero_variance_solver", "win_rate"), "sequences_solver"),
+    **dict.fromkeys(("zero_variance_solver", "reward"), "sequences_solver"),
     **dict.fromkeys(("kl_extractor", "entropy_extractor"), "sequences_extractor"),
     **dict.fromkeys(("zero_variance_extractor", "extractor_reward"), "sequences_extractor"),
     **dict.fromkeys(("logprob_gap_mean", "logprob_gap_max"), "trained_tokens"),
@@ -376,7 +376,7 @@ def _outcome_metrics(batch, result):
         "zero_variance_solver": share(used_group & (result.solver == 0).all((2, 3)), used_group),
         "zero_variance_extractor": share(used_source & (result.extractor == 0).all(1), used_source),
         "extractor_reward": reward.sum() / jnp.maximum(used_source.sum() * num_skills, 1),
-        "win_rate": share(jnp.where(played, batch.wins, 0.0), played),
+        "reward": share(jnp.where(played, batch.wins, 0.0), played),
         "sequences_solver": given.computed(batch.role == ROLE_SOLVER, batch).sum(),
         "sequences_extractor": is_extractor.sum(),
     }
