@@ -97,7 +97,9 @@ def test_a_run_trains_on_it_and_writes_its_report(project):
         ("class ENV:\n    name = 'x'\n    splits = ('a', 'a')\n    tasks = make = print",
          "splits: different names"),
         ("OTHER = 1", "the module has no 'ENV'"),
-        ("import no_such_thing_at_all", "cannot be imported"),
+        ("import no_such_thing_at_all", "cannot be imported: ModuleNotFoundError"),
+        ("def", "cannot be imported: SyntaxError"),
+        ("class ENV:\n    def __init__(self, x):\n        pass", "must be called without arguments"),
         ("class ENV:\n    name = 'x'\n    splits = ('train',)\n    tasks = make = print\n    teacher = 3",
          "teacher as a method"),
     ],
@@ -150,6 +152,42 @@ def test_tasks_get_their_environment_and_a_hash(project):
     assert {t.env for t in tasks} == {"coin_game:ENV"}
     assert len({t.content_hash for t in tasks}) == len(tasks) == 144
     assert [t.id for t in tasks] == sorted(t.id for t in tasks)
+
+
+def test_tasks_that_raise_are_one_line(project):
+    spec = write(project, "mine", TASKS + "[]\n    ENV.tasks = lambda self, split: 1 / 0")
+    sys.modules.pop("mine", None)
+    with pytest.raises(TaskError, match="raised ZeroDivisionError"):
+        envs.benchmark(spec).load(None)
+
+
+def test_listed_actions_keep_their_spelling(project):
+    body = """
+        from evolving_rl_jax.envs.base import Environment
+        from evolving_rl_jax.types import Observation, StepResult, Task
+
+        class Doors(Environment):
+            def reset(self, task):
+                return Observation("two doors", ("Open A", "Open B", "push x", "push X"))
+
+            def step(self, action):
+                return StepResult(action, ("Close A",), 0.0, False, False)
+
+        class ENV:
+            name, splits = "doors", ("train",)
+            def tasks(self, split):
+                return [Task("a", "", "train", "t", "do it", "", "")]
+            def make(self):
+                return Doors()
+    """
+    spec = write(project, "doors", body)
+    env = envs.make(spec)
+    env.reset(envs.benchmark(spec).load(None)[0])
+    assert env.step("open a").text == "Open A"
+    assert env.step("open b").text == "open b"  # no longer listed
+    env.reset(None)
+    assert [env.step("push x").text, env.step("CLOSE A").text] == ["push x", "CLOSE A"]
+    assert env.step("close a").text == "Close A"
 
 
 def test_an_environment_that_is_none_is_an_error(project):

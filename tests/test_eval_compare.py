@@ -29,6 +29,8 @@ def run(tmp_path):
     ):
         path = folder / "eval" / f"{r['name']}-t{r['temperature']:g}.json"
         path.write_text(json.dumps(r))
+    part = result("checkpoint_00010-train", [1, 1], 10, game_list_hash="of the part")
+    (folder / "eval" / "checkpoint_00010-train-t1.json").write_text(json.dumps(part))
     (folder / "eval" / "stream-x-t1.json").write_text(json.dumps({"mode": "stream", "plays": []}))
     return folder
 

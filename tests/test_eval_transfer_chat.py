@@ -2,10 +2,12 @@
 
 import threading
 
+import pytest
 from chat_server import GOOD, TOO_LONG, completion, serve, settings
 from doubles import FakePool, make_task
 
-from evolving_rl_jax.eval.transfer.chat import ChatDriver
+from evolving_rl_jax.envs import benchmark
+from evolving_rl_jax.eval.transfer.chat import ChatDriver, _Play
 from evolving_rl_jax.eval.transfer.client import (
     BudgetSpent,
     ChatClient,
@@ -196,3 +198,17 @@ def test_a_prompt_shows_as_many_turns_as_the_run_says():
         roles = [m["role"] for m in server.requests[-1]["messages"]]
         assert roles[:2] == ["system", "user"] and roles[-1] == "user"
     assert sizes == {None: [2, 4, 6, 8], 1: [2, 4, 4, 4], 0: [2, 2, 2, 2]}
+
+
+@pytest.mark.parametrize("shown", ["all", "first", "changed", "none"])
+def test_an_endpoint_is_shown_what_the_engine_shows(shown):
+    """Message by message what the chat prompts of a policy of one's own hold."""
+    seen = [("a room", ("go", "look")), ("a shelf", ("look", "take")), ("a cup", ("look",))]
+    play = _Play(make_task("t", text="find a cup"), "", None, seen=seen, said=["one", "two"])
+    messages = ChatDriver(None, None, 5, show_actions=shown)._messages(play)
+    texts = benchmark("alfworld").texts.chat
+    assert messages[0]["content"] == texts.system("", show_actions=shown)
+    listed = [[a for a in ("go", "look", "take") if f"- {a}" in m["content"]] for m in messages[1:]]
+    assert listed[0] == ([] if shown == "none" else ["go", "look"])
+    later = {"all": [["look", "take"], ["look"]], "changed": [["go", "take"], ["take"]]}
+    assert [listed[2], listed[4]] == later.get(shown, [[], []])

@@ -198,7 +198,7 @@ def _objects(args) -> int:
 
     if len(args.source) != 1:
         raise ConfigError(f"--source must be one folder of games, got {len(args.source)}")
-    with user_errors((FileExistsError,)), progress("reading games") as bar:
+    with writable("--out"), user_errors((FileExistsError,)), progress("reading games") as bar:
         report = prepare_objects(
             pathlib.Path(args.source[0]), pathlib.Path(args.out), seed=args.seed, progress=bar
         )

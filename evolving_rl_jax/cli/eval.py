@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 from evolving_rl_jax.cli.options import (
     add_hosts,
     at_least,
@@ -50,7 +53,10 @@ def add(commands) -> None:
         type=int,
         default=0,
         metavar="N",
-        help="of each split, of a stream (default: all)",
+        help="of each split (default: the run's eval.num_games), of a stream (default: all)",
+    )
+    p.add_argument(
+        "--conditions", default="", metavar="C[,C]", help="of a panel (default: the run's)"
     )
     p.add_argument("--mode", choices=("panel", "stream"), default="panel", help="(default: panel)")
     p.add_argument(
@@ -86,9 +92,10 @@ def run(args, overrides: dict[str, str]) -> None:
     from evolving_rl_jax.run.preemption import Preemption
 
     folder, splits = RunFolder(args.workdir, moved=overrides), names(args.split)
-    panel = (splits, args.games) if args.mode == "panel" else ()
+    panel = (splits, args.games, names(args.conditions)) if args.mode == "panel" else ()
     config = run_config(folder, *panel)
     with (
+        _by_options(),
         Preemption() as preemption,
         joined_hosts(args, config) as hosts,
         shared_notices(hosts, preemption),
@@ -99,8 +106,19 @@ def run(args, overrides: dict[str, str]) -> None:
 
             play(
                 parts, args.mode, args.checkpoint, temperatures(args.temperature), args.seeds,
-                splits=splits, num_games=args.games, top=args.top,
+                splits=splits, num_games=args.games, conditions=names(args.conditions), top=args.top,
             )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _by_options() -> Iterator[None]:
+    """Keys of the panel are set by options here, and so is what helps."""
+    try:
+        yield
+    except ConfigError as e:
+        text = str(e).replace("--config.eval.conditions=", "--conditions=")
+        text = text.replace("--config.eval.splits=", "--split=")
+        raise e if text == str(e) else ConfigError(text) from e
 
 
 def _check(args) -> None:

@@ -82,11 +82,27 @@ def main(argv: list[str] | None = None) -> int:
             raise ConfigError(
                 f"--config.KEY=VALUE must be given to {', '.join(OVERRIDDEN)}, got {args.command}"
             )
-        return COMMANDS[args.command].run(args, overrides) or 0
+        code = COMMANDS[args.command].run(args, overrides) or 0
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        if _is_read():
+            raise
+        return EXIT_FAILED
     except tuple(ENDINGS) as e:
         code, rest = next(end for kind, end in ENDINGS.items() if isinstance(e, kind))
         print(f"evolving-rl: {' '.join(str(e).split())}{rest}", file=sys.stderr)
         return getattr(e, "exit_code", code)
+
+
+def _is_read() -> bool:
+    """Whether anybody still reads the output; who did, such as head, may have seen enough."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return False
+    return True
 
 
 def check_encoding(argv: list[str]) -> None:

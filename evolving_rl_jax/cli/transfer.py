@@ -46,7 +46,10 @@ def add(commands) -> None:
     p.add_argument(
         "--split", default="", metavar="S[,S]", help="other splits than the run's panels"
     )
-    p.add_argument("--games", type=int, default=0, metavar="N", help="of each split (default: all)")
+    p.add_argument(
+        "--games", type=int, default=0, metavar="N",
+        help="of each split (default: the run's eval.num_games)",
+    )  # fmt: skip
     p.add_argument("--seeds", type=int, default=1, metavar="N", help="plays of a game (default: 1)")
     p.add_argument("--temperature", type=float, default=1.0, help="(default: 1)")
     p.add_argument(

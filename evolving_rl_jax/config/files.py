@@ -98,13 +98,21 @@ def _convert(key: str, text: str, old: Any) -> Any:
         if isinstance(old, bool):
             return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
         if isinstance(old, tuple):
-            parts = [p.strip() for p in text.strip("()[] ").split(",") if p.strip()]
             kind = item_type(key, old)
-            return tuple(kind(p.strip("'\"")) for p in parts)
+            return tuple(kind(p) for p in _items(text))
         return type(old)(text)
     except (KeyError, ValueError):
         kind = type(old).__name__
         raise ConfigError(f"config.{key} must be a {kind} like {old!r}, got {text!r}") from None
+
+
+def _items(text: str) -> list[str]:
+    """The items of a tuple as people write one: ``a,b``, or as Python does, ``('a', 'b')``."""
+    text = text.strip()
+    if text[:1] + text[-1:] in ("()", "[]"):  # of the tuple, not of an item such as "]"
+        text = text[1:-1]
+    items = [p.strip() for p in text.split(",") if p.strip()]
+    return [p[1:-1] if len(p) > 1 and p[0] == p[-1] and p[0] in "'\"" else p for p in items]
 
 
 def to_json(config: ConfigDict) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -102,7 +103,8 @@ def _named(results: Sequence[dict[str, Any]], name: str) -> list[dict[str, Any]]
 
 
 def _newest(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    evaluated = [r for r in results if r["name"].startswith("checkpoint_")]
+    # A suffix names another panel: other splits, fewer games.
+    evaluated = [r for r in results if re.fullmatch(r"checkpoint_\d{5,}", r["name"])]
     newest = max((r["iteration"] for r in evaluated), default=None)
     return [r for r in evaluated if r["iteration"] == newest]
 

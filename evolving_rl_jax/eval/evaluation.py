@@ -8,6 +8,7 @@ from typing import Any
 from evolving_rl_jax import envs
 from evolving_rl_jax.config import ConfigError
 from evolving_rl_jax.data.tasks import list_hash, source_split
+from evolving_rl_jax.eval.fingerprint import fingerprint
 from evolving_rl_jax.eval.growth import stream_result, stream_table
 from evolving_rl_jax.eval.journal import Journal, play_settings
 from evolving_rl_jax.eval.play import make_panel, play_panel
@@ -36,6 +37,7 @@ def play(
     *,
     splits: Sequence[str],
     num_games: int,
+    conditions: Sequence[str] = (),
     top: int,
 ) -> None:
     """Plays the panel of ``parts``, or streams; the rest as in `evaluate` and `stream`.
@@ -43,7 +45,8 @@ def play(
     Raises:
       ConfigError: as they, or this run cannot play such streams.
     """
-    suffix = (f"-{'+'.join(splits)}" if splits else "") + (f"-{num_games}" if num_games else "")
+    chosen = ("+".join(splits), str(num_games or ""), "+".join(conditions))
+    suffix = "".join(f"-{part}" for part in chosen if part)
     if mode == "panel":
         with user_errors((ValueError,), "eval"):
             evaluate(parts, which, temperatures, num_seeds, suffix)
@@ -168,13 +171,14 @@ def stream(
         "embedder": config.skills.embedder,
         "game_list_hash": list_hash(tasks),
     }
-    same = facts | {"num_tasks": settings.num_tasks} | play_settings(config)
+    engine = make_engine(parts, params)
+    same = facts | {"num_tasks": settings.num_tasks, "weights": fingerprint(engine.params)}
+    same |= play_settings(config)
     with user_errors((ValueError, OSError), "--mode=stream"):
         journal = Journal(path.with_suffix(".plays.jsonl"), same)
     banks = {s: new_bank(path.with_name(f"{path.stem}-s{s}.skills.jsonl")) for s in seeds}
     if journal.plays:
         parts.say(f"{len(journal.plays)} plays are in {journal.path}: going on from there")
-    engine = make_engine(parts, params)
     driver = make_driver(parts, engine, STREAM_ITERATION, temperature)
     total = 2 * len(seeds) * min(settings.num_tasks, len(tasks))
     title = f"stream {name}, temperature {temperature:g}"

@@ -178,11 +178,7 @@ class ChatPrompts:
         return self.chat.next_turn(self._following(observation, actions, before), last_id)
 
     def _following(self, observation: str, actions: Sequence[str], before: Sequence[str]) -> str:
-        if self.show_actions == "changed":
-            new = [a for a in actions if a not in before]
-            gone = [a for a in before if a not in actions]
-            return self.texts.changed(observation, new, gone)
-        return self.texts.following(observation, actions if self.show_actions == "all" else ())
+        return following(self.texts, self.show_actions, observation, actions, before)
 
     def extractor_prompt(
         self, won: bool, observation: str = "", *, last_id: int | None = None, attempts: int = 1
@@ -232,6 +228,22 @@ class ShortChatPrompts(ChatPrompts):
 
 
 STYLES = {"compact": CompactPrompts, "chat": ChatPrompts, "chat_short": ShortChatPrompts}
+
+
+def following(
+    texts: ChatTexts,
+    show_actions: str,
+    observation: str,
+    actions: Sequence[str],
+    before: Sequence[str],
+) -> str:
+    """A later user message of a chat, with what ``config.rollout.show_actions`` lists of the admissible
+    actions; ``before`` are those of the turn before."""
+    if show_actions == "changed":
+        new = [a for a in actions if a not in before]
+        gone = [a for a in before if a not in actions]
+        return texts.changed(observation, new, gone)
+    return texts.following(observation, actions if show_actions == "all" else ())
 
 
 def make_prompts(style: str, tokenizer, texts: PromptTexts, show_actions: str = "all"):

@@ -252,14 +252,14 @@ def data(subject: Subject) -> str:
     """Games and policy of the configuration are there."""
     if subject.config is None:
         raise _NotHere("give --config to check it")
-    from evolving_rl_jax.data.tasks import load_tasks
+    from evolving_rl_jax import envs
 
     config, found = subject.config, []
     if not config.data.games:
         found.append("games are generated at the first start")
     else:
-        tasks = load_tasks(config.data.games)
-        found.append(f"{len(tasks)} games in {config.data.games}")
+        tasks = envs.benchmark(config.env.name).load(pathlib.Path(config.data.games))
+        found.append(f"{len(tasks)} tasks in {config.data.games}")
     if config.model.hf_path:
         from evolving_rl_jax import models
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import functools
 import json
 import pathlib
@@ -13,7 +14,7 @@ from evolving_rl_jax.envs.benchmark import Teacher, WithoutFacts
 from evolving_rl_jax.envs.corpus import collect_texts
 from evolving_rl_jax.envs.custom.contract import UserEnvironment, checked_tasks, find
 from evolving_rl_jax.envs.texts import SKILL_FORM, ChatTexts, CompactTexts, PromptTexts
-from evolving_rl_jax.types import Task
+from evolving_rl_jax.types import Observation, StepResult, Task
 
 __all__ = ["UserBenchmark", "load"]
 
@@ -70,7 +71,7 @@ class UserBenchmark(WithoutFacts):
             raise ValueError(
                 f"{self.name}.make() must return an envs.base.Environment, got {made!r:.80}"
             )
-        return made
+        return _AsListed(made)
 
     def worker_options(self, env) -> dict[str, Any]:
         return json.loads(env.options) if env.options else {}
@@ -105,6 +106,32 @@ class UserBenchmark(WithoutFacts):
 
     def teacher(self, task: Task, rng, quality=None) -> Teacher:
         return _UserTeacher(self.found.teacher(task, rng), self.name)
+
+
+class _AsListed(Environment):
+    """Gives an action the spelling in which it was listed: what a policy writes is read in lower case."""
+
+    def __init__(self, inner: Environment):
+        self._inner = inner
+        self._listed: dict[str, str] = {}
+
+    def reset(self, task: Task) -> Observation:
+        return self._note(self._inner.reset(task))
+
+    def step(self, action: str) -> StepResult:
+        return self._note(self._inner.step(self._listed.get(action, action)))
+
+    def load(self, task: Task) -> None:
+        self._inner.load(task)
+
+    def close(self) -> None:
+        self._inner.close()
+
+    def _note(self, seen):
+        """Of actions that differ in case alone none can be told from what was written."""
+        counts = collections.Counter(a.lower() for a in seen.actions)
+        self._listed = {a.lower(): a for a in seen.actions if counts[a.lower()] == 1}
+        return seen
 
 
 class _UserTeacher:

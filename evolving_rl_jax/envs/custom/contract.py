@@ -73,13 +73,17 @@ def find(spec: str) -> UserEnvironment:
         sys.path.append(here)
     try:
         module = importlib.import_module(module_name)
-    except ImportError as e:
-        raise ValueError(f"environment {spec!r} cannot be imported: {e}") from e
+    except Exception as e:  # whatever the module does when it is imported
+        why = f"{type(e).__name__}: {e}"
+        raise ValueError(f"environment {spec!r} cannot be imported: {why}") from e
     if not hasattr(module, attribute):
         raise ValueError(f"environment {spec!r}: the module has no {attribute!r}")
     found = getattr(module, attribute)
     if isinstance(found, type):
-        found = found()
+        try:
+            found = found()
+        except TypeError as e:
+            raise ValueError(f"environment {spec!r} must be called without arguments: {e}") from e
     missing = list(problems(found))
     if missing:
         raise ValueError(f"environment {spec!r} must have {'; '.join(missing)}")
@@ -116,7 +120,10 @@ def checked_tasks(found: UserEnvironment, spec: str) -> list[Task]:
     """
     tasks: dict[str, Task] = {}
     for split in found.splits:
-        given = found.tasks(split)
+        try:
+            given = found.tasks(split)
+        except Exception as e:  # of somebody's own code
+            raise TaskError(f"{spec}.tasks({split!r}) raised {type(e).__name__}: {e}") from e
         if not isinstance(given, Sequence) or not given:
             raise TaskError(
                 f"{spec}.tasks({split!r}) must be a sequence of tasks, got {given!r:.80}"

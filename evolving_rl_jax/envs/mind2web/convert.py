@@ -77,7 +77,8 @@ def _tasks(file: SourceFile, password: str, budgets: tuple[int, ...]) -> Iterato
 
 def _entry(task: WebTask, file: SourceFile) -> dict[str, Any]:
     """What the index says of a task, but for its number."""
-    sealed = bool(file.member)
+    # The test splits are published in the protected archive alone, whoever has unpacked it.
+    sealed = bool(file.member) or file.split.startswith("test_")
     return {
         "id": task.id,
         "split": file.split,

@@ -53,7 +53,7 @@ class Science(WithoutFacts):
     def generate(
         self, data, folder: pathlib.Path, seed: int, progress: Callable[[int], None]
     ) -> None:
-        with _simulator() as simulator:
+        with contextlib.closing(Simulator()) as simulator:
             planned = index.plan(simulator, data.scienceworld)
             index.write(folder, simulator, planned, data.scienceworld.simplifications, progress)
 

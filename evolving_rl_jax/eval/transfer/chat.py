@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import itertools
 from collections.abc import Callable
 from typing import Any
 
 from evolving_rl_jax.envs import benchmark
 from evolving_rl_jax.eval.transfer.client import ChatClient, EndpointError, TooLong
+from evolving_rl_jax.rollout.prompts import following
 from evolving_rl_jax.types import OK, TIMEOUT, TRUNCATED, Episode, Task, Turn
 
 _DOWN_AFTER = 5  # episodes in a row without any answer that end the run
@@ -42,10 +44,19 @@ class ChatDriver:
       max_steps: most turns of an episode; a task with a smaller limit of its own keeps it.
       recent_turns: turns before the present one that a prompt shows, see
         `rollout.contexts.RecentContext`; None = all.
+      show_actions: at which turns admissible actions are listed, ``config.rollout.show_actions``.
     """
 
-    def __init__(self, client: ChatClient, pool, max_steps: int, recent_turns: int | None = None):
+    def __init__(
+        self,
+        client: ChatClient,
+        pool,
+        max_steps: int,
+        recent_turns: int | None = None,
+        show_actions: str = "all",
+    ):
         self.client, self.pool, self.max_steps = client, pool, max_steps
+        self.show_actions = show_actions
         self.recent_turns = recent_turns
         self.finished = 0
         self._waiting: list[tuple[int, _Play]] = []
@@ -113,11 +124,15 @@ class ChatDriver:
         texts = benchmark(play.task.env).texts.chat
         turns = len(play.said) if self.recent_turns is None else self.recent_turns
         first = max(0, len(play.said) - turns)
-        messages = [{"role": "system", "content": texts.system(play.skill_text)}]
-        messages.append(_user(texts.opening(play.task, *play.seen[first])))
-        for said, seen in zip(play.said[first:], play.seen[first + 1 :], strict=True):
+        system = texts.system(play.skill_text, show_actions=self.show_actions)
+        messages = [{"role": "system", "content": system}]
+        observation, actions = play.seen[first]
+        shown = () if self.show_actions == "none" else actions
+        messages.append(_user(texts.opening(play.task, observation, shown)))
+        pairs = itertools.pairwise(play.seen[first:])
+        for said, ((_, before), seen) in zip(play.said[first:], pairs, strict=True):
             messages.append({"role": "assistant", "content": said})
-            messages.append(_user(texts.following(*seen)))
+            messages.append(_user(following(texts, self.show_actions, *seen, before)))
         return messages
 
     def _limit(self, task: Task) -> int:

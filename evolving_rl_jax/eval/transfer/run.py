@@ -106,14 +106,21 @@ def _run_of(bank: str) -> str:
 # -- configuration ---------------------------------------------------------------------------------
 
 
-def run_config(folder: RunFolder, splits: Sequence[str] = (), num_games: int = 0):
-    """The configuration of a run with another panel: other splits, fewer games."""
+def run_config(
+    folder: RunFolder,
+    splits: Sequence[str] = (),
+    num_games: int = 0,
+    conditions: Sequence[str] = (),
+):
+    """The configuration of a run with another panel: other splits, fewer games, other conditions."""
     config = ConfigDict(folder.load_config().to_dict())
     config.unlock()
     if splits:
         config.eval.splits = tuple(splits)
     if num_games:
         config.eval.num_games = num_games
+    if conditions:
+        config.eval.conditions = tuple(conditions)
     return changed(config, {})
 
 
@@ -199,7 +206,8 @@ def _over_http(options, folder, config, banks) -> dict[str, Any]:
         def driver(_seed: int):
             client = ChatClient(options.endpoint, usage=spent)
             recent = config.rollout.recent_turns if config.rollout.context == "recent" else None
-            return ChatDriver(client, pool, config.rollout.max_steps, recent)
+            shown = config.rollout.show_actions
+            return ChatDriver(client, pool, config.rollout.max_steps, recent, shown)
 
         facts = {"policy": options.policy, "model": options.endpoint.model, "style": "chat"}
         facts |= {"top_p": options.endpoint.top_p, "max_tokens": options.endpoint.max_tokens}
