@@ -3,8 +3,8 @@
 Command:   evolving-rl train --config=configs/miniwob.py --workdir=runs/miniwob
            SmolLM2 instead of the policy from scratch: --config=configs/miniwob_smollm2.py
 Hardware:  two CPU cores, 4 GB of memory; Chromium and its driver (docs/miniwob.md)
-Time:      not measured
-Expected:  not measured: no run of this file has been made
+Time:      on one of two shared cores 12 minutes of demonstrations, 23 of cloning, then 15 to 46 s an iteration
+Expected:  without a skill 94 % of its training pages, of other pages of the same families 38 %, of other families 5 %: known by heart (docs/miniwob.md)
 """
 
 from evolving_rl_jax.config import default_config
@@ -14,7 +14,7 @@ def get_config():
     """A sequence for every step: sentence, earlier actions, page, action."""
     config = default_config()
     config.env.update(name="miniwob", snapshot_tokens=300, num_workers=1)
-    # So many pages of each family that none is known by heart: names have to be read.
+    # Too few: with these the pages are learned by heart (docs/miniwob.md).
     config.data.miniwob.train_seeds = 200
     config.data.train_types = config.data.miniwob.families
     config.model.update(
