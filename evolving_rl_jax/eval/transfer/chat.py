@@ -17,7 +17,7 @@ from typing import Any
 from evolving_rl_jax.envs import benchmark
 from evolving_rl_jax.eval.transfer.client import ChatClient, EndpointError, TooLong
 from evolving_rl_jax.rollout.prompts import following
-from evolving_rl_jax.types import OK, TIMEOUT, TRUNCATED, Episode, Task, Turn
+from evolving_rl_jax.types import OK, TIMEOUT, TRUNCATED, Episode, Task, Turn, worth
 
 _DOWN_AFTER = 5  # episodes in a row without any answer that end the run
 _POLL_S = 0.02
@@ -32,6 +32,7 @@ class _Play:
     said: list[str] = dataclasses.field(default_factory=list)
     turns: list[Turn] = dataclasses.field(default_factory=list)
     observation: str = ""
+    rewards: list[float] = dataclasses.field(default_factory=list)
     infos: list[dict[str, Any] | None] = dataclasses.field(default_factory=list)
 
 
@@ -109,6 +110,7 @@ class ChatDriver:
             self._finish(key, False, result.status, result.text)
             return False
         if play.turns:
+            play.rewards.append(result.reward)
             play.infos.append(result.info)
         play.seen.append((result.text, tuple(result.actions)))
         play.observation = result.text
@@ -165,8 +167,8 @@ class ChatDriver:
         self.finished += 1
         episode = Episode(
             task=play.task, turns=play.turns, won=won, status=status, samples=[],
-            reward=float(won), skill_text=play.skill_text, last_observation=play.observation,
-            error=error, infos=play.infos,
+            reward=worth(play.rewards, won), skill_text=play.skill_text,
+            last_observation=play.observation, error=error, rewards=play.rewards, infos=play.infos,
         )  # fmt: skip
         play.on_done(episode, None)
 
