@@ -29,6 +29,7 @@ from evolving_rl_jax.rollout.evolve import StepScoring
 from evolving_rl_jax.types import TokenBatch
 from evolving_rl_jax.update import state as state_lib
 from evolving_rl_jax.update import step as step_lib
+from evolving_rl_jax.update.agreement import scores_first
 from evolving_rl_jax.update.loss import uses_reference
 from evolving_rl_jax.update.optimizer import make_optimizer
 
@@ -220,6 +221,8 @@ def _lower_step(config, cfg, mesh, shape):
         )
         scoring = StepScoring.from_config(config)
         batch = _abstract_batch(shape, scoring.max_steps if scoring else 0)
+        if scores_first(config):
+            batch = batch._replace(old_logprobs=batch.rollout_logprobs)
         return state, step.lower(state, batch)
     except ValueError as e:
         raise ConfigError(str(e)) from e

@@ -23,6 +23,7 @@ from evolving_rl_jax.train.limits import Limits
 from evolving_rl_jax.train.memory import Memory
 from evolving_rl_jax.train.saves import Saves
 from evolving_rl_jax.types import TokenBatch
+from evolving_rl_jax.update.agreement import scores_first
 from evolving_rl_jax.update.optimizer import make_optimizer
 from evolving_rl_jax.update.state import TrainState
 from evolving_rl_jax.update.step import make_scoring, make_train_step
@@ -113,7 +114,7 @@ def set_up(parts: Parts) -> tuple[Run, TrainState, int]:
 def _scorer(parts: Parts, optimizer, mesh: Mesh, lora):
     """`Run.with_old_logprobs`; it has nothing to do where an iteration makes one update."""
     config = parts.config
-    if config.train.minibatches == 1 or config.algorithm.old_logprobs == "rollout":
+    if not scores_first(config):
         return lambda _state, batches: batches
     score = make_scoring(
         config, parts.model_cfg, optimizer, mesh, lora=lora, attention=config.model.attention

@@ -15,6 +15,11 @@ from evolving_rl_jax.types import TokenBatch
 from evolving_rl_jax.update.rows import Rows, in_use
 
 
+def scores_first(config: Any) -> bool:
+    """Whether the batches of an iteration are scored before its first update, see `update.step.make_scoring`."""
+    return config.train.minibatches > 1 and config.algorithm.old_logprobs != "rollout"
+
+
 def importance(
     algorithm: Any, logprobs: jax.Array, rows: Rows
 ) -> tuple[jax.Array, jax.Array | None]:
