@@ -363,3 +363,18 @@ def test_report_to_a_place_that_cannot_be_written(fails, tmp_path):
     run = make_run(tmp_path / "a", 3)
     line = fails("report", f"--workdir={run}", f"--out={tmp_path / 'no' / 'such' / 'folder.html'}")
     assert "--out must be a file that can be written, got" in line
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_has_seen_enough_ends_it_without_a_traceback(unbuffered):
+    code = (
+        "import sys; from evolving_rl_jax.cli import main as m\n"
+        "m.COMMANDS['doctor'].run = lambda *_: [print('x' * 999) for _ in range(9999)] and 0\n"
+        "sys.exit(m.main(['doctor']))"
+    )
+    done = subprocess.run(
+        ["bash", "-c", f'set -o pipefail; "{sys.executable}" -c "$CODE" | head -n 1'],
+        env={**os.environ, "CODE": code, "PYTHONUNBUFFERED": unbuffered},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 1 and done.stderr == "" and done.stdout.startswith("xxx")

@@ -1,5 +1,6 @@
 """The curriculum's values and draws, by plain arithmetic; and sources without spread played again."""
 
+import itertools
 import json
 from collections import Counter
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from evolving_rl_jax.rollout.evolve import Experience, Source
 from evolving_rl_jax.rollout.groups import normalized
 from evolving_rl_jax.train.collect import Stages
 from evolving_rl_jax.train.memory import taught
+from evolving_rl_jax.types import Episode, Turn
 
 
 def tasks_of(**counts):
@@ -179,3 +181,22 @@ def test_a_curriculum_needs_the_newest_iteration():
     config.algorithm.importance.kind = "truncated"
     with pytest.raises(ConfigError, match="rollout.overlap must be 0 with curriculum.kind"):
         validate(config)
+
+
+def test_a_source_whose_steps_alone_teach_is_kept(monkeypatch):
+    """All won, one in fewer turns from the same page: step credit tells them apart."""
+    some, memory, table = stages(1, monkeypatch, {})
+    some._parts.config.algorithm.step_credit.weight = 1.0
+
+    def collect(tasks, numbers, retrieved):
+        table.asked.append(numbers)
+        found = group([[[1, 1], [1, 1]]] * len(numbers))
+        for source in found.sources:
+            for k, n in itertools.product(range(2), range(2)):
+                turns = [Turn(f"page {i}", "", "go", True) for i in range(2 + 2 * n)]
+                source.episodes[k, n, 0] = Episode(tasks[0], turns, True, "ok", [], reward=1.0)
+        return found
+
+    table.collect = collect
+    some.collect(None, 0, lambda: "")
+    assert table.asked == [[0, 1, 2, 3]] and memory.refilled == {0: 0}

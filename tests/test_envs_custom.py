@@ -99,7 +99,7 @@ def test_a_run_trains_on_it_and_writes_its_report(project):
         ("OTHER = 1", "the module has no 'ENV'"),
         ("import no_such_thing_at_all", "cannot be imported: ModuleNotFoundError"),
         ("def", "cannot be imported: SyntaxError"),
-        ("class ENV:\n    def __init__(self, x):\n        pass", "must be called without arguments"),
+        ("class ENV:\n    def __init__(self, x):\n        pass", "must be made by a call without arguments, got TypeError"),
         ("class ENV:\n    name = 'x'\n    splits = ('train',)\n    tasks = make = print\n    teacher = 3",
          "teacher as a method"),
     ],

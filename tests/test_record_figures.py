@@ -73,7 +73,7 @@ def test_a_win_is_a_win_where_an_environment_pays_parts():
     for e, reward in zip(paid, (0.75, 0.25), strict=True):
         e.reward = reward
     found = experience(source(episode(), [skill("a"), skill("b")], paid))
-    assert "rollout/reward" not in rollout_figures(found)  # as these plays are booked here, lost
+    assert "rollout/reward" not in rollout_figures(found)  # booked as lost by the helper
     found.wins[:] = np.array([0.75, 0.25], np.float32).reshape(found.wins.shape)
     figures = rollout_figures(found)
     assert figures["rollout/win_rate"] == 0.0 and figures["rollout/reward"] == 0.5

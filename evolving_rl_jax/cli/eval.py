@@ -128,3 +128,7 @@ def _check(args) -> None:
     at_least(args.seeds, 1, "--seeds")
     at_least(args.games, 0, "--games")
     at_least(args.top, 1, "--top")
+    if args.conditions and args.mode != "panel":
+        raise ConfigError(
+            f"--conditions must be left out with --mode={args.mode}, got {args.conditions}"
+        )

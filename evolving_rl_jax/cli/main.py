@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import select
 import sys
 
 from evolving_rl_jax import __version__
@@ -97,12 +98,13 @@ def main(argv: list[str] | None = None) -> int:
 
 def _is_read() -> bool:
     """Whether anybody still reads the output; who did, such as head, may have seen enough."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return False
-    return True
+    out = sys.stdout.fileno()
+    poll = select.poll()
+    poll.register(out, 0)
+    if not poll.poll(0):  # nothing is wrong with it
+        return True
+    os.dup2(os.open(os.devnull, os.O_WRONLY), out)  # what is left is written at the end
+    return False
 
 
 def check_encoding(argv: list[str]) -> None:

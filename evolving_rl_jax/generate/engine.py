@@ -158,7 +158,7 @@ class Engine:
         """Whether what a session samples depends on nothing but the session, to the last bit.
 
         Every call then has ``fixed_rows`` rows, of a shape that follows from the row alone; no session
-        continues or copies what another one computed, and none loses its slot while it is open.
+        continues or copies what another one computed, and none loses its slot unless it is parked.
         """
         return self._runner.programs.fixed
 

@@ -225,10 +225,10 @@ def _outcomes(experience: Experience) -> dict[str, float]:
     """Of the scored episodes, of which there is at least one."""
     scored = float(experience.episode_mask.sum())
     won = sum(e.won for s in experience.sources for e in s.episodes.values() if e.scored)
-    reward = float((experience.wins * experience.episode_mask).sum())
+    paid = experience.wins[experience.episode_mask > 0]
     figures = {"rollout/win_rate": won / scored}
-    if reward != won:  # the environment gives more than won and lost
-        figures["rollout/reward"] = reward / scored
+    if ((paid != 0) & (paid != 1)).any():  # the environment gives more than won and lost
+        figures["rollout/reward"] = float(paid.sum()) / scored
     if experience.step_mask is not None:
         attempted, correct = experience.step_mask.sum(), (experience.step_rewards > 0).sum()
         if attempted:

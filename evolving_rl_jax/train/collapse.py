@@ -170,7 +170,8 @@ class CollapseRule:
             if metric not in metrics or (count and not metrics.get(count, 0) > 0):
                 continue
             value = float(metrics[metric])
-            value = self._fall(value) if key == _DROP else value
+            if key == _DROP:  # where parts are paid, few are won
+                value = self._fall(float(metrics.get("rollout/reward", value)))
             if value is not None:
                 values[key] = value
         return values

@@ -258,6 +258,7 @@ class Stages:
         experience = self._play(evolver, iteration, 0, self._sources)
         refilled = 0
         for again in range(1, config.rollout.refill_rounds + 1):
+            self._add_credit(experience)
             empty = np.flatnonzero(~self._teaches(experience))
             if not len(empty) or evolver.stop():
                 break
@@ -268,9 +269,13 @@ class Stages:
             for name, values in experience.arrays().items():
                 values[empty] = getattr(new, name)
         self._memory.refilled[iteration] = refilled
-        if config.algorithm.step_credit.weight:
-            add_credit(experience, config.algorithm, arm_weights(config.algorithm)[0])
+        self._add_credit(experience)
         return experience
+
+    def _add_credit(self, experience: Experience) -> None:
+        algorithm = self._parts.config.algorithm
+        if algorithm.step_credit.weight:
+            add_credit(experience, algorithm, arm_weights(algorithm)[0])
 
     def _teaches(self, experience: Experience) -> np.ndarray:
         """Whether any group that the arm trains has a spread, bool [G]."""
@@ -283,6 +288,9 @@ class Stages:
         scoring = StepScoring.from_config(self._parts.config)
         beside = beside_extras(experience, algorithm, weight, scoring)
         taught = np.array([any(extra.advantage for extra in extras) for extras in beside])
+        for g, source in enumerate(experience.sources):
+            played = [*source.episodes.values(), *source.beside.values(), *source.attempts]
+            taught[g] |= any(any(episode.credit) for episode in played)
         return np.any([x.reshape(len(x), -1).any(1) for x in groups], axis=0) | taught
 
     def _play(

@@ -82,8 +82,11 @@ def find(spec: str) -> UserEnvironment:
     if isinstance(found, type):
         try:
             found = found()
-        except TypeError as e:
-            raise ValueError(f"environment {spec!r} must be called without arguments: {e}") from e
+        except Exception as e:  # of somebody's own code, or it wants arguments
+            raise ValueError(
+                f"environment {spec!r} must be made by a call without arguments, got "
+                f"{type(e).__name__}: {e}"
+            ) from e
     missing = list(problems(found))
     if missing:
         raise ValueError(f"environment {spec!r} must have {'; '.join(missing)}")
