@@ -24,6 +24,7 @@
 #   --spot                 a slice that may be preempted
 #   --network NETWORK      --service-account ACCOUNT        passed to create when given
 #   --setup COMMAND        run on every worker before the install: mount a file system, log in, ...
+#                          Where it fails nothing is started; it runs again when a run is started again.
 #   --install COMMAND      instead of the usual install
 #   --python PYTHON        interpreter on the workers (default python3.11)
 #   --restarts N           how often `up` starts again (default 20)
@@ -92,6 +93,7 @@ on() {
 create() {
   need "$type" --type TPU_TYPE
   need "$runtime" --runtime TPU_RUNTIME
+  (chip_flags "${type%%-*}") || return
   local found="" options=()
   [[ -n $DRY_RUN ]] || found=$(state)
   case $found in
@@ -129,14 +131,15 @@ wait_active() {
 
 copy() {
   local archive=${TMPDIR:-/tmp}/$name-code.tar.gz
-  run tar -czf "$archive" -C "$here/.." --exclude=.git --exclude=.venv --exclude=runs .
-  run gcloud compute tpus tpu-vm scp "$archive" "$name:code.tar.gz" "${where[@]}" --worker=all
-  run gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --worker=all \
-    --command="mkdir -p $REMOTE && tar -xzf code.tar.gz -C $REMOTE && rm code.tar.gz"
+  # && and || return: within `up`, bash goes on after a command that failed.
+  run tar -czf "$archive" -C "$here/.." --exclude=.git --exclude=.venv --exclude=runs . &&
+    run gcloud compute tpus tpu-vm scp "$archive" "$name:code.tar.gz" "${where[@]}" --worker=all &&
+    run gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --worker=all \
+      --command="mkdir -p $REMOTE && tar -xzf code.tar.gz -C $REMOTE && rm code.tar.gz"
 }
 
 install() {
-  if [[ -n $setup ]]; then on all "$setup"; fi
+  if [[ -n $setup ]]; then on all "$setup" || return; fi
   local usual="(command -v $python || (sudo apt-get update -qq && sudo apt-get install -y -qq $python $python-venv))"
   usual+=" && $python -m venv .venv && .venv/bin/pip install -q -e '.[train,tpu]'"
   on all "${install:-$usual}"
@@ -146,12 +149,13 @@ install() {
 # told to save itself first.
 start() {
   need "$type" --type TPU_TYPE
+  (chip_flags "${type%%-*}") || return
   ((${#command[@]})) || die "a command must be given after --, got nothing"
   local quoted
   quoted=$(printf ' %q' "${command[@]}")
   local worker="bash launch/worker.sh --chip ${type%%-*} --restarts 3 --state ."
   local end="if [ -s run.pid ] && kill -TERM \$(cat run.pid); then while kill -0 \$(cat run.pid); do sleep 1; done; fi 2> /dev/null"
-  on all "$end; rm -f run.pid && { PATH=\$PWD/.venv/bin:\$PATH nohup $worker$quoted > run.log 2>&1 < /dev/null & } && until [ -s run.pid ]; do sleep 0.1; done"
+  on all "$end; rm -f run.pid && { PATH=\$PWD/.venv/bin:\$PATH nohup $worker$quoted > run.log 2>&1 < /dev/null & } && until [ -s run.pid ]; do kill -0 \$! 2> /dev/null || [ -s run.pid ] || { cat run.log; exit 1; }; sleep 0.1; done"
 }
 
 # 255 is ssh's own: the connection broke and the run goes on.  A run that ends so is reported as 1.

@@ -122,6 +122,8 @@ def test_dry_runs_print_the_stored_commands(name, tmp_path):
         (("tpu_pod.sh", "create", *SLICE, "--dry-run"), r"--type \(or \$TPU_TYPE\) must be given"),
         (("tpu_pod.sh", "run", *SLICE, *NEW, "--dry-run"), "a command must be given after --"),
         (("tpu_pod.sh", "run", "--nmae", "x"), "unknown option '--nmae'"),
+        (("tpu_pod.sh", "create", *SLICE, "--type", "v3-8", "--runtime", "r"), "v4, .* got 'v3'"),
+        (("tpu_pod.sh", "run", *SLICE, "--type", "v3-8", "--dry-run", *TRAIN), "v4, .* got 'v3'"),
         (("gpu.sh", "--processes", "x", *TRAIN), "must be numbers, got 'x'"),
         (
             ("gpu.sh", "--machines", "2", *TRAIN),
@@ -243,12 +245,12 @@ def calls(here):
     return [json.loads(line) for line in (here / "calls.jsonl").read_text().splitlines()]
 
 
-def up(gcloud, program, *arguments):
+def up(gcloud, program, *arguments, options=()):
     link = f"mkdir -p .venv/bin && ln -sf {sys.executable} .venv/bin/python"
     script = gcloud / "program.py"
     script.write_text(program)
     return call(
-        *(LAUNCH / "tpu_pod.sh", "up", *SLICE, *NEW, "--install", link, "--restarts", 2),
+        *(LAUNCH / "tpu_pod.sh", "up", *SLICE, *NEW, "--install", link, "--restarts", 2, *options),
         *("--", sys.executable, script, *arguments),
         path=gcloud / "bin",
         TMPDIR=gcloud,
@@ -269,6 +271,13 @@ def test_a_pod_from_nothing_to_the_end_of_a_run(gcloud, tmp_path):
         names = {p.name for p in (gcloud / f"worker{i}" / "evolving-rl").iterdir()}
         assert {"evolving_rl_jax", "launch", "setup.py"} <= names and ".git" not in names
         assert (gcloud / f"worker{i}" / "evolving-rl" / "run.exit").read_text() == "0\n"
+
+
+def test_a_setup_that_fails_starts_nothing(gcloud, tmp_path):
+    """A run would write its checkpoints to a disk that nobody mounted."""
+    done = up(gcloud, MEETING.format(after=""), tmp_path / "first", options=("--setup", "exit 32"))
+    assert done.returncode == 32 and not (tmp_path / "first").exists()
+    assert not any("nohup" in word for call in calls(gcloud) for word in call)
 
 
 def test_a_preempted_pod_is_made_again_and_the_run_goes_on(gcloud, tmp_path):

@@ -148,6 +148,16 @@ def test_templates_are_found_where_transformers_keeps_them(tmp_path):
     assert load_tokenizer(folder).named_tokens["bos_token"] == "<|begin_of_text|>"
 
 
+def test_marks_of_what_the_assistant_says_render_as_what_they_hold(tmp_path):
+    said = "{{- '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>' + '\\n' }}"
+    assert said in CHATML
+    marked = CHATML.replace(said, "{%- generation %}" + said + "{% endgeneration -%}")
+    chat, plain = make(tmp_path / "marked", template=marked), make(tmp_path / "plain")
+    chat.check()
+    assert chat.opening("a", "b") == plain.opening("a", "b")
+    assert chat.answer("look") == plain.answer("look")
+
+
 def test_reasoning_that_stays_out_of_later_turns_does_not_break_appending(tmp_path):
     chat = make(tmp_path, "reasoning", template=REASONING)
     chat.check()

@@ -105,6 +105,7 @@ def test_both_spellings_of_rope_are_the_same(tmp_path):
     [
         (dict(model_type="mistral"), "model_type must be one of qwen2, qwen3, llama, got 'mist"),
         (dict(use_sliding_window=True), "use_sliding_window must be False"),
+        (dict(is_causal=False), "is_causal must be True"),
         (dict(layer_types=["sliding_attention"]), "layer_types must all be 'full_attention'"),
         (dict(rope_scaling=dict(type="yarn", factor=4.0)), "rope_type must be .*, got 'yarn'"),
         (dict(rope_scaling=dict(rope_type="llama3", factor=8.0)), "found no low_freq_factor"),

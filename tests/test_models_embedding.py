@@ -80,3 +80,42 @@ def test_what_cannot_be_used_is_named(tmp_path):
         "Pooling",
         "Normalize",
     ]
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        (
+            "1_Pooling/config.json",
+            {"pooling_mode_mean_tokens": True, "pooling_mode_lasttoken": False},
+            "must pool by the last token, got .'pooling_mode_mean_tokens'.; use sentence-transformers:",
+        ),
+        (
+            "config_sentence_transformers.json",
+            {"prompts": {"document": "passage: "}},
+            "no prompt for",
+        ),
+    ],
+)
+def test_what_it_would_do_otherwise_is_refused(tmp_path, file, change, message):
+    folder = shutil.copytree(GOLDEN, tmp_path / "model")
+    (folder / file).write_text(json.dumps(json.loads((folder / file).read_text()) | change))
+    with pytest.raises(ValueError, match=message):
+        DecoderEmbedder(folder)
+    modules = json.loads((folder / "modules.json").read_text())
+    modules.append({"type": "sentence_transformers.models.Dense", "path": "3_Dense"})
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / file).write_text((GOLDEN / file).read_text())
+    with pytest.raises(
+        ValueError, match="no modules but Transformer, Pooling, Normalize, got Dense"
+    ):
+        DecoderEmbedder(folder)
+
+
+def test_an_untied_model_needs_no_head(stored, tmp_path):
+    """As embedding models are saved: the golden one says that it is tied, and has none either."""
+    folder = shutil.copytree(GOLDEN, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text()) | {"tie_word_embeddings": False}
+    (folder / "config.json").write_text(json.dumps(config))
+    found = DecoderEmbedder(folder).embed(stored["texts"].tolist())
+    np.testing.assert_allclose(found, stored["documents"], atol=2e-6)

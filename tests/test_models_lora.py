@@ -217,6 +217,8 @@ def test_adapter_round_trip(tmp_path):
     ("change", "message"),
     [
         ({"use_dora": True}, "use_dora must be False, got True"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights must be True, got 'pissa'"),
+        ({"alora_invocation_tokens": [1]}, "alora_invocation_tokens must be None, got"),
         ({"peft_type": "IA3"}, "peft_type must be 'LORA', got 'IA3'"),
         ({"target_modules": "all-linear"}, "target_modules must be a list of names"),
         ({"target_modules": ["lm_head"]}, "targets must be some of"),

@@ -28,6 +28,7 @@ _ROPE_KEYS = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
 # Options of these families that change the forward pass, with the only value computed here.
 _FIXED = {
     "hidden_act": "silu",
+    "is_causal": True,
     "attention_bias": False,
     "mlp_bias": False,
     "use_sliding_window": False,

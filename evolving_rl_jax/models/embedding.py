@@ -26,6 +26,8 @@ from evolving_rl_jax.models.transformer import apply
 
 INSTRUCTION = "Given a task, retrieve similar tasks whose experience helps to solve it"
 _PROMPTS_FILE = "config_sentence_transformers.json"
+_MODULES_FILE, _POOLING_FILE = "modules.json", "config.json"
+_MODULES = ("Transformer", "Pooling", "Normalize")  # of sentence-transformers, that are done here
 _LEAST_LENGTH = 16  # shorter batches are padded to it; longer ones to the next power of two
 
 
@@ -64,8 +66,10 @@ class DecoderEmbedder:
             raise ValueError(
                 f"max_length must be >= 2 and batch_size >= 1, got {max_length} and {batch_size}"
             )
-        folder = local_folder(path, (*WEIGHT_FILES, *TOKENIZER_FILES, _PROMPTS_FILE))
-        self._params, cfg = load_hf(folder)
+        extra = (_PROMPTS_FILE, _MODULES_FILE, f"*/{_POOLING_FILE}")
+        folder = local_folder(path, (*WEIGHT_FILES, *TOKENIZER_FILES, *extra))
+        _check_modules(folder)
+        self._params, cfg = load_hf(folder, head=False)
         self.cfg = dataclasses.replace(cfg, dtype=dtype)
         self._encode = _tokenizer(folder, max_length)
         self._batch_size = batch_size
@@ -132,6 +136,29 @@ def _tokenizer(folder: Path, max_length: int):
     backend.no_padding()
     backend.enable_truncation(max_length)
     return lambda texts: [encoding.ids for encoding in backend.encode_batch(texts)]
+
+
+def _check_modules(folder: Path) -> None:
+    """Raises ValueError where sentence-transformers would do more, or pool otherwise."""
+    use = f"use sentence-transformers:{folder} for it"
+    file = folder / _MODULES_FILE
+    modules = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
+    for module in modules:
+        kind = str(module.get("type", "")).rpartition(".")[2]
+        if kind not in _MODULES:
+            names = ", ".join(_MODULES)
+            raise ValueError(f"{file} must name no modules but {names}, got {kind}; {use}")
+        pooling = folder / str(module.get("path", "")) / _POOLING_FILE
+        if kind == "Pooling" and pooling.is_file():
+            found = json.loads(pooling.read_text(encoding="utf-8"))
+            modes = [n for n, on in found.items() if n.startswith("pooling_mode_") and on is True]
+            modes += [found["pooling_mode"]] if isinstance(found.get("pooling_mode"), str) else []
+            if modes not in ([], ["pooling_mode_lasttoken"], ["lasttoken"]):
+                raise ValueError(f"{pooling} must pool by the last token, got {modes}; {use}")
+    file = folder / _PROMPTS_FILE
+    prompts = json.loads(file.read_text(encoding="utf-8")).get("prompts") if file.is_file() else {}
+    if before := (prompts or {}).get("document"):
+        raise ValueError(f"{file} must have no prompt for documents, got {before!r}; {use}")
 
 
 def _prompt_of(folder: Path, instruction: str | None) -> str:

@@ -72,7 +72,9 @@ def _path(key_path) -> str:
     return jax.tree_util.keystr(key_path, simple=True, separator="/")
 
 
-def load_hf(path: str | Path, *, dtype=None, shardings=None) -> tuple[dict[str, Any], ModelConfig]:
+def load_hf(
+    path: str | Path, *, dtype=None, shardings=None, head: bool = True
+) -> tuple[dict[str, Any], ModelConfig]:
     """Reads a model folder into the parameter tree of `transformer.init`.
 
     Every device reads only the part of the memory-mapped files that its shard needs, one array
@@ -85,6 +87,7 @@ def load_hf(path: str | Path, *, dtype=None, shardings=None) -> tuple[dict[str, 
         compute, is not changed.
       shardings: tree of `jax.sharding.Sharding` like the parameters; None puts all on the first
         device.
+      head: False leaves the unembedding of an untied model out, whether the files hold it or not.
 
     Returns:
       (params, cfg).
@@ -98,7 +101,7 @@ def load_hf(path: str | Path, *, dtype=None, shardings=None) -> tuple[dict[str, 
         return load_gguf(path, dtype=dtype, shardings=shardings)
     path = local_folder(path, WEIGHT_FILES)
     cfg = config_from_hf(path)
-    return _load(path, cfg, _open_folder(path), dtype, shardings), cfg
+    return _load(path, cfg, _open_folder(path), dtype, shardings, head), cfg
 
 
 def load_gguf(
@@ -132,15 +135,19 @@ def _open_gguf(path, cfg: ModelConfig) -> dict[str, Any]:
     return hf_tensors(open_gguf(path), dict.fromkeys(names), **sizes)
 
 
-def _leaves(cfg: ModelConfig):
+def _leaves(cfg: ModelConfig, head: bool = True):
     """The arrays of a model as (leaf, shape), and the structure of their tree."""
     shapes = jax.eval_shape(lambda: init(cfg, jax.random.key(0)))
+    if not head:
+        shapes.pop("unembedding", None)
     leaves, structure = jax.tree_util.tree_flatten_with_path(shapes)
     return [(_leaf(_path(key), cfg.num_layers), shape.shape) for key, shape in leaves], structure
 
 
-def _load(path, cfg: ModelConfig, tensors, dtype, shardings) -> dict[str, Any]:
-    leaves, structure = _leaves(cfg)
+def _load(path, cfg: ModelConfig, tensors, dtype, shardings, head=True) -> dict[str, Any]:
+    leaves, structure = _leaves(cfg, head)
+    if not (head or cfg.tie_word_embeddings):
+        tensors.pop(_NAMES["unembedding"], None)
     if shardings is None:
         single = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         shardings = structure.unflatten([single] * len(leaves))

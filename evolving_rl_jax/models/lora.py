@@ -365,6 +365,13 @@ _OPTIONS = {
     "alpha_pattern": ({},),
     "modules_to_save": (None, []),
     "layers_to_transform": (None,),
+    "layer_replication": (None, []),
+    "lora_bias": (False,),
+    "use_qalora": (False,),
+    "alora_invocation_tokens": (None,),
+    # Others, such as pissa or loftq, change the base too (PEFT's path_initial_model_for_weight_conversion
+    # saves an adapter of the unchanged one).
+    "init_lora_weights": (True, False, "gaussian", "orthogonal", "eva"),
 }
 
 

@@ -149,6 +149,9 @@ class ChatFormat:
                 f"{self.tokenizer.path} must have a chat template (tokenizer_config.json or "
                 "chat_template.jinja), found none"
             )
+        # What transformers marks as said by the assistant renders as it is.
+        source = re.sub(r"{%(-?)\s*generation\s*(-?)%}", r"{%\1 if true \2%}", source)
+        source = re.sub(r"{%(-?)\s*endgeneration\s*(-?)%}", r"{%\1 endif \2%}", source)
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
         )
