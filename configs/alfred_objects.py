@@ -6,7 +6,8 @@ Command:   evolving-rl data alfred --source=json_2.1.0 --out=runs/alfred/games
            evolving-rl ablation --config=configs/alfred_objects.py --workdir=runs/objects_ablation --seeds=3 --jobs=2 --config.data.games=runs/alfred/objects
 Hardware:  two CPU cores, 4 GB of memory; no accelerator
 Time:      the warm start 95 minutes on one of two shared cores
-Expected:  after the warm start 16 % of games of seen objects without a skill, 38 % with the oracle's; of held-out objects hardly any (docs/objects.md)
+Expected:  after the warm start 16 % of games of seen objects without a skill, 38 % with the oracle's; of held-out objects hardly any;
+           then skills stop naming numbers of places, 10 to 15 minutes an arm (docs/objects.md)
 """
 
 from evolving_rl_jax.config import default_config
