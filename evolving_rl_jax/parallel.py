@@ -20,8 +20,6 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from evolving_rl_jax.types import ROW_FIELDS
-
 AXES = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")  # the axes that share out the rows of a batch
 
@@ -43,7 +41,10 @@ PARAM_RULES = (
     (r"norm$", P()),
 )
 BATCH_RULES = (
-    (rf"(^|/)({'|'.join(ROW_FIELDS)})$", P(ROWS)),
+    (
+        r"(^|/)(tokens|positions|segment_ids|sequence_ids|loss_mask|(rollout|old|floor)_logprobs|step_credit)$",
+        P(ROWS),
+    ),
     (r"", P()),
 )
 

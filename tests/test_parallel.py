@@ -1,6 +1,7 @@
 """Meshes and sharding rules; eight virtual devices against one, in a subprocess."""
 
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -13,6 +14,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from evolving_rl_jax import models, parallel
+from evolving_rl_jax.types import ROW_FIELDS, TokenBatch
 
 CFG = models.ModelConfig(64, 32, 48, 2, 4, 2, 8, qkv_bias=True, tie_word_embeddings=False)
 SHAPES = jax.eval_shape(lambda: models.init(CFG, jax.random.key(0)))
@@ -131,3 +133,9 @@ def test_programs_are_started_one_after_the_other():
         numbers = range(40)
         results = pool.map(lambda n: (first if n % 2 else second)(n, more=1), numbers)
     assert list(results) == [n + 1 for n in numbers] and set(seen) == {1}
+
+
+def test_the_fields_of_rows_and_no_others_are_spread_over_the_devices():
+    for name in TokenBatch._fields:
+        spec = next(spec for pattern, spec in parallel.BATCH_RULES if re.search(pattern, name))
+        assert (spec == P(parallel.ROWS)) == (name in ROW_FIELDS), name

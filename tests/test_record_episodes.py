@@ -25,7 +25,8 @@ def _sample(given, sampled):
 
 def _episode(task, won, status=OK):
     samples = [_sample("room é", "win")]
-    return Episode(task, [Turn("room é", "win", "win", True)], won, status, samples)
+    turns = [Turn("room é", "win", "win", True)]
+    return Episode(task, turns, won, status, samples, reward=float(won))
 
 
 def _experience(num_sources=2, *, skills=True):
