@@ -14,6 +14,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -155,18 +156,20 @@ def _check_modules(folder: Path) -> None:
             modes += [found["pooling_mode"]] if isinstance(found.get("pooling_mode"), str) else []
             if modes not in ([], ["pooling_mode_lasttoken"], ["lasttoken"]):
                 raise ValueError(f"{pooling} must pool by the last token, got {modes}; {use}")
-    file = folder / _PROMPTS_FILE
-    prompts = json.loads(file.read_text(encoding="utf-8")).get("prompts") if file.is_file() else {}
-    if before := (prompts or {}).get("document"):
+    if before := _prompts(folder).get("document"):
+        file = folder / _PROMPTS_FILE
         raise ValueError(f"{file} must have no prompt for documents, got {before!r}; {use}")
+
+
+def _prompts(folder: Path) -> dict[str, Any]:
+    file = folder / _PROMPTS_FILE
+    if not file.is_file():
+        return {}
+    return json.loads(file.read_text(encoding="utf-8")).get("prompts") or {}
 
 
 def _prompt_of(folder: Path, instruction: str | None) -> str:
     if instruction is not None:
         return query_prompt(instruction) if instruction else ""
-    file = folder / _PROMPTS_FILE
-    if file.is_file():
-        prompts = json.loads(file.read_text(encoding="utf-8")).get("prompts") or {}
-        if isinstance(prompts.get("query"), str):
-            return prompts["query"]
-    return query_prompt(INSTRUCTION)
+    query = _prompts(folder).get("query")
+    return query if isinstance(query, str) else query_prompt(INSTRUCTION)

@@ -111,10 +111,10 @@ class Memory:
     def figures(self, iteration: int) -> dict[str, float]:
         """Of the newest iteration that was learned from, for metrics.jsonl."""
         found = self._figures | ({} if self._replay is None else self._replay.figures)
+        own = self.refilled.pop(iteration, 0)
         if self.curriculum is not None:
             found |= self.curriculum.figures()
         if self._parts.config.rollout.refill_rounds:
-            own = self.refilled.pop(iteration, 0)
             found["rollout/refilled"] = float(sum(self._parts.hosts.gather(own)))
         return found
 

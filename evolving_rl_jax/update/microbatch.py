@@ -51,10 +51,9 @@ def split_rows(rows: Any, wanted: int, mesh: Mesh) -> tuple[Any, int]:
             f"a batch must have a number of rows that data x fsdp = {shards} divides, got {num_rows}"
         )
     of_device = num_rows // shards
+    # 20 rows in parts of at most 8 are 7 + 7 + 6: one of zeros, not four.
     count = -(-of_device // (size // shards))
-    part = -(
-        -of_device // count
-    )  # 20 rows in parts of at most 8 are 7 + 7 + 6: one of zeros, not four
+    part = -(-of_device // count)
     by_shard = NamedSharding(mesh, PartitionSpec(parallel.ROWS))
     sharding = NamedSharding(mesh, PartitionSpec(None, parallel.ROWS))
 
