@@ -87,6 +87,24 @@ def test_tidy_and_merge(run, tmp_path, capsys):
     assert "other:r0" in Bank(out)
 
 
+def test_banks_of_three_evaluations_are_merged_and_other_files_are_left(run, tmp_path, capsys):
+    paths = []
+    for name in "abc":
+        paths.append(tmp_path / name / "eval" / "final-t1.skills.jsonl")
+        Bank(paths[-1]).append([record(0, f"of run {name}")])  # ids are of the games, not of runs
+    out = tmp_path / "merged.jsonl"
+    assert call("skills", "merge", f"--bank={out}", "--banks", *paths) == 0
+    assert list(Bank(out)._latest) == ["r0", *(f"{n}/final-t1.skills:r0" for n in "bc")]
+    folders = tmp_path / "folders"
+    assert call("export", f"--workdir={run}", "--what=skills", f"--out={folders}") == 0
+    other = tmp_path / "final-t1.json"
+    for text in ('{"games": []}', "a line of notes"):
+        other.write_text(text)
+        assert call("skills", "import", f"--folders={folders}", f"--bank={other}") == 2
+        assert call("skills", "merge", f"--bank={other}", "--banks", *paths) == 2
+        assert other.read_text() == text and "--bank" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -100,6 +118,7 @@ def test_tidy_and_merge(run, tmp_path, capsys):
         (("skills", "tidy", "--bank=/no"), "--bank must be a bank.jsonl, got '/no'"),
         (("skills", "tidy", "--bank={run}/config.json"), "--bank: "),
         (("skills", "tidy", "--bank={run}/note"), "--bank must be a bank.jsonl, got '{run}/note' without"),
+        (("skills", "merge", "--banks", "{bank}", "{bank}", "--bank={run}/note"), "--bank must be a bank.jsonl, got '{run}/note'"),
         (("skills", "tidy", "--bank={bank}", "--duplicates=2"), "--duplicates must be in [0, 1], got 2.0"),
         (("skills", "tidy", "--bank={bank}", "--min-pairs=0"), "--min-pairs must be >= 1, got 0"),
         (("skills", "tidy", "--bank={bank}", "--embedder=/no"), "config.skills.embedder must be tfidf"),

@@ -308,3 +308,11 @@ def test_hover_and_enter_count_as_click():
         "CLICK",
         "TYPE",
     ]
+
+
+def test_an_action_is_text_that_can_be_written_down_on_one_line():
+    """Half of a surrogate pair is valid JSON, and no tokenizer or file takes it."""
+    found = parse_action('{"op": "type\\nthing", "ref": "e1", "value": "\\ud83d x \\ud83d\\ude00"}')
+    assert found == ("TYPE THING", 1, "\ufffd x \U0001f600")
+    assert parse_action('{"op": "enter", "ref": "e1"}').op == "CLICK"
+    assert parse_action('{"op": "enter", "ref": "e1"}', str.upper).op == "ENTER"

@@ -227,11 +227,45 @@ def test_what_attempts_of_a_guessing_player_reveal(sites, attempts, seen):
         played = []
         for attempt in range(attempts):
             expert = WebExpert(task, np.random.default_rng([i, attempt]), {}, 0.0)
-            turns, reply = [], env.reset(task)
+            turns, rewards, reply = [], [], env.reset(task)
             while not getattr(reply, "done", False):
                 action = expert.act(reply.text)
                 turns.append(Turn(reply.text, "", action, True))
                 reply = env.step(action)
-            played.append(Episode(task, turns, reply.won, "ok", []))
+                rewards.append(reply.reward)
+            played.append(Episode(task, turns, reply.won, "ok", [], rewards=rewards))
         shares.append(known_facts.share_seen(*played))
     assert abs(np.mean(shares) - seen) < 4 * np.std(shares) / np.sqrt(len(shares))
+
+
+def test_generated_tasks_are_not_sealed(sites):
+    """The archive of the published test splits has a password; what is generated may be quoted."""
+    _, _, tasks = sites
+    assert {t.split for t in tasks} > {"test_task", "test_website", "test_domain"}
+    assert not any(t.meta["sealed"] for t in tasks)
+    assert all(t.meta["answers"] for t in tasks)
+
+
+def test_a_teacher_goes_on_where_its_element_is_not_shown(sites):
+    _, _, tasks = sites
+    env, missed = envs.make("mind2web", snapshot_tokens=20), 0
+    for i, task in enumerate(tasks):
+        expert, reply = WebExpert(task, np.random.default_rng(i), {}, 0.0), env.reset(task)
+        while not getattr(reply, "done", False):
+            reply = env.step(expert.act(reply.text))
+        missed += not reply.won
+    assert missed
+
+
+def test_more_open_tasks_than_are_kept_are_read_once_each(sites, monkeypatch):
+    from evolving_rl_jax.envs.mind2web import store
+
+    reads, read = [], store.read_task
+    monkeypatch.setattr(store, "read_task", lambda path: reads.append(path) or read(path))
+    _, _, tasks = sites
+    made = [envs.make("mind2web", snapshot_tokens=151, max_tasks=2) for _ in tasks[:5]]
+    replies = [env.reset(task) for env, task in zip(made, tasks, strict=False)]
+    for env, task in zip(made, tasks, strict=False):
+        expert = WebExpert(task, np.random.default_rng(0), {}, 0.0)
+        env.step(expert.act(replies[made.index(env)].text))
+    assert len(reads) == 5

@@ -267,7 +267,9 @@ def test_what_attempts_reveal(tasks):
         ):
             played = [walk(task, pool, b) for b in beliefs]
             assert [won for _, won in played] == [b == right for b in beliefs]
-            found = web_facts.revealed(task, *played)
+            found = web_facts.revealed(
+                task, *((turns, web_facts.until_error(turns, won)) for turns, won in played)
+            )
             assert found == ({s: right[s] for s in known}, open_)
         oracle = web_facts.given_skill(task, misleading=False)
         assert share_of_habits(task, oracle) == 1.0
@@ -282,7 +284,8 @@ def test_a_wrong_element_of_another_kind_reveals_nothing(tasks):
     elements = web_facts.page_elements(turns[0].observation)
     ref = next(n for n, e in elements.items() if e[0] == "link")
     early = Turn(turns[0].observation, "", WebAction("CLICK", ref).to_json(), True)
-    assert web_facts.revealed(task, ([early], False)) == ({}, {})
+    assert web_facts.revealed(task, ([early], [False])) == ({}, {})
+    assert not web_facts.revealed(task, (turns[:-1], [True] * len(turns)))[1]  # cut off: all right
 
 
 def test_demonstrations_are_of_mixed_quality(tasks, tokenizer):

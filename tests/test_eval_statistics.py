@@ -161,3 +161,26 @@ def test_pairs_without_any_difference_still_have_a_width():
     row = statistics.paired(lost, plays, {})
     assert row["value"] == 1 and row["low"] < 0.95 and (row["gained"], row["lost"]) == (20, 0)
     assert statistics.paired(plays, {("other", 1): True}, {}) is None
+
+
+def test_sites_are_drawn_as_one_under_every_condition():
+    def rows(**more):
+        return [
+            {"id": f"t{i}", "hash": "h", "split": "s", "retrieved": {"id": f"s{i // 2}", "hash": "x"},
+             "conditions": {c: {"won": i < 6, "status": "ok"} for c in ("none", "own")}}
+            | {k: v(i) for k, v in more.items()}
+            for i in range(12)
+        ]  # fmt: skip
+
+    plain, sites = {"games": rows()}, {"games": rows(drawn=lambda i: f"site {i // 6}")}
+    older = {"games": rows(group=lambda i: f"site {i // 6}"), "web": {"stop_at_error": {}}}
+    for result, labels in ((plain, (12, 6)), (sites, (2, 2)), (older, (2, 2))):
+        widths = []
+        for condition, number in zip(("none", "own"), labels, strict=True):
+            plays = statistics.outcomes(result)["s", condition]
+            groups = statistics.drawn_together(condition, result)
+            assert len({groups.get(play[0], play[0]) for play in plays}) == number
+            found = statistics.success(plays, groups)
+            widths.append(found["high"] - found["low"])
+        if result is not plain:  # one site is won and one lost: nothing is known of others
+            assert widths == [1.0, 1.0]

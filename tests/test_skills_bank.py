@@ -103,7 +103,7 @@ def test_kill_at_every_byte_of_a_write(tmp_path):
         assert path.read_bytes() == whole
 
 
-@pytest.mark.parametrize("torn", [b'{"schema_ver', b"\x00\x00\x00", b"\x00\n", b"\xff\xfe{", b"[]"])
+@pytest.mark.parametrize("torn", [b'{"schema_ver', b"\x00\x00\x00", b"\x00\n", b"\xff\xfe{"])
 def test_torn_line_is_dropped_with_a_warning(tmp_path, torn):
     path = tmp_path / "bank.jsonl"
     whole = b"".join([_filled(path).path.read_bytes()])
@@ -112,6 +112,16 @@ def test_torn_line_is_dropped_with_a_warning(tmp_path, torn):
         bank = Bank(path)
     bank.append([_record(7)])
     assert path.read_bytes().startswith(whole) and len(Bank(path)) == 13
+
+
+@pytest.mark.parametrize("line", [b"[]", b'{"schema_version": 2}', b"a note\n", b'{"games": []}\n'])
+def test_a_whole_last_line_that_is_no_record_is_nobodys_to_cut(tmp_path, line):
+    path = tmp_path / "bank.jsonl"
+    whole = _filled(path).path.read_bytes() + line
+    path.write_bytes(whole)
+    with pytest.raises(ValueError, match="line 13"):
+        Bank(path)
+    assert path.read_bytes() == whole
 
 
 def test_newline_missing_after_a_whole_last_line(tmp_path):

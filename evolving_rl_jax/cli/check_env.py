@@ -55,11 +55,12 @@ def run(args, overrides: dict[str, str]) -> int:
     if ":" not in args.env and not args.source:
         raise ConfigError(f"--source must name the folder of the tasks of {args.env}, got none")
     tasks = benchmark.load(pathlib.Path(args.source) if args.source else pathlib.Path())
-    split = args.split or next(s for s in benchmark.splits if any(t.split == s for t in tasks))
+    there = sorted({t.split for t in tasks})
+    known = [name for name in benchmark.splits if name in there] or there
+    split = args.split or (known[0] if known else "")
     chosen = [t for t in tasks if t.split == split]
     if not chosen:
-        known = ", ".join(sorted({t.split for t in tasks}))
-        raise ConfigError(f"--split must be a split with tasks ({known}), got {split!r}")
+        raise ConfigError(f"--split must be a split with tasks ({', '.join(there)}), got {split!r}")
     step = max(1, len(chosen) // args.tasks)
     print(
         f"{args.env}: {len(tasks)} tasks; playing {len(chosen[::step][: args.tasks])} of {split!r}"

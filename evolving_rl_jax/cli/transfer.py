@@ -111,11 +111,16 @@ def _endpoint(args):
         raise ConfigError("--model must name the endpoint's model, got none")
     if args.max_cost and not (args.price_in or args.price_out):
         raise ConfigError("--max-cost must come with --price-in and --price-out, got no price")
+    key = os.environ.get(args.api_key_env, "").strip()  # files of secrets end in a line break
+    if not (key.isascii() and key.isprintable()):
+        raise ConfigError(
+            f"--api-key-env must name a key of printable ASCII, got other characters in {args.api_key_env}"
+        )
     values = {name: getattr(args, name) for name in ENDPOINT}
     return EndpointSettings(
         base_url=args.policy,
         model=args.model,
-        api_key=os.environ.get(args.api_key_env, ""),
+        api_key=key,
         temperature=args.temperature,
         timeout_s=values.pop("timeout"),
         **values,

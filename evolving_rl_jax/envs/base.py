@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
@@ -14,6 +15,7 @@ __all__ = [
     "Environment",
     "Progress",
     "TaskError",
+    "cores",
     "one_line",
     "refuse_won",
 ]
@@ -74,3 +76,8 @@ class Environment(abc.ABC):
 
     def close(self) -> None:  # noqa: B027
         """Releases what the episode holds; ``reset`` may be called again afterwards."""
+
+
+def cores() -> int:
+    """How many processors this process may use; all of them where the system does not say (macOS)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

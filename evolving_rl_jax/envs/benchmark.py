@@ -46,6 +46,7 @@ class Benchmark(abc.ABC):
       preload: modules that the server of its worker processes imports once for all of them.
       episodes_per_worker: most that a worker process plays at a time (None: any number); others wait.
       scores_steps: whether every step has a score to learn from, or only the episode.
+      draws_groups: whether tasks of a group (a site, a family of pages) are so alike that intervals draw groups.
       generator: the group of ``config.data`` that says what is generated where no data is given.
     """
 
@@ -56,6 +57,7 @@ class Benchmark(abc.ABC):
     preload: tuple[str, ...] = ()
     episodes_per_worker: int | None = None
     scores_steps: bool = False
+    draws_groups: bool = False
 
     # -- the environment -------------------------------------------------------------------------
 

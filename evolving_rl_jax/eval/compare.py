@@ -121,18 +121,17 @@ def before_after(
 
     Returns:
       dicts with ``split``, ``condition``, ``before`` and ``after`` (see `statistics.success`, or None)
-      and ``difference`` (see `statistics.paired`, or None).  Games whose own skill came from one source
-      are drawn together, and so are the seeds of a game.
+      and ``difference`` (see `statistics.paired`, or None).  What is drawn
+      together is as in `statistics.drawn_together`, and so are the seeds of a game.
     """
     first, second = statistics.outcomes(before), statistics.outcomes(after)
-    sources = statistics.sources_of(before, after)
     splits = dict.fromkeys(split for split, _ in [*first, *second])
     conditions = dict.fromkeys([*statistics.CONDITIONS, *(c for _, c in [*first, *second])])
     rows = []
     for split, condition in ((s, c) for s in splits for c in conditions):
         a, b = (side.get((split, condition), {}) for side in (first, second))
         if a or b:
-            groups = sources if condition == "own" else {}
+            groups = statistics.drawn_together(condition, before, after)
             rows.append(
                 {
                     "split": split,

@@ -60,6 +60,8 @@ def play(
     for name in splits:
         if name not in known:
             raise ConfigError(f"--split must be one of {', '.join(known)}, got {name!r}")
+    suffix += f"-top{top}" if top > 1 else ""
+    suffix += f"-{num_seeds}seeds" if num_seeds > 1 else ""
     for temperature in temperatures:
         stream(
             parts, which, temperature, num_seeds, splits=splits, num_games=num_games, top=top,
@@ -76,8 +78,8 @@ def evaluate(
 ) -> list[dict]:
     """Plays the panel of ``parts`` with a checkpoint, once per temperature and seed.
 
-    Writes ``eval/NAME-tT.json`` and the skills that the checkpoint wrote, with their measured
-    utility, ``eval/NAME-tT.skills.jsonl``.  A temperature of 0 is greedy: one seed says it all.
+    Writes ``eval/NAME-tT.json`` (``eval/NAME-6seeds-tT.json`` of six) and the skills that the checkpoint wrote, with
+    their measured utility, ``eval/NAME-tT.skills.jsonl``.  A temperature of 0 is greedy: one seed says it all.
 
     Args:
       parts: of the run; its config says which splits and conditions.
@@ -98,15 +100,17 @@ def evaluate(
     parts.preemption.defer()  # what has been played is kept
     results = []
     for temperature in temperatures:
+        seeds = seeds_of(parts.config, num_seeds, temperature)
+        # Beside the run's own panel, whose two policies are compared in the report seed by seed.
+        full = name + (f"-{len(seeds)}seeds" if len(seeds) > 1 else "")
         result = play_panel(
-            parts, engine, panel, name=name, iteration=iteration, temperature=temperature,
-            conditions=parts.config.eval.conditions, data=data_facts(parts),
-            seeds=seeds_of(parts.config, num_seeds, temperature),
+            parts, engine, panel, name=full, iteration=iteration, temperature=temperature,
+            conditions=parts.config.eval.conditions, data=data_facts(parts), seeds=seeds,
         )  # fmt: skip
         results.append(result)
         if parts.hosts.first:
             print(success_table(result))
-            print(f"written: {parts.folder.eval_file(name, temperature)}")
+            print(f"written: {parts.folder.eval_file(full, temperature)}")
     return results
 
 

@@ -8,7 +8,7 @@ import platform
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
-from evolving_rl_jax import __version__
+from evolving_rl_jax import __version__, envs
 from evolving_rl_jax.data.shares import retrieved_shares
 from evolving_rl_jax.data.tasks import copies_of
 from evolving_rl_jax.eval import statistics, tables, web
@@ -88,17 +88,24 @@ def _rate(games: list[PanelGame], condition: str, seed: int) -> dict[str, Any]:
 
 
 def _group(game: PanelGame, condition: str) -> Hashable:
-    """What shares a cause: the plays of one source's skill, or those of one game."""
+    """What shares a cause: the plays of one site, those of one source's skill, or those of one game."""
+    if _site(game):
+        return "group", _site(game)
     if condition == "own" and game.source is not None:
         return "source", game.source.id
     return game.task.id
+
+
+def _site(game: PanelGame) -> str:
+    """The group that intervals draw as one; "" where each game stands for itself."""
+    return game.task.group if envs.benchmark(game.task.env).draws_groups else ""
 
 
 def paired_rows(result: Mapping[str, Any], seed: int = 0) -> list[dict[str, Any]]:
     """With and without skills on the same games: one row for each split and condition."""
     found = statistics.outcomes(result)
     pairs = [(BASELINE, c) for c in sorted({c for _, c in found} - {BASELINE})]
-    groups = {"own": statistics.sources_of(result)}
+    groups = {c: statistics.drawn_together(c, result) for c in {c for _, c in found}}
     return statistics.paired_rows(found, groups, pairs, seed)
 
 
@@ -258,6 +265,7 @@ def _game_record(game: PanelGame) -> dict:
         "split": task.split,
         "type": task.task_type,
         "group": task.group,
+        **({"drawn": _site(game)} if _site(game) else {}),
         "seed": game.seed,
         "conditions": {},
     }

@@ -26,7 +26,7 @@ _SAME = 1e-12
 
 Play = tuple[
     Hashable, ...
-]  # id of a game, the seed it was played with, and whatever else tells plays apart
+]  # a game, the seed it was played with, and whatever else tells plays apart
 
 
 def wilson_interval(k: int, n: int) -> tuple[float, float]:
@@ -241,25 +241,49 @@ def paired_difference(
 
 
 def outcomes(result: Mapping[str, Any] | None) -> dict[tuple[str, str], dict[Play, bool | None]]:
-    """(split, condition) -> (game id, seed) -> won, None where the infrastructure failed."""
+    """(split, condition) -> (game, seed) -> won, None where the infrastructure failed.
+
+    A game is (id, hash of its content): runs that made their own games have ids in common.
+    """
     table: dict[tuple[str, str], dict[Play, bool | None]] = {}
     for game in (result or {}).get("games", ()):
         for condition, outcome in game["conditions"].items():
             scored = outcome.get("status", "ok") in SCORED
             won = bool(outcome["won"]) if scored else None
-            play = game["id"], game.get("seed")
+            play = _game(game), game.get("seed")
             table.setdefault((game["split"], condition), {})[play] = won
     return table
 
 
 def sources_of(*results: Mapping[str, Any] | None) -> dict[str, Hashable]:
-    """Game id -> the source of its own skill; games with one source play with one skill."""
+    """Game -> the source of its own skill; games with one source play with one skill."""
     sources = {}
     for game in (game for result in results for game in (result or {}).get("games", ())):
-        source = (game.get("retrieved") or {}).get("id")
-        if source is not None:
-            sources[game["id"]] = ("source", source)
+        source = game.get("retrieved") or {}
+        if source.get("id") is not None:
+            sources[_game(game)] = ("source", _game(source))
     return sources
+
+
+def drawn_together(condition: str, *results: Mapping[str, Any] | None) -> dict[Hashable, Hashable]:
+    """Game -> label of what is drawn with it under a condition; a game without one stands for itself.
+
+    The site or the family of pages that a row names (``drawn``), whatever the condition; else, for ``own``, the
+    source of its skill.
+    """
+    found = sources_of(*results) if condition == "own" else {}
+    for result in results:
+        web = bool((result or {}).get("web"))  # sites: written before rows said so
+        for game in (result or {}).get("games", ()):
+            group = game.get("drawn") or (game.get("group") if web else None)
+            if group:
+                found[_game(game)] = ("group", group)
+    return found
+
+
+def _game(row: Mapping[str, Any]) -> tuple[Hashable, Hashable]:
+    """What tells a game of a result's rows apart."""
+    return row["id"], row.get("hash")
 
 
 def success(
@@ -273,7 +297,7 @@ def success(
 
     Args:
       plays: outcomes, None where the infrastructure failed.
-      groups: game id -> label of what is drawn together; a game without one stands for itself,
+      groups: game -> label of what is drawn together; a game without one stands for itself,
         with all of its seeds.
       seed: of the bootstrap.
       crossed: play -> label of what is drawn besides, see `bootstrap`.

@@ -59,8 +59,8 @@ def task_score(game: PanelGame, condition: str, protocol: str, episode: Episode)
         steps += [failed] * (total - len(steps))
     elif len(steps) < total and all(s["correct"] for s in steps):
         steps.append(failed)
-    # Tasks of one site share its habits, and those played with one skill share that.
-    group = game.source.id if condition == "own" and game.source else game.task.group
+    # Tasks of one site share its habits; where no site is named, those played with one skill share that.
+    group = game.task.group or (game.source.id if condition == "own" and game.source else "")
     return TaskScore(
         f"{game.task.id}#{game.seed}", game.task.split, tuple(steps), group or game.task.id
     )
@@ -268,6 +268,6 @@ def _plays(
         if score is None or outcome["status"] not in SCORED:
             continue
         source = (game.get("retrieved") or {}).get("id") if condition == "own" else None
-        groups[game["id"]] = source or game.get("group") or game["id"]
+        groups[game["id"]] = game.get("group") or source or game["id"]
         found[game["id"], game.get("seed")] = score[metric]
     return found, groups

@@ -143,29 +143,40 @@ def panels(run: Run, figures: list, *, ends: Sequence[str], names: Mapping[str, 
     charts = []
     for temperature in dict.fromkeys(r["temperature"] for r in run.panels):
         panel = [r for r in run.panels if r["temperature"] == temperature]
-        panel.sort(key=lambda r: r["iteration"])
+        panel.sort(key=lambda r: (r["iteration"], r["name"] in ends))
         if all(r["name"] in ends for r in panel):
             continue
-        found: dict[tuple, list[tuple]] = {}
+        # A series is of one list of games; of two panels of an iteration the end of the run counts.
+        found: dict[tuple, dict[int, tuple]] = {}
+        games: dict[tuple, int] = {}
         for result in panel:
+            played = result.get("game_list_hash"), tuple(result.get("seeds", ()))
             for row in before_after(result, None):
                 success = row["before"]
                 if success:
                     point = (result["iteration"], *(success[k] for k in ("success", "low", "high")))
-                    found.setdefault((row["split"], row["condition"]), []).append(point)
-        splits = list(dict.fromkeys(split for split, _ in found))
-        conditions = list(dict.fromkeys(condition for _, condition in found))
+                    series = found.setdefault((row["split"], row["condition"], played), {})
+                    series[result["iteration"]] = point
+                    games[played, row["split"]] = success["n"]
+        splits = list(dict.fromkeys(split for split, *_ in found))
+        conditions = list(dict.fromkeys(condition for _, condition, _ in found))
+        several = len({played for *_, played in found}) > 1
         series = [
             {
-                "label": f"{split}, {names.get(condition, condition)}",
+                "label": f"{split}, {names.get(condition, condition)}"
+                + (f", {games[played, split]} plays" if several else ""),
                 "color": conditions.index(condition),
                 "dash": DASHES[splits.index(split) % len(DASHES)],
                 "points": True,
                 **dict(
-                    zip(("x", "y", "low", "high"), map(list, zip(*p, strict=True)), strict=True)
+                    zip(
+                        ("x", "y", "low", "high"),
+                        map(list, zip(*points.values(), strict=True)),
+                        strict=True,
+                    )
                 ),
             }
-            for (split, condition), p in found.items()
+            for (split, condition, played), points in found.items()
         ]
         charts.append(_chart(figures, f"success at temperature {temperature:g}", series))
     return charts

@@ -20,7 +20,8 @@ from evolving_rl_jax.skills.records import SkillRecord
 
 UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, zlib.error)
 # Keys in which runs of one group may differ: seeds, and where and how fast they ran.
-NOT_IN_GROUP = ("seed", "env.cache_dir", *RESUMABLE)
+_SET_APART = {"train.num_iterations", "collapse", "optimizer.decay_updates", "warmstart.batch_rows"}
+NOT_IN_GROUP = ("seed", "env.cache_dir", *(key for key in RESUMABLE if key not in _SET_APART))
 
 
 @dataclasses.dataclass

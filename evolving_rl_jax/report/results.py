@@ -112,11 +112,16 @@ def arms_tables(
         first = groups[0]
         start = _panels(first.runs, BEFORE, temperature)
         policies.insert(0, (f"warm start of {first.label}", len(first.runs), start))
+        notices += [
+            f"{g.label}: runs of one seed count as different ones ({', '.join(r.name for r in g.runs)})."
+            for g in groups
+            if len(set(g.seeds)) < len(g.seeds)
+        ]
         hashes = {p.get("game_list_hash") for _, _, panels in policies for p in panels}
         if len(hashes) > 1:
             notices.append(
-                f"At temperature {temperature:g} not all runs played the same list of games: "
-                "differences are over the games that both sides played."
+                f"At temperature {temperature:g} not all runs played the same list of games: success is "
+                "that of each run on its own games, differences are over the games that both sides played."
             )
         columns = _columns([p for _, _, panels in policies for p in panels])
         rows = [
@@ -146,10 +151,15 @@ def _columns(panels: Sequence[dict]) -> list[tuple[str, str]]:
 
 
 def _plays(panels: Sequence[dict], column: tuple[str, str]) -> dict[statistics.Play, bool]:
-    """(game id, seed, run) -> won, over the plays that every run scored."""
+    """(game, seed, run) -> won: over the plays that every run scored, of other lists each run's own."""
     found = [statistics.outcomes(panel).get(column, {}) for panel in panels]
-    scored = [p for p in (found[0] if found else {}) if all(t.get(p) is not None for t in found)]
-    return {(*p, run): t[p] for run, t in enumerate(found) for p in scored}
+    one_list = len({panel.get("game_list_hash") for panel in panels}) < 2
+    return {
+        (*play, run): won
+        for run, plays in enumerate(found)
+        for play, won in plays.items()
+        if won is not None and (not one_list or all(t.get(play) is not None for t in found))
+    }
 
 
 def _by_run(plays: Mapping[statistics.Play, float]) -> list[float]:
@@ -161,8 +171,8 @@ def _by_run(plays: Mapping[statistics.Play, float]) -> list[float]:
 
 
 def _drawn(plays: Mapping[statistics.Play, float], panels, condition: str) -> tuple[dict, Any]:
-    """What is drawn together: games that one source's skill served; and across them the runs."""
-    groups = statistics.sources_of(*panels) if condition == "own" else {}
+    """What is drawn together, see `statistics.drawn_together`; and across it the runs."""
+    groups = statistics.drawn_together(condition, *panels)
     runs = {play: play[-1] for play in plays}
     return groups, runs if len(set(runs.values())) > 1 else None
 
@@ -256,7 +266,7 @@ def types_tables(groups: Sequence[Group]) -> list[dict[str, Any]]:
 
 
 def _only(panel: dict[str, Any], kind: str) -> dict[str, Any]:
-    return {"games": [g for g in panel["games"] if str(g.get("type", "")) == kind]}
+    return {**panel, "games": [g for g in panel["games"] if str(g.get("type", "")) == kind]}
 
 
 def _split_order(split: str) -> int:

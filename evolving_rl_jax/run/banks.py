@@ -62,8 +62,10 @@ def import_skills(folders: str, bank: str) -> None:
         raise ConfigError("--folders must be given to import, got none")
     with user_errors((ValueError, OSError), "--folders"):
         records, refused = import_folders(folders)
+    there = pathlib.Path(bank).is_file() and os.path.getsize(bank)
     with user_errors((ValueError, OSError), "--bank"):
-        added = Bank(bank).append(usable := [record for record in records if record.usable])
+        opened = open_bank(bank, "--bank") if there else Bank(bank)
+        added = opened.append(usable := [record for record in records if record.usable])
     print(f"{added} skills added to {bank}, {len(usable) - added} were there")
     refused |= {r.id: r.retired or r.reason for r in records if not r.usable}
     for name, reason in refused.items():
@@ -79,14 +81,18 @@ def merge(paths: Sequence[str], out: str) -> None:
     if len(paths) < 2:
         raise ConfigError(f"--banks must be two banks or more to merge, got {len(paths)}")
     banks = [(_name_of(pathlib.Path(path)), open_bank(path, "--banks")) for path in paths]
+    if pathlib.Path(out).is_file() and os.path.getsize(out):
+        open_bank(out, "--bank")  # says so where it is none
     with user_errors((ValueError, OSError), "--bank"):
         merged = merge_banks(out, banks)
     print(f"{len(merged)} records of {len(banks)} banks in {out}")
 
 
 def _name_of(path: pathlib.Path) -> str:
-    """The run of RUN/skills/bank.jsonl, the file's own name elsewhere."""
+    """The run of RUN/skills/bank.jsonl, run and file of RUN/eval/NAME, the file's own name elsewhere."""
     folder = path.absolute().parent
+    if folder.name == "eval":
+        return f"{folder.parent.name}/{path.stem}"
     return folder.parent.name if folder.name == "skills" else path.stem
 
 

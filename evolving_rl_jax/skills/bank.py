@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
+import json
 import os
 import warnings
 from collections.abc import Iterable, Iterator
@@ -31,7 +32,7 @@ class Bank:
       path: the file; created with its folder by the first append.
 
     Raises:
-      ValueError: a line other than the last is no valid record.
+      ValueError: a line is no valid record, and not the torn end of a write.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -66,7 +67,7 @@ class Bank:
             try:
                 lines.append(decode(raw))
             except ValueError as error:
-                if offset + len(raw) < len(data):
+                if offset + len(raw) < len(data) or not _is_torn(raw, error):
                     raise ValueError(f"{self.path}: line {number}: {error}") from error
                 self._torn = len(raw)
                 warnings.warn(
@@ -217,6 +218,12 @@ def _is_at(path: Path, status: os.stat_result) -> bool:
         return os.path.samestat(os.stat(path), status)
     except FileNotFoundError:
         return False
+
+
+def _is_torn(raw: bytes, error: ValueError) -> bool:
+    """Whether a kill can have left such a last line: no JSON, without an end or never filled by the disk."""
+    broken = isinstance(error, json.JSONDecodeError | UnicodeDecodeError)
+    return broken and (not raw.endswith(b"\n") or b"\0" in raw)
 
 
 def new_bank(path: str | os.PathLike[str]) -> Bank:

@@ -27,7 +27,7 @@ from evolving_rl_jax import envs, types
 from evolving_rl_jax.envs.alfworld.games import read_game, shared_grammar
 from evolving_rl_jax.envs.alfworld.households.write import generate_even
 from evolving_rl_jax.envs.alfworld.tasks import load_tasks
-from evolving_rl_jax.envs.base import EngineMismatch, EnvError, Environment, Progress
+from evolving_rl_jax.envs.base import EngineMismatch, EnvError, Environment, Progress, cores
 from evolving_rl_jax.envs.pool.pool import EnvPool
 
 __all__ = ["Comparison", "Options", "check_engine", "compare", "make", "memory_folder", "prove"]
@@ -111,7 +111,7 @@ def _compare_all(tasks: list[types.Task], progress: Progress) -> tuple[int, dict
     if not tasks:
         return 0, {}
     steps, failed = 0, {}
-    workers = min(len(tasks), len(os.sched_getaffinity(0)))
+    workers = min(len(tasks), cores())
     with (
         progress("comparing engines", len(tasks)) as bar,
         EnvPool("alfworld_check", num_workers=workers, deadline_s=_DEADLINE_S) as pool,

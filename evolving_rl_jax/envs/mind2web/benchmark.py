@@ -23,7 +23,7 @@ class Mind2WebTasks(Benchmark):
     """Annotated tasks on web sites, replayed."""
 
     name, texts, splits = "mind2web", TEXTS, SPLITS
-    generator = "sites"
+    generator, draws_groups = "sites", True
     scores_steps = True
 
     def options(self, **options: Any) -> mind2web.Options:

@@ -15,7 +15,6 @@ Protocols:
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections import OrderedDict
 from typing import Any
 
@@ -95,7 +94,7 @@ class _TaskStore:
     def __init__(self, options: Options):
         self._max_tasks = options.max_tasks
         self._tasks: OrderedDict[str, WebTask] = OrderedDict()
-        self.snapshot = functools.lru_cache(_SNAPSHOTS)(self._snapshot)
+        self._snapshots: OrderedDict[tuple, Snapshot] = OrderedDict()
         self._max_tokens = options.snapshot_tokens
         self._count = counter(options.token_weights)
         self._controls = options.elements == "controls"
@@ -110,10 +109,17 @@ class _TaskStore:
         self._tasks.move_to_end(path)
         return self._tasks[path]
 
-    def _snapshot(self, path: str, step: int, wanted: tuple[str, ...]) -> Snapshot:
-        task = self.task(path)
-        page = task.steps[step].page
-        return snapshot(page, task.text, wanted, self._max_tokens, self._count, self._controls)
+    def snapshot(self, task: WebTask, path: str, step: int, wanted: tuple[str, ...]) -> Snapshot:
+        """What is shown of a step of ``task``, which the episode holds and ``path`` names."""
+        key = path, step, wanted
+        if key not in self._snapshots:
+            page, budget = task.steps[step].page, self._max_tokens
+            shown = snapshot(page, task.text, wanted, budget, self._count, self._controls)
+            self._snapshots[key] = shown
+            if len(self._snapshots) > _SNAPSHOTS:
+                self._snapshots.popitem(last=False)
+        self._snapshots.move_to_end(key)
+        return self._snapshots[key]
 
 
 _STORES: dict[Options, _TaskStore] = {}
@@ -169,7 +175,7 @@ class Mind2Web(Environment):
         return types.StepResult(text, (), float(correct), self._ended, won, info=scores)
 
     def _shown(self) -> Snapshot:
-        return self._store.snapshot(self._path, self._step, self._wanted)
+        return self._store.snapshot(self._task, self._path, self._step, self._wanted)
 
     def _observe(self) -> str:
         task = self._task

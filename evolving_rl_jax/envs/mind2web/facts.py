@@ -75,21 +75,25 @@ def chosen(task: Task, step: int, turn: Turn) -> str:
     return ""
 
 
-def tried(task: Task, turns: Sequence[Turn], won: bool) -> Iterator[tuple[str, str, bool]]:
-    """(slot, choice, whether it was right) of what an episode that ends at its first error chose.
-
-    All actions but the last of a lost episode were right.
-    """
-    for i, turn in enumerate(turns[: len(task.meta["solution"])]):
+def tried(
+    task: Task, turns: Sequence[Turn], right: Sequence[bool]
+) -> Iterator[tuple[str, str, bool]]:
+    """(slot, choice, whether it was right) of what an episode chose, whose answered turns were ``right`` or not."""
+    for i, (plan, turn, was) in enumerate(zip(task.meta["solution"], turns, right, strict=False)):
         choice = chosen(task, i, turn)
         if choice:
-            yield task.meta["solution"][i]["slot"], choice, won or i < len(turns) - 1
+            yield plan["slot"], choice, was
+
+
+def until_error(turns: Sequence[Turn], won: bool) -> list[bool]:
+    """Which turns were right of an episode that ended because it was won, or at its first error."""
+    return [won or i < len(turns) - 1 for i in range(len(turns))]
 
 
 def revealed(
-    task: Task, *attempts: tuple[Sequence[Turn], bool]
+    task: Task, *attempts: tuple[Sequence[Turn], Sequence[bool]]
 ) -> tuple[dict[str, str], dict[str, set[str]]]:
-    """What attempts at a task, each (turns, won), reveal together.
+    """What attempts at a task, each (turns, which of them were right), reveal together.
 
     Returns:
       slot -> the right choice, which was made and went on, or is left after all others were ruled out; and
@@ -97,8 +101,8 @@ def revealed(
     """
     right: dict[str, str] = {}
     ruled_out: dict[str, set[str]] = {}
-    for turns, won in attempts:
-        for slot, choice, went_on in tried(task, turns, won):
+    for turns, rights in attempts:
+        for slot, choice, went_on in tried(task, turns, rights):
             if went_on:
                 right[slot] = choice
             else:
@@ -113,7 +117,7 @@ def revealed(
 
 
 def _shown(attempts: Sequence[Episode]) -> dict[str, str]:
-    return revealed(attempts[0].task, *((e.turns, e.won) for e in attempts))[0]
+    return revealed(attempts[0].task, *((e.turns, [r > 0 for r in e.rewards]) for e in attempts))[0]
 
 
 def share_seen(attempts: Sequence[Episode]) -> float | None:

@@ -18,8 +18,9 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from evolving_rl_jax.envs.base import cores
 from evolving_rl_jax.envs.mind2web import official
-from evolving_rl_jax.envs.mind2web.convert import convert_files, cores
+from evolving_rl_jax.envs.mind2web.convert import convert_files
 from evolving_rl_jax.envs.mind2web.official import DataError, SourceFile
 from evolving_rl_jax.envs.mind2web.recall import BUDGETS, GoldRecall
 from evolving_rl_jax.envs.mind2web.store import INDEX

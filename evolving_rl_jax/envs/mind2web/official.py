@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import pathlib
 import zipfile
+import zlib
 from collections.abc import Iterator
 from typing import IO, Any
 
@@ -92,7 +93,7 @@ class SourceFile:
             raise DataError(
                 f"{self.name}: must be JSON to its end, found after {count} tasks: {reason}"
             ) from error
-        except (OSError, EOFError, zipfile.BadZipFile) as error:
+        except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             reason = " ".join(str(error).split())[:200]
             raise DataError(f"{self.name}: cannot be read after {count} tasks: {reason}") from error
 

@@ -46,13 +46,13 @@ class WebExpert:
         plan = self._planned(self._step)
         self._step += 1
         elements = web_facts.page_elements(observation)
-        if self._rng.random() < self._noise:
-            action = WebAction("CLICK", int(self._rng.choice(sorted(elements))))
+        seen = plan["role"], plan["label"], plan["context"]
+        ref = next((n for n, e in elements.items() if e == seen), None)
+        if ref is None or self._rng.random() < self._noise:  # None: too few tokens to show it
+            action = WebAction("CLICK", int(self._rng.choice(sorted(elements) or [1])))
         else:
-            seen = plan["role"], plan["label"], plan["context"]
-            ref = next(n for n, e in elements.items() if e == seen)
             action = WebAction(plan["op"], ref, plan["value"])
-        self.target = _written(*elements[action.ref])
+        self.target = _written(*elements.get(action.ref, ("link", "", "")))
         return action.to_json()
 
     def _planned(self, step: int) -> dict[str, str]:
@@ -109,7 +109,9 @@ class WebTeacher:
 
     def extraction(self, attempts: Sequence[tuple[Sequence[Turn], bool]]) -> str:
         """The skill that it writes down after attempts at its task, each (turns, won)."""
-        facts, ruled_out = web_facts.revealed(self._task, *attempts)
+        facts, ruled_out = web_facts.revealed(
+            self._task, *((turns, web_facts.until_error(turns, won)) for turns, won in attempts)
+        )
         return make_extraction(self._task, facts, self._rng, self._good, ruled_out)
 
 

@@ -26,8 +26,9 @@ class MiniWobTasks(WithoutFacts):
     """Small web tasks in a real browser; a task's group is its family."""
 
     name, texts, splits = "miniwob", TEXTS, index.SPLITS
-    generator = "miniwob"
+    generator, draws_groups = "miniwob", True
     preload = ("evolving_rl_jax.envs.miniwob.env",)
+    episodes_per_worker = 128  # frames of one browser: 2.5 MB each, and each slows the others
 
     def options(self, **options: Any) -> Options:
         return checked_options(Options, self.name, options)

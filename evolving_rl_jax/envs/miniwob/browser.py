@@ -95,7 +95,10 @@ class Browser:
                 self._running.collect()
             held = self.memory_mb()
             if held > self._most_mb:
-                log.info("the browser holds %.0f MB and is replaced", held)
+                log.warning(
+                    "the browser holds %.0f MB of config.env.browser_mb=%.0f and is replaced; %d episodes "
+                    "are played again from their actions", held, self._most_mb, self._used,
+                )  # fmt: skip
                 self.close()
         frame = next((f for f in self._idle if f.family == family), None)
         if frame is None:
@@ -242,7 +245,8 @@ class _Running:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
-            env={**os.environ, "BREAKPAD_DUMP_LOCATION": self._profile},
+            # The clock stands at one day of local time: pages draw their dates from it.
+            env={**os.environ, "BREAKPAD_DUMP_LOCATION": self._profile, "TZ": "UTC"},
         )
         said, end = b"", time.monotonic() + _START_S
         while (found := _PORT.search(said)) is None:

@@ -100,7 +100,9 @@ class MiniWob(Environment):
     def step(self, action: str) -> StepResult:
         if self._over:
             raise EnvError("step was called before reset or after the end")
-        asked = parse_action(action)
+        asked = parse_action(
+            action, lambda op: " ".join(op.upper().split())
+        )  # ENTER is no CLICK here
         if asked is None:
             return self._refused("(no action)", "it is no JSON object with an op and a ref")
         op, ref, value = asked

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from evolving_rl_jax.envs.miniwob import families
+from evolving_rl_jax.envs.miniwob.skills import HOW
 from evolving_rl_jax.envs.records import read_records, write_records
 from evolving_rl_jax.types import Task
 
@@ -134,7 +135,16 @@ def _tell_answers(lines: Sequence[dict[str, Any]]) -> None:
             told = {q for q in found if quoted[q] < len(members)}
             if len(members) >= _ENOUGH:
                 told |= {w for w in words[line["id"]] if times[w] <= few}
-            line["answers"] = sorted(told)
+            # A lesson may say "an x is called Close".
+            lesson = set(re.findall(r"\w+", HOW.get(line["family"], "").lower()))
+            line["answers"] = sorted(
+                a for a in told if not _is_common(a) and a.lower() not in lesson
+            )
+
+
+def _is_common(word: str) -> bool:
+    """Whether any skill may have it: "in", "x"."""
+    return len(word) < 3 and word.isalpha()
 
 
 def load_tasks(folder: pathlib.Path) -> list[Task]:
@@ -144,7 +154,9 @@ def load_tasks(folder: pathlib.Path) -> list[Task]:
       TaskError: no index, or a damaged one.
     """
     tasks = []
-    for record in read_records(folder / FILE, _FIELDS, "miniwob"):
+    records = list(read_records(folder / FILE, _FIELDS, "miniwob"))
+    trained = sorted({record["family"] for record in records if record["split"] == "train"})
+    for record in records:
         tasks.append(
             Task(
                 id=record["id"],
@@ -156,7 +168,7 @@ def load_tasks(folder: pathlib.Path) -> list[Task]:
                 content_hash=record["hash"],
                 group=record["family"],
                 step_limit=families.steps(record["family"]),
-                meta={k: record[k] for k in ("family", "seed", "answers")},
+                meta={k: record[k] for k in ("family", "seed", "answers")} | {"trained": trained},
             )
         )
     return sorted(tasks, key=lambda t: t.id)

@@ -18,8 +18,9 @@ window.pages = (() => {
     element.width = width; element.height = height; element.style.border = '0';
     const ready = new Promise((done, failed) => {
       element.onload = () => {
-        const page = element.contentWindow;
-        if (page.clock && page.core) done(); else failed(`${url} is no page of the package`);
+        let found = false;
+        try { found = element.contentWindow.clock && element.contentWindow.core; } catch { /* an error page */ }
+        if (found) done(); else failed(`${url} is no page of the package`);
       };
     });
     ready.catch(() => {});  // who waits for it is told

@@ -38,8 +38,10 @@ class ScriptTeacher:
         self._text, self._noise, self._good = task.text, action_noise, good_extraction
         self._play = None
         kind = str(rng.choice(list(_GIVEN), p=list(_GIVEN.values())))
-        others = sorted(f for f in HOW if HOW[f] != HOW[self._family])
-        named = {"own": self._family, "other": str(rng.choice(others))}.get(kind)
+        trained = task.meta.get("trained", HOW)  # what families of a test need is in no lesson
+        others = sorted(f for f in trained if HOW.get(f, HOW[self._family]) != HOW[self._family])
+        other = str(rng.choice(others)) if others else ""
+        named = {"own": self._family, "other": other}.get(kind)
         self.given = skill_json(named, HOW[named]) if named else ""
         self.target = "page"
 

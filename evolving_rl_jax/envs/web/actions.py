@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from typing import NamedTuple
 
 __all__ = ["AS_CLICK", "OPS", "WebAction", "clean", "normalize_op", "parse_action"]
@@ -29,8 +30,8 @@ class WebAction(NamedTuple):
 
 
 def normalize_op(op: str) -> str:
-    """Upper case, with HOVER and ENTER as CLICK."""
-    op = op.strip().upper()
+    """Upper case on one line, with HOVER and ENTER as CLICK."""
+    op = " ".join(op.upper().split())
     return "CLICK" if op in AS_CLICK else op
 
 
@@ -39,10 +40,15 @@ def clean(text: str) -> str:
     return " ".join(text.lower().split())
 
 
-def parse_action(text: str) -> WebAction | None:
+def parse_action(text: str, normalize: Callable[[str], str] = normalize_op) -> WebAction | None:
     """Reads ``{"op": "TYPE", "ref": "e12", "value": "Oslo"}``, alone or between action tags.
 
-    Returns None when there is no JSON object with an operation and a ref.
+    Args:
+      text: of an answer.
+      normalize: what makes one of the operations that there are of the one that it names.
+
+    Returns:
+      None when there is no JSON object with an operation and a ref.
 
     >>> parse_action('<action>{"op": "click", "ref": "e3"}</action>')
     WebAction(op='CLICK', ref=3, value='')
@@ -63,4 +69,10 @@ def parse_action(text: str) -> WebAction | None:
     number = _REF.fullmatch(ref.strip())
     if number is None or isinstance(value, dict | list):
         return None
-    return WebAction(normalize_op(op), int(number[1]), "" if value is None else str(value))
+    op, value = (_encodable(x) for x in (op, "" if value is None else str(value)))
+    return WebAction(normalize(op), int(number[1]), value)
+
+
+def _encodable(text: str) -> str:
+    """Without lone surrogates, which are valid JSON and which no tokenizer or file could take."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -110,7 +110,7 @@ def parse_web_compact(
     if len(line.splitlines()) == 1:
         for found in reversed([*re.finditer(_ANSWER.format("|".join(ops)), line, re.IGNORECASE)]):
             target = clean(line[: found.start()])
-            number = re.search(r"(?:^|\s)(\d+)$", target)
+            number = re.search(r"(?:^|\s)(\d{1,6})$", target)
             ref = refs.get(target, int(number[1]) if number else None)
             if ref is not None:
                 value = (found["value"] or "").strip()

@@ -93,9 +93,17 @@
     performance.mark("chart");
   }
 
+  // A piece of the line, or a square of its colour.
+  function swatch(series) {
+    const color = `var(--c${series.color % 8})`;
+    if (!series.dash) return { style: `background:${color}` };
+    const style = { solid: "solid", dotted: "dotted", dashed: "dashed", dotdash: "double" }[series.dash];
+    return { class: "line", style: `border-top-style:${style};border-top-color:${color}` };
+  }
+
   function legend(figure) {
     return element("ul", { class: "legend" }, figure.series.map(series =>
-      element("li", {}, element("i", { style: `background:var(--c${series.color % 8})` }), series.label)));
+      element("li", {}, element("i", swatch(series)), series.label)));
   }
 
   if (!plots.length) return;

@@ -125,7 +125,7 @@
     const sign = Math.sign(sequence.advantage || 0);
     const line = element("output", { class: "token-facts", "aria-live": "polite" }, "Move over the tokens with the arrow keys, or point at one.");
     const spans = tokens.map((token, i) => {
-      const span = element("span", { class: token.sampled ? "token sampled" : "token given", id: "token-" + i }, visible(token.piece));
+      const span = element("span", { class: token.sampled ? "token sampled" : "token given", id: "token-" + i, role: "option", "aria-selected": "false" }, visible(token.piece));
       if (token.sampled) {
         span.style.setProperty("--surprise", String(Math.round(100 * (1 - Math.exp(token.logprob ?? 0)))));
         if (numbers) span.append(element("small", {}, number(token.logprob)));
@@ -141,8 +141,10 @@
     function choose(i, scroll) {
       if (!spans[i]) return;
       spans[current]?.classList.remove("current");
+      spans[current]?.setAttribute("aria-selected", "false");
       current = i;
       spans[i].classList.add("current");
+      spans[i].setAttribute("aria-selected", "true");
       box.setAttribute("aria-activedescendant", spans[i].id);
       line.textContent = describe(tokens[i], i, tokens.length, sequence.advantage);
       if (scroll) spans[i].scrollIntoView({ block: "nearest" });

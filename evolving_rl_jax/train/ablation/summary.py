@@ -50,9 +50,11 @@ def write_summary(
     workdir = pathlib.Path(workdir)
     runs = [read_run(folder) for folder in folders]
     notices = [f"{run.name}: {n}" for run in runs for n in run.notices]
-    compared = groups(runs)
     if named:
-        compared = [Group(_method(group.runs[0]), group.runs) for group in compared]
+        names = dict.fromkeys(_method(run) for run in runs)
+        compared = [Group(name, [r for r in runs if _method(r) == name]) for name in names]
+    else:
+        compared = groups(runs)
     base = compared[0] if named else None
     arms = report_results.arms_tables(compared, notices, base=base)
     for row in (row for table in arms for row in table["rows"]):

@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-import os
 import pathlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +28,7 @@ from evolving_rl_jax.envs.alfworld.alfred.trial import LeftOut, RecordError
 from evolving_rl_jax.envs.alfworld.folder import task_of
 from evolving_rl_jax.envs.alfworld.households.write import write_game
 from evolving_rl_jax.envs.alfworld.tasks import INDEX, index_row
-from evolving_rl_jax.envs.base import TaskError
+from evolving_rl_jax.envs.base import TaskError, cores
 from evolving_rl_jax.envs.pool.spawn import CONTEXT
 from evolving_rl_jax.files import write_json
 
@@ -76,7 +75,7 @@ def convert(
     records = (raw for raw in read_records(files) if raw.where not in skipped)
     outcomes = list(unread)
     with progress("making games") as bar:
-        for done, outcome in enumerate(_made(maker, records, jobs or _cores()), start=1):
+        for done, outcome in enumerate(_made(maker, records, jobs or cores()), start=1):
             outcomes.append(outcome)
             bar(done)
     scenes = [maker.scene(number) for number in survey.train_scenes() if maker.knows(number)]
@@ -183,7 +182,3 @@ def _made(maker: _Maker, records: Iterator[Raw], jobs: int) -> Iterator[Outcome]
                 waiting.append(pool.submit(_make_chunk, chunk))
             while waiting and (chunk is None or len(waiting) >= jobs * _WAITING):
                 yield from waiting.popleft().result()
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
