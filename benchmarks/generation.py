@@ -213,17 +213,18 @@ def main() -> None:
     for s, speed in speeds.items():
         print(f"decode, S = {s:>2}: {speed:10,.0f} tokens/s   {speed / speeds[1]:6.2f} x S = 1")
     result["decode_tokens_per_second"] = speeds
+    if args.preset != "tiny":
+        result["roofline"] = roofline(args, cfg, params)
+        print("roofline: " + ", ".join(f"{k} {v:,.3g}" for k, v in result["roofline"].items()))
     if args.compare_torch:
+        print(json.dumps(result), flush=True)  # it counts, whatever becomes of torch
         ours = generate_speed(cfg, params, args.steps, args.seed)
         theirs = torch_speed(args, cfg, params)
         result["generate"] = {"engine": ours, "torch": theirs}
         for mode, speed in theirs["tokens_per_second"].items():
             print(f"generate, batch {BATCH}: engine {ours:,.0f} tokens/s, transformers "
                   f"{theirs['versions']} {mode} {speed:,.0f}: ratio {ours / speed:.2f}")  # fmt: skip
-    if args.preset != "tiny":
-        result["roofline"] = roofline(args, cfg, params)
-        print("roofline: " + ", ".join(f"{k} {v:,.3g}" for k, v in result["roofline"].items()))
-    elif not args.skip_episodes:
+    if args.preset == "tiny" and not args.skip_episodes:
         import generation_episodes
 
         result["episodes"] = generation_episodes.measure(args)

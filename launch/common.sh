@@ -60,7 +60,8 @@ chip_flags() {
       # Triton for all matrix products: odd sizes, as in the projections of adapters, gain most.
       gpu+=" --xla_gpu_triton_gemm_any=true"
       # The engine and the trainer share the device, so nearly all of it is claimed once.
-      export XLA_PYTHON_CLIENT_MEM_FRACTION=${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.92}
+      # (jax refuses both names of the variable at once, and goes on without the GPU.)
+      [[ -n ${XLA_PYTHON_CLIENT_MEM_FRACTION:-} ]] || export XLA_CLIENT_MEM_FRACTION=${XLA_CLIENT_MEM_FRACTION:-0.92}
       ;;
     none) ;;
     *) die "--chip must be v4, v5e, v5p, v6e, gpu or none, got '$1'" ;;

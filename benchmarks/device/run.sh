@@ -17,4 +17,7 @@ if compgen -G ".device/model/part-*" > /dev/null; then
   cat .device/model/part-* > .device/model/model.gguf
 fi
 export PYTHONUNBUFFERED=1 XLA_PYTHON_CLIENT_PREALLOCATE=false
+# jax goes on with the CPU where a plugin fails to start; named, that is an error.
+export JAX_PLATFORMS=${JAX_PLATFORMS:-cuda}
+export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-${TMPDIR:-/tmp}/evolving-rl-device-cache}
 exec "$python" benchmarks/device/steps.py "$@"

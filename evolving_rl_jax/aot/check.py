@@ -181,7 +181,8 @@ def check(config, config_file: str, topology: str) -> Report:
     local = host_devices(chip, devices)
     engine_mesh = parallel.generation_mesh(cfg.num_kv_heads, local)
     shape = BatchShape.from_config(config)
-    state, step = _lower_step(config, cfg, mesh, shape)
+    with gpus.lowering_for(devices):
+        state, step = _lower_step(config, cfg, mesh, shape)
     resident = _sizes(state, bool(config.model.lora.rank))
     weights, cache, generation = _lower_generation(config, cfg, engine_mesh)
     resident |= {"generation weights": _bytes(weights), "KV cache": _bytes(cache)}

@@ -8,11 +8,15 @@ reports as the memory of such a card.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType, use_abstract_mesh
 
 from evolving_rl_jax.aot.chips import Chip
 
@@ -129,3 +133,12 @@ def devices(card: Card) -> list[Any]:
         target_config=target_config(card),
     )
     return list(found.devices)
+
+
+def lowering_for(devices: Sequence[Any]) -> AbstractContextManager:
+    """What kernels written for GPUs are lowered in: from jax 0.11 on they ask which one, and none is here."""
+    if devices[0].platform != "gpu":
+        return contextlib.nullcontext()
+    kind = AbstractDevice(device_kind=devices[0].device_kind, num_cores=None, platform="gpu")
+    mesh = AbstractMesh((1,), ("kernel",), axis_types=(AxisType.Auto,), abstract_device=kind)
+    return use_abstract_mesh(mesh)

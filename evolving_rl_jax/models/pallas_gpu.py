@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+_BACKWARD = (32, 32, 32, 32)  # the backward kernels' tiles, the kernel's own choice
 _BLOCK = 128  # queries and keys of the forward kernel's tiles; rows are padded to a multiple
 
 
@@ -21,8 +22,8 @@ def _kernel():
     with warnings.catch_warnings():
         # jax 0.11 announces that the kernel moves to a package of its own; it is still there.
         warnings.simplefilter("ignore", DeprecationWarning)
-        from jax.experimental.pallas.ops.gpu.attention import mha
-    return mha
+        from jax.experimental.pallas.ops.gpu.attention import BlockSizes, mha
+    return mha, BlockSizes
 
 
 def pallas_gpu_attention(
@@ -54,13 +55,17 @@ def pallas_gpu_attention(
         x = jnp.repeat(x, heads // x.shape[1], axis=1).transpose(0, 2, 1, 3)
         return jnp.pad(x, ((0, 0), (0, extra), (0, 0), (0, 0)))
 
-    out = _kernel()(
+    kernel, sizes = _kernel()
+    # Tiles of 128 keys of 128 float32 are more than the shared memory of an H200 (232,448 bytes) holds.
+    keys = _BLOCK // 2 if q.dtype.itemsize > 2 and dim > 64 else _BLOCK
+    out = kernel(
         prepared(q),
         prepared(k),
         prepared(v),
         segment_ids.astype(jnp.int32),
         sm_scale=dim**-0.5,
         causal=True,
+        block_sizes=sizes(_BLOCK, keys, *_BACKWARD),
         interpret=interpret,
     )
     out = out[:, :length].transpose(0, 2, 1, 3).astype(q.dtype)

@@ -295,4 +295,8 @@ def unembedding(params, cfg: ModelConfig) -> jax.Array:
 def logits(params, cfg: ModelConfig, hidden: jax.Array) -> jax.Array:
     """float32 logits [..., V]; for tests and small models, the losses never build them."""
     matrix = unembedding(params, cfg).astype(hidden.dtype)
-    return jnp.einsum("...d,vd->...v", hidden, matrix, preferred_element_type=jnp.float32)
+    # As the losses multiply: accelerators take float32 in fewer bits unless told otherwise.
+    exact = jax.lax.Precision.HIGHEST if matrix.dtype == jnp.float32 else None
+    return jnp.einsum(
+        "...d,vd->...v", hidden, matrix, precision=exact, preferred_element_type=jnp.float32
+    )
