@@ -6,11 +6,11 @@ Command:   evolving-rl data alfred --source=json_2.1.0 --out=runs/alfred/games
            `make smollm2` fetches and imports the model.
 Hardware:  one 80 GB GPU; or two CPU cores and 8 GB of memory with
            --config.model.dtype=float32 --config.rollout.num_sources=4 --config.rollout.num_retrieved=2
-           --config.rollout.num_slots=32 --config.train.num_iterations=12 --config.train.micro_batch_rows=1
+           --config.rollout.num_slots=64 --config.train.num_iterations=12 --config.train.micro_batch_rows=1
            --config.optimizer.learning_rate=3e-5 --config.warmstart.steps=45 --config.warmstart.batch_rows=2
-           --config.warmstart.episodes=400
-Time:      not measured
-Expected:  not measured: no run of this file has been made
+           --config.warmstart.episodes=400 --config.warmstart.held_out=0.05 --config.warmstart.every=15
+Time:      GPU: not measured.  CPU: 27 minutes of cloning and 67 for the panels on one of two shared cores; training was not run
+Expected:  CPU, after the warm start: seen objects 2 % without a skill, 19 % with the oracle's, held-out ones 0 and 3 % (docs/objects.md)
 """
 
 from evolving_rl_jax.config import default_config
