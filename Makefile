@@ -3,9 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 WORKDIR ?= runs/quickstart
-# What `make smollm2` fetches and trains: gpu, or cpu for two cores.
+# What `make smollm2` fetches and trains: gpu where there is one, or cpu for two cores.
 SMOLLM2 := runs/smollm2
-SIZE ?= gpu
+SIZE ?= $(if $(shell command -v nvidia-smi),gpu,cpu)
 SMOLLM2_gpu :=
 SMOLLM2_cpu := --config.model.dtype=float32 --config.rollout.num_sources=4 --config.rollout.num_retrieved=2 \
   --config.rollout.num_slots=32 --config.train.num_iterations=23 --config.train.micro_batch_rows=2 \
@@ -26,6 +26,7 @@ quickstart: install
 	$(BIN)/evolving-rl train --config=configs/alfworld_quickstart.py --workdir=$(WORKDIR)
 
 smollm2: install $(SMOLLM2)/SmolLM2-135M-Instruct/config.json
+	$(if $(filter gpu,$(SIZE)),$(BIN)/evolving-rl doctor --config=configs/smollm2.py)
 	$(BIN)/evolving-rl train --config=configs/smollm2.py --workdir=$(SMOLLM2)/run $(SMOLLM2_$(SIZE))
 	$(BIN)/evolving-rl report --workdir=$(SMOLLM2)/run
 
