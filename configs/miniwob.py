@@ -46,7 +46,7 @@ def get_config():
     config.algorithm.kl_coef.update(solver=0.2, extractor=0.01)
     config.algorithm.entropy_coef.update(solver=0.0, extractor=0.0)
     config.optimizer.update(
-        learning_rate=1e-3, b1=0.9, b2=0.95, weight_decay=0.0, schedule="cosine"
+        learning_rate=2.5e-4, b1=0.9, b2=0.95, weight_decay=0.0, schedule="cosine"
     )
     config.train.update(
         num_iterations=40,
