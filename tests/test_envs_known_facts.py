@@ -33,7 +33,8 @@ button "{0}" ({2}) [ref=e2]"""
 
 def episode(task, observations, actions, won=False):
     turns = [Turn(o, "", a, True) for o, a in zip(observations, actions, strict=True)]
-    return Episode(task, turns, won, "ok", [], last_observation="")
+    rewards = [1.0] * (len(turns) - 1) + [float(won)]  # as web tasks pay: what was right
+    return Episode(task, turns, won, "ok", [], last_observation="", rewards=rewards)
 
 
 def web_episode(*refs, won=False):
