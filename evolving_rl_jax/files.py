@@ -82,3 +82,8 @@ def write_json(path: str | os.PathLike, value: Any, *, indent: int | None = None
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, json.dumps(value, indent=indent) + ("\n" if indent is not None else ""))
+
+
+def encodable(text: str) -> str:
+    """Without lone surrogates: they are valid JSON, and no file or tokenizer could take them."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

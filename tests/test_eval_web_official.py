@@ -142,11 +142,11 @@ def test_naming_an_element_that_is_not_there_scores_nothing():
 
 
 def cut_off(protocol, infos, turns, total=10):
-    task = types.SimpleNamespace(id="t", split="test_task", group="", step_limit=total)
-    episode = types.SimpleNamespace(infos=infos, turns=[None] * turns)
-    return task_score(
-        types.SimpleNamespace(task=task, seed=0, source=None), "none", protocol, episode
+    task = types.SimpleNamespace(
+        id="t", env="mind2web", split="test_task", group="", step_limit=total
     )
+    episode = types.SimpleNamespace(infos=infos, turns=[None] * turns)
+    return task_score(PanelGame(task, seed=0), "none", protocol, episode)
 
 
 def right(total=10):

@@ -77,9 +77,8 @@ def _train_step(preset: str, attention: str, *options: str) -> tuple[str, ...]:
 
 
 def _run(config: str, out: pathlib.Path, *options: str) -> tuple[str, ...]:
-    workdir = (
-        f"--workdir={out.with_name(out.name + '-run')}"  # beside it: a lease returns few files
-    )
+    # Beside it: a lease returns few files.
+    workdir = f"--workdir={out.with_name(out.name + '-run')}"
     return ("benchmarks/device/run_and_read.py", f"--config={config}", workdir, *options)
 
 

@@ -121,17 +121,18 @@ def before_after(
 
     Returns:
       dicts with ``split``, ``condition``, ``before`` and ``after`` (see `statistics.success`, or None)
-      and ``difference`` (see `statistics.paired`, or None).  What is drawn
-      together is as in `statistics.drawn_together`, and so are the seeds of a game.
+      and ``difference`` (see `statistics.paired`, or None).  Seeds of a game are drawn together,
+      and what `statistics.drawn_together` says.
     """
     first, second = statistics.outcomes(before), statistics.outcomes(after)
     splits = dict.fromkeys(split for split, _ in [*first, *second])
     conditions = dict.fromkeys([*statistics.CONDITIONS, *(c for _, c in [*first, *second])])
+    together = {c: statistics.drawn_together(c, before, after) for c in conditions}
     rows = []
     for split, condition in ((s, c) for s in splits for c in conditions):
         a, b = (side.get((split, condition), {}) for side in (first, second))
         if a or b:
-            groups = statistics.drawn_together(condition, before, after)
+            groups = together[condition]
             rows.append(
                 {
                     "split": split,

@@ -60,8 +60,7 @@ def play(
     for name in splits:
         if name not in known:
             raise ConfigError(f"--split must be one of {', '.join(known)}, got {name!r}")
-    suffix += f"-top{top}" if top > 1 else ""
-    suffix += f"-{num_seeds}seeds" if num_seeds > 1 else ""
+    suffix += (f"-top{top}" if top > 1 else "") + _of_seeds(num_seeds)
     for temperature in temperatures:
         stream(
             parts, which, temperature, num_seeds, splits=splits, num_games=num_games, top=top,
@@ -102,7 +101,7 @@ def evaluate(
     for temperature in temperatures:
         seeds = seeds_of(parts.config, num_seeds, temperature)
         # Beside the run's own panel, whose two policies are compared in the report seed by seed.
-        full = name + (f"-{len(seeds)}seeds" if len(seeds) > 1 else "")
+        full = name + _of_seeds(len(seeds))
         result = play_panel(
             parts, engine, panel, name=full, iteration=iteration, temperature=temperature,
             conditions=parts.config.eval.conditions, data=data_facts(parts), seeds=seeds,
@@ -221,6 +220,11 @@ def stream_tasks(parts: Parts, splits: Sequence[str]) -> list[Task]:
 def policy_name(which: str, iteration: int) -> str:
     """How files name a policy."""
     return "warmstart" if which == "warmstart" else f"checkpoint_{iteration:05d}"
+
+
+def _of_seeds(num: int) -> str:
+    """What the name of a result of several seeds ends in."""
+    return f"-{num}seeds" if num > 1 else ""
 
 
 def seeds_of(config, num: int, temperature: float, *, greedy_once: bool = True) -> list[int]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 import operator
+from collections.abc import Hashable
 from typing import Any
 
+from evolving_rl_jax import envs
 from evolving_rl_jax.run.hosts import Hosts
 from evolving_rl_jax.types import Episode, Task
 
@@ -36,6 +38,22 @@ class PanelGame:
     def under(self, protocol: str) -> dict[str, Episode]:
         """condition -> episode, under a protocol of web tasks."""
         return self.others.get(protocol, self.episodes)
+
+    @property
+    def site(self) -> str:
+        """The group that intervals draw as one; "" where each game stands for itself."""
+        return self.task.group if envs.benchmark(self.task.env).draws_groups else ""
+
+    def drawn_with(self, condition: str) -> Hashable:
+        """What shares a cause: the plays of one site, those of one source's skill, or those of one game.
+
+        `statistics.drawn_together` says the same of the rows of a file.
+        """
+        if self.site:
+            return "group", self.site
+        if condition == "own" and self.source is not None:
+            return "source", self.source.id
+        return self.task.id
 
     def status(self, condition: str) -> tuple[str, str]:
         """(status, error) of a condition: for ``own`` that of its source when that failed."""

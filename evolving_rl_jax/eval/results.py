@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib.metadata
 import pathlib
 import platform
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from evolving_rl_jax import __version__, envs
+from evolving_rl_jax import __version__
 from evolving_rl_jax.data.shares import retrieved_shares
 from evolving_rl_jax.data.tasks import copies_of
 from evolving_rl_jax.eval import statistics, tables, web
@@ -58,7 +58,7 @@ def _condition(games: list[PanelGame], condition: str, seed: int) -> dict[str, A
     if scored:
         figures["macro"], figures["macro_low"], figures["macro_high"], _ = statistics.share(
             [g.episodes[condition].won for g in scored],
-            [_group(g, condition) for g in scored],
+            [g.drawn_with(condition) for g in scored],
             columns=[g.task.task_type for g in scored],
             seed=seed,
         )
@@ -72,33 +72,19 @@ def _graded(games: list[PanelGame], condition: str, seed: int) -> dict[str, Any]
         return {}
     if all(e.reward == float(e.won) for e in episodes):
         return {}
-    groups = [_group(g, condition) for g in games]
+    groups = [g.drawn_with(condition) for g in games]
     found = statistics.bootstrap([e.reward for e in episodes], groups, seed=seed)
     return {"score": dict(zip(("value", "low", "high"), map(float, found), strict=True))}
 
 
 def _rate(games: list[PanelGame], condition: str, seed: int) -> dict[str, Any]:
     plays = {(g.task.id, g.seed): bool(g.episodes[condition].won) for g in games}
-    groups = {g.task.id: _group(g, condition) for g in games}
+    groups = {g.task.id: g.drawn_with(condition) for g in games}
     found = statistics.success(plays, groups, seed)
     if found is None:
         found = dict.fromkeys(("n", "success", "low", "high", "interval")) | {"n": 0}
     found.pop("excluded", None)
     return found
-
-
-def _group(game: PanelGame, condition: str) -> Hashable:
-    """What shares a cause: the plays of one site, those of one source's skill, or those of one game."""
-    if _site(game):
-        return "group", _site(game)
-    if condition == "own" and game.source is not None:
-        return "source", game.source.id
-    return game.task.id
-
-
-def _site(game: PanelGame) -> str:
-    """The group that intervals draw as one; "" where each game stands for itself."""
-    return game.task.group if envs.benchmark(game.task.env).draws_groups else ""
 
 
 def paired_rows(result: Mapping[str, Any], seed: int = 0) -> list[dict[str, Any]]:
@@ -265,7 +251,7 @@ def _game_record(game: PanelGame) -> dict:
         "split": task.split,
         "type": task.task_type,
         "group": task.group,
-        **({"drawn": _site(game)} if _site(game) else {}),
+        **({"drawn": game.site} if game.site else {}),
         "seed": game.seed,
         "conditions": {},
     }

@@ -250,35 +250,32 @@ def outcomes(result: Mapping[str, Any] | None) -> dict[tuple[str, str], dict[Pla
         for condition, outcome in game["conditions"].items():
             scored = outcome.get("status", "ok") in SCORED
             won = bool(outcome["won"]) if scored else None
-            play = _game(game), game.get("seed")
-            table.setdefault((game["split"], condition), {})[play] = won
+            table.setdefault((game["split"], condition), {})[play_of(game)] = won
     return table
 
 
-def sources_of(*results: Mapping[str, Any] | None) -> dict[str, Hashable]:
-    """Game -> the source of its own skill; games with one source play with one skill."""
-    sources = {}
-    for game in (game for result in results for game in (result or {}).get("games", ())):
-        source = game.get("retrieved") or {}
-        if source.get("id") is not None:
-            sources[_game(game)] = ("source", _game(source))
-    return sources
+def play_of(row: Mapping[str, Any]) -> Play:
+    """(game, seed) of a row of a result's ``games``."""
+    return _game(row), row.get("seed")
 
 
 def drawn_together(condition: str, *results: Mapping[str, Any] | None) -> dict[Hashable, Hashable]:
     """Game -> label of what is drawn with it under a condition; a game without one stands for itself.
 
     The site or the family of pages that a row names (``drawn``), whatever the condition; else, for ``own``, the
-    source of its skill.
+    source of its skill: games with one source play with one skill.
     """
-    found = sources_of(*results) if condition == "own" else {}
+    sources, groups = {}, {}
     for result in results:
         web = bool((result or {}).get("web"))  # sites: written before rows said so
         for game in (result or {}).get("games", ()):
             group = game.get("drawn") or (game.get("group") if web else None)
+            source = game.get("retrieved") or {}
             if group:
-                found[_game(game)] = ("group", group)
-    return found
+                groups[_game(game)] = ("group", group)
+            if condition == "own" and source.get("id") is not None:
+                sources[_game(game)] = ("source", _game(source))
+    return sources | groups
 
 
 def _game(row: Mapping[str, Any]) -> tuple[Hashable, Hashable]:

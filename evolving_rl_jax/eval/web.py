@@ -6,7 +6,7 @@ for what is counted.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -59,11 +59,8 @@ def task_score(game: PanelGame, condition: str, protocol: str, episode: Episode)
         steps += [failed] * (total - len(steps))
     elif len(steps) < total and all(s["correct"] for s in steps):
         steps.append(failed)
-    # Tasks of one site share its habits; where no site is named, those played with one skill share that.
-    group = game.task.group or (game.source.id if condition == "own" and game.source else "")
-    return TaskScore(
-        f"{game.task.id}#{game.seed}", game.task.split, tuple(steps), group or game.task.id
-    )
+    name = f"{game.task.id}#{game.seed}"
+    return TaskScore(name, game.task.split, tuple(steps), game.drawn_with(condition))
 
 
 def _scores(games: Sequence[PanelGame], condition: str, protocol: str) -> list[TaskScore]:
@@ -249,17 +246,15 @@ def _share(macro: Mapping[str, float]) -> dict[str, float]:
 def _difference(before, after, protocol, metric, split, condition) -> dict[str, Any] | None:
     if before is None or after is None:
         return None
-    (first, _), (second, groups) = (
-        _plays(r, protocol, metric, split, condition) for r in (before, after)
-    )
-    return _paired(first, second, groups)
+    sides = (_plays(r, protocol, metric, split, condition) for r in (before, after))
+    return _paired(*sides, statistics.drawn_together(condition, before, after))
 
 
 def _plays(
     result: Mapping[str, Any], protocol: str, metric: str, split: str, condition: str
-) -> tuple[dict[tuple[str, Any], float], dict[str, Hashable]]:
-    """(task id, seed) -> score; task id -> what it is drawn with."""
-    found, groups = {}, {}
+) -> dict[statistics.Play, float]:
+    """(task, seed) -> score."""
+    found = {}
     for game in result["games"]:
         if game["split"] != split:
             continue
@@ -267,7 +262,5 @@ def _plays(
         score = (outcome.get("web") or {}).get(protocol)
         if score is None or outcome["status"] not in SCORED:
             continue
-        source = (game.get("retrieved") or {}).get("id") if condition == "own" else None
-        groups[game["id"]] = game.get("group") or source or game["id"]
-        found[game["id"], game.get("seed")] = score[metric]
-    return found, groups
+        found[statistics.play_of(game)] = score[metric]
+    return found

@@ -62,10 +62,8 @@ def import_skills(folders: str, bank: str) -> None:
         raise ConfigError("--folders must be given to import, got none")
     with user_errors((ValueError, OSError), "--folders"):
         records, refused = import_folders(folders)
-    there = pathlib.Path(bank).is_file() and os.path.getsize(bank)
     with user_errors((ValueError, OSError), "--bank"):
-        opened = open_bank(bank, "--bank") if there else Bank(bank)
-        added = opened.append(usable := [record for record in records if record.usable])
+        added = _old_or_new(bank).append(usable := [record for record in records if record.usable])
     print(f"{added} skills added to {bank}, {len(usable) - added} were there")
     refused |= {r.id: r.retired or r.reason for r in records if not r.usable}
     for name, reason in refused.items():
@@ -81,11 +79,15 @@ def merge(paths: Sequence[str], out: str) -> None:
     if len(paths) < 2:
         raise ConfigError(f"--banks must be two banks or more to merge, got {len(paths)}")
     banks = [(_name_of(pathlib.Path(path)), open_bank(path, "--banks")) for path in paths]
-    if pathlib.Path(out).is_file() and os.path.getsize(out):
-        open_bank(out, "--bank")  # says so where it is none
     with user_errors((ValueError, OSError), "--bank"):
-        merged = merge_banks(out, banks)
+        merged = merge_banks(_old_or_new(out).path, banks)
     print(f"{len(merged)} records of {len(banks)} banks in {out}")
+
+
+def _old_or_new(path: str) -> Bank:
+    """The bank to write to; a file with something in it must be one."""
+    there = pathlib.Path(path).is_file() and os.path.getsize(path)
+    return open_bank(path, "--bank") if there else Bank(path)
 
 
 def _name_of(path: pathlib.Path) -> str:

@@ -15,6 +15,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+from evolving_rl_jax.files import encodable
+
 MAX_DEPTH = 32  # nesting levels accepted in a skill; real ones use four
 _MAX_BROKEN = 1000  # objects that fail to parse before the search ends; each error costs a pass
 _MAX_DIGITS = 300  # longer integers stay text (Python itself refuses to convert beyond 4300 digits)
@@ -256,11 +258,11 @@ def _open_wrappers(value: Any) -> Iterator[Mapping[str, Any]]:
 
 
 def _clean(value: Any, depth: int = 0) -> Any:
-    """Copies JSON values with lone surrogates replaced, which no tokenizer or file could encode."""
+    """Copies JSON values with lone surrogates replaced, see `files.encodable`."""
     if depth > MAX_DEPTH:
         raise ValueError(f"nested deeper than {MAX_DEPTH} levels")
     if isinstance(value, str):
-        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        return encodable(value)
     if isinstance(value, Mapping):
         return {_clean(str(key)): _clean(item, depth + 1) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
 from evolving_rl_jax import types
@@ -102,24 +103,26 @@ class _TaskStore:
     def task(self, path: str) -> WebTask:
         from evolving_rl_jax.envs.mind2web.store import read_task
 
-        if path not in self._tasks:
-            self._tasks[path] = read_task(path)
-            if len(self._tasks) > self._max_tasks:
-                self._tasks.popitem(last=False)
-        self._tasks.move_to_end(path)
-        return self._tasks[path]
+        return _kept(self._tasks, path, self._max_tasks, lambda: read_task(path))
 
     def snapshot(self, task: WebTask, path: str, step: int, wanted: tuple[str, ...]) -> Snapshot:
         """What is shown of a step of ``task``, which the episode holds and ``path`` names."""
-        key = path, step, wanted
-        if key not in self._snapshots:
+
+        def make() -> Snapshot:
             page, budget = task.steps[step].page, self._max_tokens
-            shown = snapshot(page, task.text, wanted, budget, self._count, self._controls)
-            self._snapshots[key] = shown
-            if len(self._snapshots) > _SNAPSHOTS:
-                self._snapshots.popitem(last=False)
-        self._snapshots.move_to_end(key)
-        return self._snapshots[key]
+            return snapshot(page, task.text, wanted, budget, self._count, self._controls)
+
+        return _kept(self._snapshots, (path, step, wanted), _SNAPSHOTS, make)
+
+
+def _kept(cache: OrderedDict[Any, Any], key: Any, most: int, make: Callable[[], Any]) -> Any:
+    """``cache[key]``, made if it is not there; the ``most`` used last are kept."""
+    if key not in cache:
+        cache[key] = make()
+        if len(cache) > most:
+            cache.popitem(last=False)
+    cache.move_to_end(key)
+    return cache[key]
 
 
 _STORES: dict[Options, _TaskStore] = {}

@@ -11,7 +11,7 @@ a failure; both are counted, apart.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 __all__ = ["FAILED_STEP", "SHOWN", "TaskScore", "step_metrics"]
@@ -50,7 +50,7 @@ class TaskScore:
     task_id: str
     split: str
     steps: tuple[Mapping[str, Any], ...]
-    group: str = ""
+    group: Hashable = ""
 
     def __post_init__(self):
         if not self.steps:

@@ -9,6 +9,7 @@ from typing import Any
 
 from evolving_rl_jax.envs.mind2web.actions import ANNOTATED_OPS, Gold
 from evolving_rl_jax.envs.web.page import NODE_ID, Element, Page, parse_page
+from evolving_rl_jax.files import encodable
 
 __all__ = ["RecordError", "WebStep", "WebTask", "from_official"]
 
@@ -213,8 +214,7 @@ def _attributes(told: Any, where: str) -> dict[str, str]:
 def _text(data: dict[str, Any], key: str, where: str) -> str:
     if not isinstance(data.get(key), str):
         raise RecordError(f"{where} must be a text, found {_kind(data.get(key))}")
-    # Lone surrogates have no UTF-8 form: no file or tokenizer could take them.
-    return data[key].encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return encodable(data[key])
 
 
 def _list(data: dict[str, Any], key: str) -> list:

@@ -15,7 +15,7 @@ from typing import Any
 from evolving_rl_jax.envs.base import EnvError, Environment
 from evolving_rl_jax.envs.miniwob.browser import Browser, Frame
 from evolving_rl_jax.envs.miniwob.families import refuse
-from evolving_rl_jax.envs.web.actions import OPS, parse_action
+from evolving_rl_jax.envs.web.actions import OPS, parse_action, plain_op
 from evolving_rl_jax.envs.web.observation import action_line, observation_text
 from evolving_rl_jax.envs.web.page import Page, parse_page
 from evolving_rl_jax.envs.web.snapshot import snapshot
@@ -100,9 +100,7 @@ class MiniWob(Environment):
     def step(self, action: str) -> StepResult:
         if self._over:
             raise EnvError("step was called before reset or after the end")
-        asked = parse_action(
-            action, lambda op: " ".join(op.upper().split())
-        )  # ENTER is no CLICK here
+        asked = parse_action(action, plain_op)  # ENTER is no CLICK here
         if asked is None:
             return self._refused("(no action)", "it is no JSON object with an op and a ref")
         op, ref, value = asked

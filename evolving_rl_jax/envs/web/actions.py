@@ -7,7 +7,9 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-__all__ = ["AS_CLICK", "OPS", "WebAction", "clean", "normalize_op", "parse_action"]
+from evolving_rl_jax.files import encodable
+
+__all__ = ["AS_CLICK", "OPS", "WebAction", "clean", "normalize_op", "parse_action", "plain_op"]
 
 OPS = ("CLICK", "TYPE", "SELECT")
 AS_CLICK = ("HOVER", "ENTER")
@@ -29,9 +31,14 @@ class WebAction(NamedTuple):
         return json.dumps(fields | ({"value": self.value} if self.value else {}))
 
 
+def plain_op(op: str) -> str:
+    """Upper case on one line."""
+    return " ".join(op.upper().split())
+
+
 def normalize_op(op: str) -> str:
-    """Upper case on one line, with HOVER and ENTER as CLICK."""
-    op = " ".join(op.upper().split())
+    """As `plain_op`, with HOVER and ENTER as CLICK."""
+    op = plain_op(op)
     return "CLICK" if op in AS_CLICK else op
 
 
@@ -69,10 +76,5 @@ def parse_action(text: str, normalize: Callable[[str], str] = normalize_op) -> W
     number = _REF.fullmatch(ref.strip())
     if number is None or isinstance(value, dict | list):
         return None
-    op, value = (_encodable(x) for x in (op, "" if value is None else str(value)))
-    return WebAction(normalize(op), int(number[1]), value)
-
-
-def _encodable(text: str) -> str:
-    """Without lone surrogates, which are valid JSON and which no tokenizer or file could take."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    value = "" if value is None else encodable(str(value))
+    return WebAction(normalize(encodable(op)), int(number[1]), value)
