@@ -73,6 +73,18 @@ def test_wrong_counts_are_reported_and_write_no_index(source, tmp_path, capsys):
     assert "must not hold an index already" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("relative", ["source", "out", "both"])
+def test_relative_paths_as_the_readme_has_them(source, tmp_path, monkeypatch, relative):
+    monkeypatch.chdir(tmp_path)
+    given = {"source": source, "out": tmp_path / "out"}
+    for name in given if relative == "both" else [relative]:
+        given[name] = given[name].relative_to(tmp_path)
+    arguments = [f"--{name}={value}" for name, value in given.items()]
+    assert cli.main(["data", "alfworld", *arguments, "--allow-counts"]) == 0
+    assert {pathlib.Path(t.path).is_absolute() for t in load_tasks(tmp_path / "out")} == {True}
+    assert load_tasks(given["source"]) == load_tasks(source)
+
+
 def test_released_counts_pass(source, tmp_path, monkeypatch):
     from evolving_rl_jax.envs.alfworld import index as alfworld_index
 

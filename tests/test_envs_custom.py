@@ -14,6 +14,7 @@ pytest.importorskip("ml_collections")
 
 from evolving_rl_jax import config as config_lib
 from evolving_rl_jax import envs
+from evolving_rl_jax.cli import main as cli
 from evolving_rl_jax.config import ConfigError, default_config
 from evolving_rl_jax.config.accepted import names_attribute
 from evolving_rl_jax.envs.base import TaskError
@@ -87,6 +88,32 @@ def test_a_run_trains_on_it_and_writes_its_report(project):
     records = [json.loads(x) for x in (run / "metrics.jsonl").read_text().splitlines()]
     assert records[-1]["iteration"] == 2 or len(records) >= 2
     assert list((run / "eval").glob("*.json"))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("env.name=nowhere:ENV", "config.env.name: environment 'nowhere:ENV' cannot be imported"),
+        ("env.name=coin_game:NOPE", "the module has no 'NOPE'"),
+        ('env.options={"x": 1}', "config.env.options: coin_game:ENV.make() got an unexpected"),
+    ],
+)
+def test_what_train_says_of_an_environment_that_is_not_there(project, capsys, change, words):
+    arguments = ["train", "--config=coin.py", "--workdir=run", f"--config.{change}"]
+    assert cli.main(arguments) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert words in line and not (project / "run" / "config.json").exists()
+
+
+def test_an_ablation_of_it_has_its_own_tasks(project):
+    from evolving_rl_jax.run.folder import RunFolder
+    from evolving_rl_jax.train.ablation.run import Ablation
+
+    config = config_lib.load_config("coin.py")
+    ablation = Ablation(RunFolder("all", config), ("joint", "grpo"), (0, 1))
+    for arm, seed in ablation.runs():
+        own = ablation.run_config(config, arm, seed)
+        assert (own.data.games, own.algorithm.arm, own.seed) == ("", arm, seed)
 
 
 @pytest.mark.parametrize(

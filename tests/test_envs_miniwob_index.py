@@ -123,7 +123,7 @@ def test_what_is_missing_is_one_line(monkeypatch):
     )
     assert "found no chromedriver on PATH" in chromium.missing()
     monkeypatch.setattr(chromium.importlib.util, "find_spec", lambda name: None)
-    assert "pip install 'evolving-rl-jax[miniwob]'" in chromium.missing()
+    assert "pip install -e '.[miniwob]'" in chromium.missing()
     assert "\n" not in chromium.missing()
 
 

@@ -202,7 +202,7 @@ def test_what_is_missing_is_one_line(monkeypatch):
     with pytest.raises(ValueError, match="found no java on PATH"):
         envs.benchmark("scienceworld").plan(wanted(), 0)
     monkeypatch.setattr(game.importlib.util, "find_spec", lambda name: None)
-    assert "pip install 'evolving-rl-jax[scienceworld]'" in game.missing()
+    assert "pip install -e '.[scienceworld]'" in game.missing()
 
 
 def test_damaged_indexes_are_named(tmp_path):

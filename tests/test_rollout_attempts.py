@@ -33,12 +33,12 @@ import tokenizers
 from evolving_rl_jax import envs
 from evolving_rl_jax.models.tokenizer import load_tokenizer
 from evolving_rl_jax.record.figures import rollout_figures
-from evolving_rl_jax.rollout.attempts import attempt_key, reading_order
+from evolving_rl_jax.rollout.attempts import Attempts, attempt_key, reading_order
 from evolving_rl_jax.rollout.episode import Driver
 from evolving_rl_jax.rollout.evolve import Evolver
 from evolving_rl_jax.rollout.prompts import make_prompts
 from evolving_rl_jax.skills import AuditRules
-from evolving_rl_jax.types import ENV_ERROR, OK, TIMEOUT, Episode
+from evolving_rl_jax.types import ENV_ERROR, OK, TIMEOUT, TRUNCATED, Episode, Turn
 
 
 def ended(prompts, won, text):
@@ -245,3 +245,13 @@ class _Ending:
 
     def __getattr__(self, name):
         return getattr(self._tokenizer, name)
+
+
+def test_no_skill_can_be_asked_for_where_no_attempt_was_ever_played():
+    _, _, driver = collect()
+    never = Episode(make_task("t"), [], False, TRUNCATED, [])
+    played = dataclasses.replace(never, turns=[Turn("page", "a", "a", True)])
+    context = object()
+    assert not Attempts(driver, [(never, context)]).readable
+    assert not Attempts(driver, [(never, context), (never, context)]).readable
+    assert Attempts(driver, [(never, context), (played, context)]).readable

@@ -54,8 +54,9 @@ def finished(tmp_path):
             for j, extractor in enumerate(policies):
                 if solver != extractor:
                     path = cross_file(tmp_path, seed, 1.0, solver, extractor)
-                    file = panel(f"{solver}+{extractor}", 1.0, 1, seed=100 + 9 * i + 3 * j + seed,
+                    file = panel(f"{solver}+{extractor}", 1.0, min(i, 1), seed=100 + 9 * i + 3 * j + seed,
                                  conditions=("own",))  # fmt: skip
+                    file["skills_from"] = {"name": extractor, "iteration": 56 * min(j, 1)}
                     write_json(tmp_path, str(path.relative_to(tmp_path)), file)
     return tmp_path, folders
 
@@ -73,7 +74,7 @@ def share(paths, split):
 
 def test_crossed_success_is_pooled_over_seeds(finished):
     workdir, folders = finished
-    tables = cross_tables(workdir, [read_run(f) for f in folders])
+    tables = cross_tables(workdir, [read_run(f) for f in folders], [])
     assert {t["split"] for t in tables} == {"valid_unseen", "heldout_types"}
     for table in tables:
         assert table["policies"] == ["warmstart", "joint", "grpo"]
@@ -90,7 +91,7 @@ def test_crossed_success_is_pooled_over_seeds(finished):
 
 def test_seeds_that_were_not_asked_for_are_left_out(finished):
     workdir, folders = finished
-    for table in cross_tables(workdir, [read_run(f) for f in folders if f.name.endswith("-1")]):
+    for table in cross_tables(workdir, [read_run(f) for f in folders if f.name.endswith("-1")], []):
         path = cross_file(workdir, 1, 1.0, "joint", "grpo")
         assert table["cells"][1][2]["success"] == pytest.approx(share([path], table["split"]))
 
@@ -128,8 +129,25 @@ def test_a_missing_pair_is_a_hole_in_the_table(finished):
     workdir, folders = finished
     for seed in (0, 1):
         cross_file(workdir, seed, 1.0, "joint", "grpo").unlink()
-    for table in cross_tables(workdir, [read_run(f) for f in folders]):
+    for table in cross_tables(workdir, [read_run(f) for f in folders], []):
         assert table["cells"][1][2] is None and table["cells"][2][1] is not None
+
+
+@pytest.mark.parametrize("who", ["iteration", "skills_from"])
+def test_a_crossing_of_policies_that_were_trained_on_is_left_out_and_said(finished, who):
+    workdir, folders = finished
+    path = cross_file(workdir, 1, 1.0, "joint", "grpo")
+    old = json.loads(path.read_text())
+    old |= (
+        {"iteration": 0}
+        if who == "iteration"
+        else {"skills_from": {"name": "final", "iteration": 0}}
+    )
+    path.write_text(json.dumps(old))
+    other, notices = cross_file(workdir, 0, 1.0, "joint", "grpo"), []
+    for table in cross_tables(workdir, [read_run(f) for f in folders], notices):
+        assert table["cells"][1][2]["success"] == pytest.approx(share([other], table["split"]))
+    assert len(notices) == 1 and notices[0].startswith("joint+grpo, seed 1: left out")
 
 
 # -- the command -----------------------------------------------------------------------------------

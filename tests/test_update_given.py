@@ -153,9 +153,13 @@ def test_variants_count_own_sequences_only(sequences):
     assert (batch.role == ROLE_NONE).sum() == 2
 
 
-def test_dropped_groups_are_as_if_never_played(sequences):
+@pytest.mark.parametrize(
+    "covariance", [{}, {"covariance": {"kind": "kl", "share": 0.3}, "ratio": "cispo"}]
+)
+def test_dropped_groups_are_as_if_never_played(sequences, covariance):
     """The same update as of a batch whose other sequences are in nobody's use."""
-    config = config_with(empty_groups="drop", old_logprobs="trainer")
+    kinds = {"old_logprobs": "rollout"} if covariance else {"old_logprobs": "trainer"}
+    config = config_with(empty_groups="drop", **kinds, **covariance)
     batch = make_batch(sequences, len(sequences) // 2)
     wins = np.array(batch.wins)
     wins[0] = 1.0  # the plays of source 0 are alike, and so are its valid skills
@@ -176,6 +180,8 @@ def test_dropped_groups_are_as_if_never_played(sequences):
     ours, theirs = run(config, batch), run(config, batch._replace(role=role))
     assert_same(ours[0].params, theirs[0].params)
     assert ours[1]["kl"] != pytest.approx(0)
+    for name in ("loss", "policy_loss", "kl", "ratio_deviation", "clip_fraction"):
+        assert ours[1][name] == pytest.approx(theirs[1][name], rel=1e-4), name
 
 
 def test_detached_sequences_alone_are_something_to_learn_from(sequences):

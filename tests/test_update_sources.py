@@ -1,12 +1,13 @@
 """Source episodes that are trained on: a group of their own, in batches, advantages and records."""
 
+import dataclasses
 import gzip
 import itertools
 import json
 
 import numpy as np
 import pytest
-from attempt_runs import ORDER, PLANS, PROMPTS, E, G, K, N, R, collect
+from attempt_runs import ORDER, PLANS, PROMPTS, SETTINGS, E, G, K, N, R, collect
 from small_updates import small_config
 
 from evolving_rl_jax.config import default_config
@@ -77,7 +78,8 @@ def test_the_advantage_of_a_source_episode_is_among_the_attempts_at_its_task(arm
 
 def test_steps_of_source_episodes_are_compared_with_the_same_step_of_other_attempts():
     scoring = StepScoring(3, "correct_steps")
-    experience, _, _ = collect(train_sources=True, scoring=scoring)
+    settings = dataclasses.replace(SETTINGS, context="recent", recent_turns=0)
+    experience, _, _ = collect(train_sources=True, scoring=scoring, settings=settings)
     rewards, taken = experience.source_step_rewards, experience.source_step_mask
     assert rewards.shape == taken.shape == (G, E, 3)
     for g, s in itertools.product(range(G), range(E)):

@@ -185,6 +185,7 @@ def test_failed_environments_and_cut_off_turns():
     lost = dataclasses.replace(episode([1.0]), status=TIMEOUT)
     cut = episode([1.0], steps=2)
     cut.turns.append(Turn("o1", "", "", False))  # nothing answered it
+    cut.samples.append(sample(1, 1))
     found = experience_of(2, {(0, 0, 0): lost, (0, 1, 0): cut}, shape=(1, 4, 1), s=2)
     np.testing.assert_array_equal(found.step_mask[0, 0, :2, 0], [[0, 0], [1, 1]])
     np.testing.assert_array_equal(found.step_rewards[0, 0, 1, 0], [1, 0])
@@ -204,10 +205,11 @@ class Pages(FakePool):
         self.actions[key].append(action)
         page = "x" * 5000 if key == self.long else "a page"
         done = len(self.actions[key]) == 2
-        self._answer(key, StepResult(page, ("win",), 1.0, done, done))
+        self._answer(key, StepResult(page, ("win",), float(action == "win"), done, done))
 
 
-def test_a_page_that_was_never_read_is_in_no_group():
+@pytest.mark.parametrize("protocol", ["stop_at_error", "teacher_forced"])
+def test_a_page_that_was_never_read_is_in_no_group(protocol):
     """Whoever saw the second page was right, so it says nothing of anyone."""
     prompts = compact_prompts()
     settings = PlaySettings(
@@ -221,14 +223,17 @@ def test_a_page_that_was_never_read_is_in_no_group():
         max_skill_chars=99,
     ))  # fmt: skip
     evolver = Evolver(driver, None, prompts, rollout, scoring=StepScoring(2, "correct_steps"))
-    found = evolver.collect_groups([make_task("t")])
+    task = make_task("t", env="mind2web", meta={"protocol": protocol})
+    found = evolver.collect_groups([task])
     np.testing.assert_array_equal(found.step_mask[0, 0, :, 0], [[1, 1], [1, 0], [1, 1]])
     algorithm = default_config().algorithm
     algorithm.arm = "grpo"
     solver = np.asarray(unweighted_advantages(algorithm, found).solver)[0, 0, :, 0]
     np.testing.assert_array_equal(solver, np.zeros((3, 2)))  # 0.71 and -1.41 were it a wrong step
     short = found.sources[0].episodes[0, 1, 0]
-    assert short.status == TRUNCATED and len(short.turns) == len(short.samples) == 1
+    assert len(short.samples) == 1
+    ended = (TRUNCATED, 1) if protocol == "stop_at_error" else (OK, 2)  # a failed step, played on
+    assert (short.status, len(short.turns)) == ended
 
 
 def test_policy_loss_of_the_compiled_update():

@@ -26,6 +26,7 @@ from evolving_rl_jax.generate.programs import Programs
 from evolving_rl_jax.models import lora as lora_lib
 from evolving_rl_jax.rollout.batch import BatchShape
 from evolving_rl_jax.rollout.evolve import StepScoring
+from evolving_rl_jax.run.hosts import Hosts, check_hosts
 from evolving_rl_jax.types import TokenBatch
 from evolving_rl_jax.update import state as state_lib
 from evolving_rl_jax.update import step as step_lib
@@ -176,8 +177,11 @@ def check(config, config_file: str, topology: str) -> Report:
     sizes = config.mesh
     try:
         mesh = parallel.make_mesh(sizes.data, sizes.fsdp, sizes.tensor, devices=devices)
+        parallel.check_rows_of_hosts(mesh)
     except ValueError as e:
         raise ConfigError(f"config.mesh: {e}") from e
+    hosts = len({d.process_index for d in devices})
+    check_hosts(config, Hosts(0, hosts))
     local = host_devices(chip, devices)
     engine_mesh = parallel.generation_mesh(cfg.num_kv_heads, local)
     shape = BatchShape.from_config(config)
@@ -192,7 +196,6 @@ def check(config, config_file: str, topology: str) -> Report:
         held = _bytes(weights) + _bytes(cache)
         programs.append(_compile(name, lowered, total / engine_mesh.size, held))
     shown = " ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
-    hosts = len({d.process_index for d in devices})
     on_gpu = devices[0].platform == "gpu"
     return Report(
         title=f"{pathlib.Path(config_file).stem} on {topology}: {len(devices)} devices "

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-
 from evolving_rl_jax.cli.options import (
     add_hosts,
     at_least,
     check_alike,
     joined_hosts,
     names,
+    only_with,
+    panel_options,
     temperatures,
 )
 from evolving_rl_jax.config import ConfigError
@@ -62,7 +61,7 @@ def add(commands) -> None:
     p.add_argument(
         "--top",
         type=int,
-        default=1,
+        default=0,
         metavar="K",
         help="skills in a prompt of a stream (default: 1)",
     )
@@ -93,9 +92,10 @@ def run(args, overrides: dict[str, str]) -> None:
 
     folder, splits = RunFolder(args.workdir, moved=overrides), names(args.split)
     panel = (splits, args.games, names(args.conditions)) if args.mode == "panel" else ()
-    config = run_config(folder, *panel)
+    with panel_options(args.split, args.conditions):
+        config = run_config(folder, *panel)
     with (
-        _by_options(),
+        panel_options(args.split, args.conditions),
         Preemption() as preemption,
         joined_hosts(args, config) as hosts,
         shared_notices(hosts, preemption),
@@ -106,19 +106,8 @@ def run(args, overrides: dict[str, str]) -> None:
 
             play(
                 parts, args.mode, args.checkpoint, temperatures(args.temperature), args.seeds,
-                splits=splits, num_games=args.games, conditions=names(args.conditions), top=args.top,
+                splits=splits, num_games=args.games, conditions=names(args.conditions), top=args.top or 1,
             )  # fmt: skip
-
-
-@contextlib.contextmanager
-def _by_options() -> Iterator[None]:
-    """Keys of the panel are set by options here, and so is what helps."""
-    try:
-        yield
-    except ConfigError as e:
-        text = str(e).replace("--config.eval.conditions=", "--conditions=")
-        text = text.replace("--config.eval.splits=", "--split=")
-        raise e if text == str(e) else ConfigError(text) from e
 
 
 def _check(args) -> None:
@@ -127,7 +116,9 @@ def _check(args) -> None:
     temperatures(args.temperature)
     at_least(args.seeds, 1, "--seeds")
     at_least(args.games, 0, "--games")
-    at_least(args.top, 1, "--top")
+    at_least(args.top, 0, "--top")
+    only_with("--mode=stream", args.mode == "stream", top=args.top)
+    only_with("--compare", False, out=args.out)
     if args.conditions and args.mode != "panel":
         raise ConfigError(
             f"--conditions must be left out with --mode={args.mode}, got {args.conditions}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pathlib
 
-from evolving_rl_jax.cli.options import at_least
+from evolving_rl_jax.cli.options import at_least, only_with
 
 
 def add(commands) -> None:
@@ -34,7 +34,7 @@ def add(commands) -> None:
         "--checkpoint",
         default="latest",
         metavar="WHICH",
-        help="latest or an iteration (default: latest)",
+        help="policy, adapter: latest, best or an iteration; policy: also warmstart (default: latest)",
     )
     p.add_argument(
         "--dtype",
@@ -50,6 +50,8 @@ def run(args, overrides: dict[str, str]) -> None:
     from evolving_rl_jax.run.folder import RunFolder
 
     at_least(args.top, 0, "--top")
+    only_with("--what=skills", args.what == "skills", bank=args.bank, top=args.top)
+    only_with("--what=policy", args.what == "policy", dtype=args.dtype)
     folder, out = RunFolder(args.workdir, moved=overrides), pathlib.Path(args.out)
     folder.load_config()
     if args.what == "skills":

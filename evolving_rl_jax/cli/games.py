@@ -40,8 +40,8 @@ def add(commands) -> None:
         "--slack",
         type=int,
         metavar="STEPS",
-        help="steps that the limit allows beyond the shortest solution (default: enough to try a third of "
-        "the places where the object could be)",
+        help="steps that the limit allows beyond the shortest solution (default: 3 in a compact room, else "
+        "enough to try a third of the places where the object could be)",
     )
 
 

@@ -26,9 +26,7 @@ from evolving_rl_jax.cli import compile as compile_
 from evolving_rl_jax.cli import eval as eval_
 from evolving_rl_jax.cli.options import Parser
 from evolving_rl_jax.config import ConfigError
-from evolving_rl_jax.envs.base import EngineMismatch, EnvError, TaskError
-from evolving_rl_jax.files import SaveFailed
-from evolving_rl_jax.run.preemption import EXIT_AGAIN, Preempted
+from evolving_rl_jax.run.endings import EXIT_FAILED, ending
 from evolving_rl_jax.train.ablation.side_by_side import PieceFailed
 
 COMMANDS = {
@@ -50,22 +48,7 @@ COMMANDS = {
 # Take --config.KEY=VALUE; eval and export only where a folder of the run has moved.
 OVERRIDDEN = ("train", "ablation", "compile", "transfer", "doctor", "eval", "export")
 
-EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
-# What ends a command in one line instead of a traceback: {error: (exit code, what follows it)}.
-ENDINGS = {
-    ConfigError: (EXIT_USAGE, ""),
-    TaskError: (EXIT_USAGE, ""),  # of data that was damaged after it was loaded
-    EngineMismatch: (EXIT_FAILED, ""),
-    # What plays is missing, or cannot show a task that is to be generated.
-    EnvError: (EXIT_FAILED, ""),
-    PieceFailed: (EXIT_FAILED, ""),
-    SaveFailed: (EXIT_FAILED, ""),
-    Preempted: (EXIT_AGAIN, ": the same command goes on from here"),
-    KeyboardInterrupt: (
-        EXIT_INTERRUPTED,
-        "interrupted; the same training command goes on from the last checkpoint",
-    ),
-}
+_OF_ABLATIONS = {PieceFailed: (EXIT_FAILED, "")}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -90,10 +73,12 @@ def main(argv: list[str] | None = None) -> int:
         if _is_read():
             raise
         return EXIT_FAILED
-    except tuple(ENDINGS) as e:
-        code, rest = next(end for kind, end in ENDINGS.items() if isinstance(e, kind))
-        print(f"evolving-rl: {' '.join(str(e).split())}{rest}", file=sys.stderr)
-        return getattr(e, "exit_code", code)
+    except BaseException as e:
+        if (found := ending(e, _OF_ABLATIONS)) is None:
+            raise
+        code, text = found
+        print(f"evolving-rl: {text}", file=sys.stderr)
+        return code
 
 
 def _is_read() -> bool:

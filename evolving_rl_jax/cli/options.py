@@ -12,7 +12,13 @@ from evolving_rl_jax.config import ConfigError, flat
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line, like all others of the command."""
+    """An argument parser whose errors are one line, like all others of the command.
+
+    Options are written out: ``--seed`` must not be taken for ``--seeds``, which is something else.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
 
     def error(self, message: str):
         """Says what is wrong and where the options are listed; leaves with exit code 2."""
@@ -26,6 +32,39 @@ def at_least(value: float, least: float, flag: str) -> None:
     """Raises ConfigError where a number is smaller, or no number at all."""
     if not least <= value < math.inf:
         raise ConfigError(f"{flag} must be >= {least}, got {value}")
+
+
+def only_with(mode: str, chosen: bool, **options) -> None:
+    """Raises ConfigError for an option that was given, and has no effect but with ``mode``.
+
+    Args:
+      mode: as a user writes it.
+      chosen: whether it was.
+      options: name -> value, false where it was left out.
+    """
+    for name, value in options.items():
+        if value and not chosen:
+            raise ConfigError(f"--{name} must be left out without {mode}, got {value}")
+
+
+@contextlib.contextmanager
+def panel_options(splits: str, conditions: str = "") -> Iterator[None]:
+    """Keys of the panel are set by options here: errors name these, and so does what helps.
+
+    Args:
+      splits, conditions: what the options say, empty where they were left out.
+    """
+    try:
+        yield
+    except ConfigError as e:
+        text = str(e)
+        for key, option, given in (
+            ("conditions", "--conditions", conditions),
+            ("splits", "--split", splits),
+        ):
+            text = text.replace(f"--config.eval.{key}=", f"{option}=")
+            text = text.replace(f"config.eval.{key} ", f"{option} ") if given else text
+        raise e if text == str(e) else ConfigError(text) from e
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from evolving_rl_jax.cli.options import at_least, names, temperatures
+from evolving_rl_jax.cli.options import at_least, names, panel_options, temperatures
 from evolving_rl_jax.config import ConfigError
 
 # Of an endpoint: {option: (default, least, help)}; the type is the default's.
@@ -87,7 +87,8 @@ def run(args, overrides: dict[str, str]) -> None:
         top=args.top,
         endpoint=_endpoint(args) if args.policy.startswith(("http://", "https://")) else None,
     )
-    transfer(options, overrides)
+    with panel_options(args.split):
+        transfer(options, overrides)
 
 
 def _check(args) -> None:

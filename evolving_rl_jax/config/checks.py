@@ -189,7 +189,9 @@ def _algorithm(config: ConfigDict) -> Iterator[Rule]:
     )
     length = decay_length(config)
     yield (
-        config.optimizer.schedule == "constant" or config.optimizer.warmup_steps < length,
+        config.optimizer.schedule == "constant"
+        or config.optimizer.warmup_steps < length
+        or not (length or config.train.num_iterations),  # nothing is trained
         "optimizer.warmup_steps",
         f"below the number of updates of a cosine schedule ({length})",
     )

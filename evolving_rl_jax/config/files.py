@@ -154,7 +154,10 @@ def from_json(path: pathlib.Path) -> ConfigDict:
         )
     _modernise(data["env"])
     config = ConfigDict(_filled(_tuples(data), default_config().to_dict()))
-    validate(config)
+    try:
+        validate(config)
+    except ConfigError as e:
+        raise ConfigError(f"{path}, which another version may have written: {e}") from e
     return config.lock()
 
 
@@ -206,13 +209,13 @@ FOLDERS += ("warmstart.path",)
 def schedule_change(old: ConfigDict, new: ConfigDict) -> str:
     """What going on with ``new`` would do to the learning rate of ``old``; "" for nothing.
 
-    A constant rate has no length.  A cosine that gets another one jumps, to where the longer or
-    shorter one would be.
+    A constant rate has no length, and nothing was trained with a cosine of none.  A cosine that gets
+    another one jumps, to where the longer or shorter one would be.
     """
     lengths = decay_length(old), decay_length(new)
-    if new.optimizer.schedule == "constant" or lengths[0] == lengths[1]:
+    if new.optimizer.schedule == "constant" or lengths[0] in (0, lengths[1]):
         return ""
-    update = min(lengths) - 1
+    update = max(0, min(lengths) - 1)
     before, after = (_cosine(new.optimizer, update, length) for length in lengths)
     return (
         f"the cosine of optimizer.schedule would get {lengths[1]} updates instead of {lengths[0]}, which "
@@ -222,7 +225,7 @@ def schedule_change(old: ConfigDict, new: ConfigDict) -> str:
 
 
 def _cosine(optimizer: ConfigDict, update: int, length: int) -> float:
-    done = (update - optimizer.warmup_steps) / (length - optimizer.warmup_steps)
+    done = (update - optimizer.warmup_steps) / max(1, length - optimizer.warmup_steps)
     return optimizer.learning_rate * (1 + math.cos(math.pi * max(done, 0.0))) / 2
 
 

@@ -197,6 +197,7 @@ def write_result(
     data: Mapping[str, Any] | None = None,
     writes: bool = True,
     batching: Mapping[str, Any] | None = None,
+    skills_from: Mapping[str, Any] | None = None,
 ) -> dict:
     """Writes ``eval/NAME.json`` atomically; docs/metrics.md describes every field.
 
@@ -212,6 +213,7 @@ def write_result(
       data: further facts about the games, such as the hash of the whole data set.
       writes: whether this process does; the others of a run only return the result.
       batching: whether numbers depend on what shared a call, see `run.engine.evaluating`.
+      skills_from: which policy wrote the skills, where it is not this one.
     """
     for game in games:
         game.seed = seed if game.seed is None else game.seed
@@ -229,6 +231,7 @@ def write_result(
         },
         "versions": versions(),
         **({"batching": dict(batching)} if batching else {}),
+        **({"skills_from": dict(skills_from)} if skills_from else {}),
         "sources": figures,
         "summary": summarise(games, conditions, seed),
         "games": [_game_record(g) for g in games],

@@ -210,8 +210,11 @@ class _Stream:
         play, s = self.plays[i], self.settings
 
         def done(episode: Episode, handle) -> None:
-            if handle is None:
-                self._keep_with(play, episode)  # the environment failed: nothing to learn from
+            if handle is None or not episode.turns:
+                # The environment failed, or the page did not fit: nothing to learn from.
+                self._keep_with(play, episode)
+                if handle is not None:
+                    self.driver.release(handle)
                 self._next(i + 1)
                 return
 

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from evolving_rl_jax.files import sample_hash
 from evolving_rl_jax.models.config import ModelConfig
 from evolving_rl_jax.models.hf import load_hf
 from evolving_rl_jax.models.hub import TOKENIZER_FILES, WEIGHT_FILES, local_folder
@@ -76,7 +77,7 @@ class DecoderEmbedder:
         self._batch_size = batch_size
         self._prompt = _prompt_of(folder, instruction)
         config = (folder / "config.json").read_bytes()
-        weights = sorted((p.name, p.stat().st_size) for p in folder.glob("*.safetensors"))
+        weights = sorted((p.name, sample_hash(p)) for p in folder.glob("*.safetensors"))
         facts = f"{Path(path).name} {weights} {self._prompt!r} {max_length} {dtype}".encode()
         self.fingerprint = f"decoder:{hashlib.sha256(config + facts).hexdigest()}"
 

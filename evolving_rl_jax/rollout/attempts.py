@@ -135,7 +135,7 @@ class Attempts:
     Attributes:
       episodes: in the order of their keys.
       best: the one that counts as the source's: of those that are scored the furthest, the first of equals.
-      readable: whether a skill can be asked for.
+      readable: whether a skill can be asked for: something was played, and nothing was cut off.
     """
 
     def __init__(self, driver, ended: Sequence[tuple[Episode, object]]):
@@ -146,7 +146,8 @@ class Attempts:
         shown = [pair for pair in live if pair[0].turns] or live[:1]
         self._shown = [shown[i] for i in reading_order([episode for episode, _ in shown])]
         self.best = self._shown[-1][0] if self._shown else self.episodes[0]
-        self.readable = bool(self._shown) and not any(e.cut for e in self.episodes)
+        played = bool(self._shown and self.best.turns)
+        self.readable = played and not any(e.cut for e in self.episodes)
 
     @property
     def read(self) -> list[Episode]:

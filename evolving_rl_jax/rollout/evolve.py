@@ -221,7 +221,7 @@ class Evolver:
             if self.num_attempts > 1:
                 source.attempts = attempts.episodes
             # One that failed, was stopped, or was never played: no skill can follow, the masks stay 0.
-            if attempts.readable and source.episode.turns:
+            if attempts.readable:
                 source.candidates = [None] * self.shape[1]
                 keys = [self._skill_key(g, n) for n in range(self.shape[1])]
                 if chosen is None:
@@ -314,7 +314,10 @@ def settle(episodes: Sequence[Episode]) -> None:
 
 
 def add_steps(experience: Experience, scoring: StepScoring) -> None:
-    """Fills in the arrays of steps; a turn that nothing answered (it was cut off) has failed."""
+    """Fills in the arrays of steps; a turn that nothing answered (it was cut off) has failed.
+
+    One whose page did not fit, so that nothing was sampled, has not been taken.
+    """
     shape = experience.wins.shape
     scores = np.zeros(shape, np.float32)
     rewards = np.zeros((*shape, scoring.max_steps), np.float32)
@@ -326,8 +329,13 @@ def add_steps(experience: Experience, scoring: StepScoring) -> None:
                 scores[at] = scoring.of(episode)
                 experience.wins[at] = float(episode.won)
                 rewards[at][: len(episode.rewards)] = episode.rewards
-                taken[at][: len(episode.turns)] = 1.0
+                taken[at][_read(episode)] = 1.0
     experience.scores, experience.step_rewards, experience.step_mask = scores, rewards, taken
+
+
+def _read(episode: Episode) -> list[int]:
+    """The turns that the policy answered; each is a sequence of its own where steps are scored."""
+    return [sample.step for sample in episode.samples]
 
 
 def add_sources(experience: Experience, num_attempts: int, scoring: StepScoring | None) -> None:
@@ -346,7 +354,7 @@ def add_sources(experience: Experience, num_attempts: int, scoring: StepScoring 
             for i, episode in enumerate(source.attempts):
                 if episode.scored:
                     rewards[g, i, : len(episode.rewards)] = episode.rewards
-                    taken[g, i, : len(episode.turns)] = 1.0
+                    taken[g, i][_read(episode)] = 1.0
         experience.source_step_rewards, experience.source_step_mask = rewards, taken
 
 

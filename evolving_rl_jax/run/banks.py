@@ -27,7 +27,8 @@ def open_bank(path: str | os.PathLike[str], flag: str) -> Bank:
       ConfigError: there is no such file, or it is no bank.
     """
     if not pathlib.Path(path).is_file():
-        raise ConfigError(f"{flag} must be a bank.jsonl, got {str(path)!r} (no such file)")
+        why = "a folder" if pathlib.Path(path).is_dir() else "no such file"
+        raise ConfigError(f"{flag} must be a bank.jsonl, got {str(path)!r} ({why})")
     with user_errors((ValueError, OSError), flag), warnings.catch_warnings(record=True) as torn:
         bank = Bank(path)
     if not len(bank) and os.path.getsize(path):

@@ -205,11 +205,10 @@ def folders(subject: Subject) -> str:
     if subject.workdir:
         wanted["--workdir"] = subject.workdir
     if jax.config.jax_enable_compilation_cache and (cache := jax.config.jax_compilation_cache_dir):
-        wanted["the compilation cache (JAX_COMPILATION_CACHE_DIR)"] = pathlib.Path(cache)
+        if "://" not in str(cache):  # an object store is jax's own affair
+            wanted["the compilation cache (JAX_COMPILATION_CACHE_DIR)"] = pathlib.Path(cache)
     free = []
     for name, path in wanted.items():
-        if "://" in str(path):
-            continue  # an object store: jax's own affair
         there = next(p for p in (path, *path.absolute().parents) if p.exists())
         try:
             with tempfile.TemporaryFile(dir=there) as file:
@@ -255,7 +254,11 @@ def data(subject: Subject) -> str:
     from evolving_rl_jax import envs
 
     config, found = subject.config, []
-    if not config.data.games:
+    if ":" in config.env.name:
+        found.append(
+            f"{len(envs.benchmark(config.env.name).load(pathlib.Path()))} tasks of its own"
+        )
+    elif not config.data.games:
         found.append("games are generated at the first start")
     else:
         tasks = envs.benchmark(config.env.name).load(pathlib.Path(config.data.games))

@@ -31,7 +31,10 @@ def prepare_games(config, folder: RunFolder, hosts: Hosts = ALONE) -> Sequence[T
       ConfigError: tasks are missing or malformed, not enough for the configuration, not to be trained
         on, or not those that the run began with; nothing has been written then.
     """
-    benchmark = envs.benchmark(config.env.name)
+    with user_errors((ValueError,), "config.env.name"):
+        benchmark = envs.benchmark(config.env.name)
+    with user_errors((ValueError,), "config.env.options"):
+        benchmark.worker_options(config.env)
     given = config.data.games
     path = pathlib.Path(given) if given else folder.path / "games"
     if not given:

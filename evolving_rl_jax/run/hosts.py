@@ -26,17 +26,15 @@ from typing import Any
 import numpy as np
 
 from evolving_rl_jax.config import ConfigError
-from evolving_rl_jax.run.preemption import EXIT_AGAIN, EXIT_INTERRUPTED, Preempted, Preemption
+from evolving_rl_jax.run.endings import EXIT_USAGE, ending, lost_peer
+from evolving_rl_jax.run.preemption import EXIT_AGAIN, Preempted, Preemption
 
 log = logging.getLogger(__name__)
 
-EXIT_USAGE = 2
 START_TIMEOUT_S, HEARTBEAT_TIMEOUT_S = 300.0, 100.0
 _MEET_TIMEOUT_S = 6 * 3600.0  # a dead host is noticed by its heartbeats, long before
 _LEAST_MESSAGE = 1 << 16  # messages are padded to powers of two, so that few programs are compiled
 _ON_EVERY_WORKER = "did you start this on every worker?"
-# What the runtime says when a collective or a barrier lost a member.
-_LOST = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "CANCELLED", "Gloo", "NCCL", "heartbeat")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -273,7 +271,8 @@ def join(
     Args:
       address: from `find`.
       start_timeout_s: until all processes must be there.  Later this process ends with one line
-        and exit code 2: the runtime offers no way to go on after a failed start.
+        and exit code 75: the runtime offers no way to go on after a failed start, and the others may
+        still be waiting for their machines.
       heartbeat_timeout_s: a process that is silent for so long is dead, and the others end.
     """
     import jax
@@ -325,7 +324,7 @@ def _give_up(address: Address, timeout_s: float) -> None:
         file=sys.stderr,
         flush=True,
     )
-    os._exit(EXIT_USAGE)  # the main thread is inside the runtime and cannot be interrupted
+    os._exit(EXIT_AGAIN)  # the main thread is inside the runtime and cannot be interrupted
 
 
 @contextlib.contextmanager
@@ -362,15 +361,12 @@ def _shutdown() -> None:
 def _report(error: BaseException, hosts: Hosts | None) -> int:
     """Prints what happened and returns the exit code."""
     who = f"process {hosts.index} of {hosts.count}" if hosts else "this process"
-    if isinstance(error, ConfigError):
-        print(f"evolving-rl: {' '.join(str(error).split())}", file=sys.stderr)
-        return EXIT_USAGE
-    if isinstance(error, Preempted):
-        print(f"evolving-rl: {who}: {error}", file=sys.stderr)
-        return error.exit_code
-    if isinstance(error, KeyboardInterrupt):
-        print(f"evolving-rl: {who} interrupted", file=sys.stderr)
-        return EXIT_INTERRUPTED
+    if found := ending(error):
+        code, text = found
+        # A mistake is the same in all processes.
+        about = "" if code == EXIT_USAGE else f"{who}: "
+        print(f"evolving-rl: {about}{text}", file=sys.stderr)
+        return code
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 1
     if lost_peer(error):
@@ -385,11 +381,3 @@ def _report(error: BaseException, hosts: Hosts | None) -> int:
     traceback.print_exception(error)
     print(f"evolving-rl: {who} failed; the others will end too", file=sys.stderr)
     return 1
-
-
-def lost_peer(error: BaseException) -> bool:
-    """Whether an error of the runtime means that another process is gone."""
-    text = str(error)
-    return type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError") and any(
-        word in text for word in _LOST
-    )

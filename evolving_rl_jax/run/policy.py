@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 from typing import Any
 
@@ -16,14 +17,15 @@ from evolving_rl_jax.parallel import make_mesh
 from evolving_rl_jax.run.console import user_errors
 from evolving_rl_jax.run.folder import RunFolder, check_unused
 from evolving_rl_jax.run.hosts import ALONE, Hosts
-from evolving_rl_jax.run.parts import model_config
+from evolving_rl_jax.run.parts import model_config, read_adapter
 from evolving_rl_jax.run.weights import CheckpointReader, abstract_params
 
 
 def load_policy(folder: RunFolder, which: str, hosts: Hosts = ALONE):
     """(params, model_cfg, iteration) of a checkpoint of the run; adapters are merged.
 
-    Merged weights are in ``config.model.dtype``, as in training, whatever the base's file is in.  Reads
+    The base of adapters is read in ``config.model.dtype`` and merged weights are in it, as in training,
+    whatever the base's file is in.  Reads
     what was trained and nothing else, onto the devices that are there, however many the run was
     trained on.
 
@@ -37,19 +39,23 @@ def load_policy(folder: RunFolder, which: str, hosts: Hosts = ALONE):
     """
     config = folder.load_config()
     if which == "warmstart":
-        params, model_cfg = _load_base(folder, config, "--checkpoint 'warmstart'")
+        dtype = config.model.dtype if config.model.lora_adapter else None
+        params, model_cfg = _load_base(folder, config, "--checkpoint 'warmstart'", dtype)
+        if (given := read_adapter(config, model_cfg)) is not None:
+            model_cfg = dataclasses.replace(model_cfg, dtype=dtype)
+            params = lora_lib.merge(params, given, lora_lib.from_config(config.model.lora))
         return params, model_cfg, 0
     params, model_cfg, iteration = _restore(folder, config, which, hosts)
     lora = lora_lib.from_config(config.model.lora)
     if lora:
-        base, adapters = _base_and_adapters(folder, config, params)
-        params = lora_lib.merge(base, adapters, lora, dtype=model_cfg.dtype)
+        base, adapters = _base_and_adapters(folder, config, params, model_cfg.dtype)
+        params = lora_lib.merge(base, adapters, lora)
     return params, model_cfg, iteration
 
 
-def _base_and_adapters(folder: RunFolder, config, adapters) -> tuple[Any, Any]:
-    """The frozen weights in the dtype of their file, and the adapters on the host."""
-    base, _ = _load_base(folder, config, "--workdir")
+def _base_and_adapters(folder: RunFolder, config, adapters, dtype=None) -> tuple[Any, Any]:
+    """The frozen weights (dtype None: in that of their file), and the adapters on the host."""
+    base, _ = _load_base(folder, config, "--workdir", dtype)
     # Through the host: the base is on one device, the adapters are on all.
     mesh = jax.tree.leaves(adapters)[0].sharding.mesh
     whole = jax.device_put(adapters, NamedSharding(mesh, PartitionSpec()))
@@ -70,9 +76,9 @@ def _base_model(folder: RunFolder, config) -> str:
     return str(base.absolute() if base.exists() else imported or base)
 
 
-def _load_base(folder, config, key):
+def _load_base(folder, config, key, dtype=None):
     with user_errors((ValueError, FileNotFoundError), key):
-        return models.load_hf(_base_model(folder, config))
+        return models.load_hf(_base_model(folder, config), dtype=dtype)
 
 
 def _restore(folder: RunFolder, config, which: str, hosts: Hosts = ALONE):

@@ -18,6 +18,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from evolving_rl_jax.files import sample_hash
+
 TIE_DECIMALS = 9  # sums in another order differ by 1e-16; that must not decide a tie
 _LOCK_TIMEOUT_S = 60.0  # how long a write may wait for those of other processes
 
@@ -104,7 +106,11 @@ class SentenceTransformerEmbedder:
         self._batch_size = batch_size
         prompts = getattr(self._model, "prompts", None) or {}
         self._query_prompt = "query" if prompts.get("query") else None
-        self.fingerprint = f"sentence-transformers:{name}"
+        files = sorted(
+            p for end in ("safetensors", "bin") for p in pathlib.Path(name).rglob(f"*.{end}")
+        )
+        kept = "".join(f" {p.name} {sample_hash(p)}" for p in files)  # nothing of a hub id
+        self.fingerprint = f"sentence-transformers:{name}{kept}"
 
     def fit(self, texts: Sequence[str]) -> SentenceTransformerEmbedder:
         """Does nothing: the model is pretrained."""

@@ -103,8 +103,9 @@ def whole_counts(figures: dict[str, float], hosts: Hosts) -> dict[str, float]:
         return figures
     counts = {n: value for n, value in figures.items() if n.startswith(("rollout/", "env/"))}
     everyone = hosts.gather(counts)
-    for name in counts:
-        total = sum(part[name] for part in everyone)
+    # A host that extracted nothing has no counts of what was extracted.
+    for name in dict.fromkeys(name for part in everyone for name in part):
+        total = sum(part.get(name, 0) for part in everyone)
         figures[name] = total / hosts.count if name in _SHARES else total
     return figures
 

@@ -81,6 +81,16 @@ def detach(
     return old, None if weights is None else jnp.where(free, 1.0, weights)
 
 
+def kept_rows(algorithm: Any, batch: TokenBatch, rows: Rows) -> Rows:
+    """The rows with nothing trained in groups that `counted` drops: they are in no figure of the loss."""
+    if algorithm.empty_groups != "drop":
+        return rows
+    kept = counted(algorithm, batch)
+    if batch.detached is not None:
+        kept |= batch.detached > 0
+    return rows._replace(mask=jnp.where(gather(kept, rows.sequence_ids), rows.mask, 0.0))
+
+
 def own_rows(free: jax.Array | None, rows: Rows) -> Rows:
     """The rows with nothing trained at the tokens ``free``: what was recorded of those is not compared."""
     return rows if free is None else rows._replace(mask=jnp.where(free, 0.0, rows.mask))

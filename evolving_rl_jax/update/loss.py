@@ -86,12 +86,13 @@ def make_loss(config, model_cfg, lora, ref_params, batch, advantages, mesh, atte
         old_logprobs, weights = agreement.importance(algorithm, sampled, rows)
         free = given.detached_tokens(batch, rows.sequence_ids)
         old_logprobs, weights = given.detach(free, sampled, old_logprobs, weights)
+        kept = given.kept_rows(algorithm, batch, rows)
         loss, parts = losses.evolving_rl_loss(
             sampled,
             old_logprobs,
             ref_logprobs,
             entropy,
-            rows.mask,
+            kept.mask,
             sequence_ids=rows.sequence_ids,
             num_sequences=batch.role.shape[0],
             advantages=advantages,
@@ -99,7 +100,7 @@ def make_loss(config, model_cfg, lora, ref_params, batch, advantages, mesh, atte
             entropy_coef=entropy_coef,
             kl_coef=kl_coef,
             kl_kind=algorithm.kl_kind,
-            **variant.options(rows, weights),
+            **variant.options(kept, weights),
             kl_logprobs=None if found.log_kept is None else logprobs,
         )
         sums = {n: parts[n] for n in _PER_SEQUENCE}

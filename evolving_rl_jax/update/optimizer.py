@@ -31,7 +31,7 @@ def learning_rate_schedule(config: Any, num_steps: int | None = None) -> optax.S
     peak, warmup = opt.learning_rate, opt.warmup_steps
     if opt.schedule == "cosine":
         num_steps = opt.decay_updates or num_steps
-    if opt.schedule == "constant":
+    if opt.schedule == "constant" or num_steps == 0:  # 0: nothing is trained
         main = optax.constant_schedule(peak)
     elif num_steps is None or num_steps <= warmup:
         raise ValueError(

@@ -161,6 +161,7 @@ def index_games(
     Raises:
       TaskError: no games at all, or games that are damaged or of another release, by name.
     """
+    source = source.absolute()  # as the paths of all tasks
     left_out: Counter[str] = Counter()
     bad: list[str] = []
     tasks: list[Task] = []

@@ -63,7 +63,8 @@ def prepare(
     """
     if (out / INDEX).exists():
         raise FileExistsError(f"{out}: must not hold an index already, found {INDEX}")
-    root = _root(sources, out, progress)
+    out = out.absolute()
+    root = _root(sources, out, progress).absolute()
     with progress("reading games", len(game_folders(root))) as bar:
         tasks, report = index_games(root, bar)
     if report.differences and not allow_counts:
@@ -72,7 +73,7 @@ def prepare(
     index = {
         "format": 2,
         "source": "alfworld",
-        "root": str(root.relative_to(out) if inside else root.absolute()),
+        "root": str(root.relative_to(out) if inside else root),
         "report": dataclasses.asdict(report),
         "games": [index_row(task, root) for task in tasks],
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import functools
+import inspect
 import json
 import pathlib
 from collections.abc import Callable, Sequence
@@ -74,7 +75,12 @@ class UserBenchmark(WithoutFacts):
         return _AsListed(made)
 
     def worker_options(self, env) -> dict[str, Any]:
-        return json.loads(env.options) if env.options else {}
+        options = json.loads(env.options) if env.options else {}
+        try:
+            inspect.signature(self.found.make).bind(**options)
+        except TypeError as error:
+            raise ValueError(f"{self.name}.make() {error}, got {env.options or 'none'}") from None
+        return options
 
     def variant(self, env) -> str:
         return self.found.name

@@ -53,7 +53,7 @@ def missing() -> str:
     absent = [n for n in ("miniwob", "selenium") if importlib.util.find_spec(n) is None]
     if absent:
         names = " and ".join(absent)
-        return f"{names} must be installed: pip install 'evolving-rl-jax[miniwob]'"
+        return f"{names} must be installed: pip install -e '.[miniwob]'"
     if executable() is None:
         return f"Chromium must be installed for miniwob, found none of {', '.join(BROWSERS)} on PATH ({_INSTALL})"
     if driver() is None:

@@ -21,7 +21,7 @@ _NO_LIMIT = 10**9  # steps; the caller enforces the limit
 def missing() -> str:
     """What this machine lacks to run the simulator; empty for nothing."""
     if importlib.util.find_spec("scienceworld") is None:
-        return "the package scienceworld must be installed: pip install 'evolving-rl-jax[scienceworld]'"
+        return "the package scienceworld must be installed: pip install -e '.[scienceworld]'"
     if shutil.which("java") is None:
         return "Java must be installed for scienceworld (a JRE of version 8 or later), found no java on PATH"
     return ""

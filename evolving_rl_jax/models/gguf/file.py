@@ -57,7 +57,7 @@ class GGUFFile:
         except ImportError:
             raise ValueError(
                 f"{path} is a GGUF file, and the package gguf, which reads it, is not installed: "
-                "pip install 'evolving-rl-jax[gguf]'"
+                "pip install -e '.[gguf]'"
             ) from None
         self.path = path
         try:

@@ -14,6 +14,7 @@ _SHARED = ("env", "data", "model", "skills", "warmstart", "eval")
 _SHARED_ROLLOUT = (
     "style", "show_actions", "context", "recent_turns", "max_turn_tokens", "max_skill_tokens",
     "max_steps", "max_length", "max_skill_chars", "top_p", "top_k", "stop_strings",
+    "num_source_episodes", "extraction_lines", "weights_dtype",
 )  # fmt: skip
 
 

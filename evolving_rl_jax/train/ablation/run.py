@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import functools
 import gc
+import itertools
 import json
 import pathlib
 import shutil
@@ -31,7 +32,12 @@ from evolving_rl_jax.run.folder import RunFolder
 from evolving_rl_jax.run.parts import open_parts
 from evolving_rl_jax.run.preemption import Preemption
 from evolving_rl_jax.train.ablation.side_by_side import Piece, core_shares, run_side_by_side
-from evolving_rl_jax.train.ablation.summary import WARMSTART, cross_file, write_summary
+from evolving_rl_jax.train.ablation.summary import (
+    WARMSTART,
+    cross_file,
+    trained_for,
+    write_summary,
+)
 from evolving_rl_jax.train.collapse import CollapsedError, ended_by_rule
 from evolving_rl_jax.types import SCORED
 
@@ -64,7 +70,8 @@ class Ablation:
             config = self.configs[arm]
         own = ConfigDict(config.to_dict())
         own.unlock()
-        own.data.games = config.data.games or str(self.folder.path / "games")
+        if ":" not in config.env.name:  # an environment of one's own has its own tasks
+            own.data.games = config.data.games or str(self.folder.path / "games")
         own.seed = seed
         if self.configs is None:
             own.algorithm.arm = arm
@@ -110,7 +117,7 @@ def _run_pieces(config, ablation: Ablation, pieces: dict[str, tuple[str, int]], 
             if only and name != only:
                 continue
             if arm == _CROSS:
-                _cross(config, ablation, seed)
+                _cross(config, ablation, seed, preemption)
             else:
                 what = "arm" if ablation.configs is None else "config"
                 label = f"ablation: {what} {arm}, seed {seed} ({number} of {len(ablation.runs())})"
@@ -194,8 +201,8 @@ def _check_no_accelerator(jobs: int) -> None:
 def _is_done(config, ablation: Ablation, arm: str, seed: int) -> bool:
     if arm == _CROSS:
         return not _missing_pairs(config, ablation, seed)
-    folder = RunFolder(str(ablation.run_path(arm, seed)))
     config = ablation.run_config(config, arm, seed)
+    folder = RunFolder(str(ablation.run_path(arm, seed)), config)
     return _finished(folder, config) or bool(_collapsed(folder, config))
 
 
@@ -248,7 +255,7 @@ def _run(
 
 def _finished(folder: RunFolder, config) -> bool:
     ends = [_read(folder.eval_file("final", t)) for t in config.eval.temperatures]
-    return all(end.get("iteration") == config.train.num_iterations for end in ends)
+    return all(end.get("iteration", -1) >= config.train.num_iterations for end in ends)
 
 
 def _collapsed(folder: RunFolder, config) -> str:
@@ -298,7 +305,7 @@ def _free_memory() -> None:
 # -- solvers x extractors --------------------------------------------------------------------------
 
 
-def _cross(config, ablation: Ablation, seed: int) -> None:
+def _cross(config, ablation: Ablation, seed: int, preemption: Preemption) -> None:
     """Every policy of a seed plays the panel with the skills that every other one wrote.
 
     At the first temperature of the panels.  A policy with its own skills is in its evaluation.
@@ -328,6 +335,7 @@ def _cross(config, ablation: Ablation, seed: int) -> None:
             engine = engine or make_engine(parts, params)
             engine.set_params(params, f"{solver}-{seed}")
             for extractor in [e for s, e in missing if s == solver]:
+                preemption.check()
                 name = WARMSTART if extractor == WARMSTART else "final"
                 written = _read(folders[extractor].eval_file(name, temperature))
                 path = cross_file(ablation.folder.path, seed, temperature, solver, extractor)
@@ -336,12 +344,17 @@ def _cross(config, ablation: Ablation, seed: int) -> None:
 
 
 def _missing_pairs(config, ablation: Ablation, seed: int) -> list[tuple[str, str]]:
-    """(solver, extractor) whose panel has not been played."""
+    """(solver, extractor) whose panel has not been played, or that have been trained on since."""
     if "own" not in config.eval.conditions:
         return []
-    policies = (WARMSTART, *_trained(config, ablation, seed))
-    file = functools.partial(cross_file, ablation.folder.path, seed, config.eval.temperatures[0])
-    return [(s, e) for s in policies for e in policies if s != e and not file(s, e).is_file()]
+    temperature = config.eval.temperatures[0]
+    file = functools.partial(cross_file, ablation.folder.path, seed, temperature)
+    ends = {WARMSTART: 0}
+    for arm in _trained(config, ablation, seed):
+        folder = RunFolder(str(ablation.run_path(arm, seed)))
+        ends[arm] = _read(folder.eval_file("final", temperature)).get("iteration")
+    pairs = itertools.permutations(ends, 2)
+    return [(s, e) for s, e in pairs if trained_for(_read(file(s, e))) != (ends[s], ends[e])]
 
 
 def _trained(config, ablation: Ablation, seed: int) -> list[str]:
@@ -379,4 +392,5 @@ def _play_pair(parts, engine, panel, written: dict, path: pathlib.Path, iteratio
     write_result(
         path, panel, games, name=path.stem, iteration=iteration, temperature=temperature,
         seed=seed, conditions=("own",), figures=written["sources"], batching=batching,
+        skills_from={"name": written["name"], "iteration": written["iteration"]},
     )  # fmt: skip

@@ -33,6 +33,11 @@ def cross_file(
     return workdir / "cross" / f"{seed}-t{temperature:g}" / f"{solver}+{extractor}.json"
 
 
+def trained_for(panel: dict[str, Any]) -> tuple[int | None, int | None]:
+    """Iterations of training of the solver and of the extractor of a crossed panel; None = not said."""
+    return panel.get("iteration"), panel.get("skills_from", {}).get("iteration")
+
+
 def write_summary(
     workdir: str | os.PathLike, folders: Sequence[str | os.PathLike], *, named: bool = False
 ) -> str:
@@ -68,7 +73,7 @@ def write_summary(
         "versions": next((p["versions"] for r in runs for p in r.panels if "versions" in p), {}),
         "success": arms,
         "by_seed": _by_seed(runs, named),
-        "cross": cross_tables(workdir, runs),
+        "cross": cross_tables(workdir, runs, notices),
         "skills": _skills(compared),
         "notices": notices,
     }
@@ -109,15 +114,35 @@ def _rates(panel: dict[str, Any]) -> dict[str, float | None]:
 # -- solvers x extractors --------------------------------------------------------------------------
 
 
-def cross_tables(workdir: pathlib.Path, runs: Sequence[Run]) -> list[dict[str, Any]]:
+def cross_tables(
+    workdir: pathlib.Path, runs: Sequence[Run], notices: list[str]
+) -> list[dict[str, Any]]:
     """Success of every solver with every extractor's skills, pooled over seeds.
+
+    Args:
+      workdir: of the ablation.
+      runs: that were crossed.
+      notices: takes what was left out, a line each.
 
     Returns:
       For each temperature and split a dict with ``policies`` and ``cells`` [solver][extractor] of
       `report_results.success`, None where a panel is missing.
     """
     seeds = {run.seed for run in runs}  # others may have been crossed in the folder too
-    panels = {key: panel for key, panel in _crossed(workdir).items() if key[0] in seeds}
+    ends = {(r.seed, WARMSTART): 0 for r in runs}
+    ends |= {
+        (r.seed, r.arm): p.get("iteration") for r in runs for p in r.panels if p["name"] == AFTER
+    }
+    panels = {}
+    for key, panel in _crossed(workdir).items():
+        seed, _, *pair = key
+        if seed not in seeds:
+            continue
+        if trained_for(panel) == tuple(ends.get((seed, policy)) for policy in pair):
+            panels[key] = panel
+        else:
+            notices.append(f"{'+'.join(pair)}, seed {seed}: left out of the crossing, whose policies have "
+                           "been trained on since it was played")  # fmt: skip
     crossed = {key[:2] for key in panels}
     for run in runs:  # a policy with its own skills; the arms of a seed share the warm start
         for panel in run.panels:

@@ -109,6 +109,7 @@ def prepare_objects(
     """
     if (out / INDEX).exists():
         raise FileExistsError(f"{out}: must not hold an index already, found {INDEX}")
+    out = out.absolute()  # as the paths of all tasks
     left_out: Counter[str] = Counter()
     games = _read(load_tasks(source), left_out, progress)
     kinds = _kinds(games)
