@@ -12,7 +12,7 @@
 #   run       start the command on every worker, detached
 #   follow    show the first worker's log until the run ends; its exit code
 #   logs      the last lines of every worker's log
-#   stop      SIGTERM to the run: it saves itself
+#   stop      SIGTERM to the run: it saves itself, and an `up` that follows it ends with 130
 #   status    state of the slice
 #   delete    give the slice back
 #
@@ -107,7 +107,7 @@ create() {
   if [[ -n $network ]]; then options+=("--network=$network"); fi
   if [[ -n $account ]]; then options+=("--service-account=$account"); fi
   run gcloud compute tpus queued-resources create "$name" --node-id="$name" "${where[@]}" \
-    --accelerator-type="$type" --runtime-version="$runtime" "${options[@]}"
+    --accelerator-type="$type" --runtime-version="$runtime" ${options[@]+"${options[@]}"}
 }
 
 wait_active() {
@@ -155,15 +155,16 @@ start() {
   quoted=$(printf ' %q' "${command[@]}")
   local worker="bash launch/worker.sh --chip ${type%%-*} --restarts 3 --state ."
   local end="if [ -s run.pid ] && kill -TERM \$(cat run.pid); then while kill -0 \$(cat run.pid); do sleep 1; done; fi 2> /dev/null"
-  on all "$end; rm -f run.pid && { PATH=\$PWD/.venv/bin:\$PATH nohup $worker$quoted > run.log 2>&1 < /dev/null & } && until [ -s run.pid ]; do kill -0 \$! 2> /dev/null || [ -s run.pid ] || { cat run.log; exit 1; }; sleep 0.1; done"
+  on all "$end; rm -f run.pid run.stop && { PATH=\$PWD/.venv/bin:\$PATH nohup $worker$quoted > run.log 2>&1 < /dev/null & } && until [ -s run.pid ]; do kill -0 \$! 2> /dev/null || [ -s run.pid ] || { cat run.log; exit 1; }; sleep 0.1; done"
 }
 
-# 255 is ssh's own: the connection broke and the run goes on.  A run that ends so is reported as 1.
+# 255 is ssh's own: the connection broke and the run goes on.  A run that ends so is reported as 1, one
+# that `stop` ended as 130, on which nothing is started again.
 follow() {
   local lines=+1 code
   while true; do
     code=0
-    on 0 "tail -n $lines -F --pid=\$(cat run.pid) run.log; code=\$(cat run.exit); [ \$code != 255 ] || code=1; exit \$code" || code=$?
+    on 0 "tail -n $lines -F --pid=\$(cat run.pid) run.log; code=\$(cat run.exit); [ \$code != 255 ] || code=1; [ ! -e run.stop ] || code=130; exit \$code" || code=$?
     [[ $code == 255 && -z $DRY_RUN ]] || return "$code"
     case $(state) in ACTIVE | UNKNOWN) ;; *) return "$code" ;; esac
     echo "tpu_pod.sh: the connection to $name broke, following again" >&2
@@ -187,6 +188,7 @@ up() {
     # without a word.
     case $code in
       75 | 134 | 255) ;;
+      130) return "$code" ;; # a person has ended it
       *) [[ $(state) != ACTIVE ]] || return "$code" ;;
     esac
     if ((attempt >= restarts)); then
@@ -207,7 +209,7 @@ case $step in
   run) start ;;
   follow) follow ;;
   logs) on all "tail -n ${LINES_OF_LOG:-40} run.log" ;;
-  stop) on all "kill -TERM \$(cat run.pid)" ;;
+  stop) on all "touch run.stop && kill -TERM \$(cat run.pid) || { rm -f run.stop; exit 1; }" ;;
   status) run gcloud compute tpus queued-resources describe "$name" "${where[@]}" ;;
   delete) delete ;;
 esac

@@ -107,32 +107,6 @@ def test_what_this_machine_does_not_have_leaves_no_folder(fails, tmp_path, optio
     assert message in fails(*train(tmp_path / "run", *(f"--config.{o}" for o in options)))
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (
-            ["export", "--what=policy", "--out=o", "--top=3"],
-            "--top must be left out without --what=skills",
-        ),
-        (
-            ["export", "--what=skills", "--out=o", "--dtype=float32"],
-            "--dtype must be left out without",
-        ),
-        (["eval", "--top=2"], "--top must be left out without --mode=stream, got 2"),
-        (["eval", "--out=x.json"], "--out must be left out without --compare, got x.json"),
-    ],
-)
-def test_options_of_another_mode_are_refused(fails, tmp_path, arguments, message):
-    assert message in fails(*arguments, f"--workdir={tmp_path}")
-
-
-@pytest.mark.parametrize("command", [["eval"], ["ablation", DEBUG]])
-def test_seed_is_not_taken_for_seeds(command, capsys):
-    with pytest.raises(SystemExit):
-        main([*command, "--workdir=run", "--seed=5"])
-    assert "unrecognized arguments: --seed=5" in capsys.readouterr().err
-
-
 def test_an_empty_workdir_is_not_the_present_folder(fails):
     assert "--workdir must be a folder, got ''" in fails(*train(""))
 

@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent import futures
 
 import pytest
 from conftest import ROOT
@@ -278,6 +279,20 @@ def test_a_setup_that_fails_starts_nothing(gcloud, tmp_path):
     done = up(gcloud, MEETING.format(after=""), tmp_path / "first", options=("--setup", "exit 32"))
     assert done.returncode == 32 and not (tmp_path / "first").exists()
     assert not any("nohup" in word for call in calls(gcloud) for word in call)
+
+
+def test_a_run_that_is_stopped_is_not_started_again(gcloud, tmp_path):
+    with futures.ThreadPoolExecutor(1) as pool:
+        followed = pool.submit(up, gcloud, SAVING, tmp_path)
+        end = time.monotonic() + 60
+        while not (tmp_path / "ready").exists():
+            assert time.monotonic() < end and not followed.done()
+            time.sleep(0.05)
+        done = call(LAUNCH / "tpu_pod.sh", "stop", *SLICE, path=gcloud / "bin")
+        assert done.returncode == 0, done.stderr
+        followed = followed.result()
+    assert followed.returncode == 130 and "starting again" not in followed.stderr
+    assert (tmp_path / "saved").exists()
 
 
 def test_a_preempted_pod_is_made_again_and_the_run_goes_on(gcloud, tmp_path):
