@@ -134,6 +134,7 @@ def test_metrics_page_names_every_field_of_a_panel_file(tmp_path):
     data = {"environment": "", "from": "", "all_games": 1, "all_games_hash": ""}
     path = tmp_path / "final-t1.json"
     settings |= {"data": data, "batching": {"dtype": "float32", "independent_rows": 0}}
+    settings |= {"skills_from": {"name": "final", "iteration": 1}}
     write_result(path, panel, games, conditions=("none", "own"), **settings)
     written = _leaves(json.loads(path.read_text()))
     assert _documented("eval/NAME-tTEMPERATURE.json") == written
