@@ -173,6 +173,52 @@ def test_adapters_of_a_bfloat16_file_are_merged_in_float32_and_rounded_once(
     assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype("float32")}
 
 
+def edited(lora_run, tmp_path, **model):
+    """A copy of the run whose configuration has other values of ``model``, and its adapters."""
+    workdir = shutil.copytree(lora_run, tmp_path / "run")
+    config = json.loads((workdir / "config.json").read_text())
+    config["model"].update(model)
+    config["warmstart"]["enabled"] = config["warmstart"]["enabled"] and not model.get("hf_path")
+    (workdir / "config.json").write_text(json.dumps(config))
+    lora = lora_lib.from_config(config_lib.from_json(workdir / "config.json").model.lora)
+    return workdir, lora
+
+
+def test_an_evaluation_plays_the_weights_of_training_whose_base_is_in_the_models_dtype(
+    lora_run, tmp_path
+):
+    """bfloat16(bfloat16(W) + dW), as `lora.Merger` makes them of what a run holds, of a float32 file."""
+    workdir, lora = edited(lora_run, tmp_path, dtype="bfloat16")
+    base, cfg = models.load_hf(workdir / "warmstart", dtype="bfloat16")
+    with np.load(workdir / "trained.npz") as trained:
+        shapes = jax.eval_shape(lambda: lora_lib.init(cfg, lora, jax.random.key(0)))
+        adapters = jax.tree_util.tree_map_with_path(
+            lambda key, _: trained[jax.tree_util.keystr(key)], shapes
+        )
+    params, _, _ = load_policy(RunFolder(str(workdir)), "latest")
+    found = jax.tree.map(np.asarray, params)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        found,
+        jax.tree.map(np.asarray, lora_lib.merge(base, adapters, lora)),
+    )
+
+
+def test_a_run_that_starts_from_an_adapter_starts_from_the_base_with_it(lora_run, tmp_path):
+    assert (
+        main(["export", f"--workdir={lora_run}", f"--out={tmp_path / 'adapter'}", "--what=adapter"])
+        == 0
+    )
+    base = str(lora_run / "warmstart")
+    workdir, lora = edited(lora_run, tmp_path, hf_path=base, lora_adapter=str(tmp_path / "adapter"))
+    params, _, iteration = load_policy(RunFolder(str(workdir)), "warmstart")
+    trained, _, _ = load_policy(RunFolder(str(lora_run)), "latest")
+    assert iteration == 0
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), params, trained
+    )
+
+
 def test_what_only_training_needs_is_not_read(run, tmp_path):
     workdir = shutil.copytree(run, tmp_path / "run")
     config = json.loads((workdir / "config.json").read_text())
