@@ -276,3 +276,32 @@ def test_audit_rules_of_the_environment_are_applied(project):
 def test_built_in_environments_keep_the_contract(name, household_games):
     found = list(checks(name, household_games[:2], {"engine": "native", "check_games": 0}, steps=4))
     assert [f for f in found if not f.ok] == []
+
+
+@pytest.mark.parametrize(("reward", "status"), [("float('nan')", "env_error"), ("0.5", "ok")])
+def test_answers_are_numbers_and_texts_that_can_be_kept(project, reward, status):
+    source = BLOCKS[0].replace(
+        'return Observation("you see six boxes."', 'return Observation("half \\ud800"'
+    )
+    source += f"""
+
+class Odd(type(ENV)):
+    def make(self):
+        inner = super().make()
+        step = inner.step
+        inner.step = lambda action: step(action)._replace(reward={reward})
+        return inner
+
+
+ENV = Odd()
+"""
+    from evolving_rl_jax.envs.pool.process import Player, Request
+
+    spec = write(project, f"odd_{status}", source)
+    (task, *_) = envs.benchmark(spec).load(None)
+    player = Player(spec, {})
+    opening = player.answer(Request(0, 0, task=task))
+    assert opening.text == "half \ufffd" and opening.text.encode()
+    reply = player.answer(Request(1, 0, 0, action=opening.actions[0]))
+    assert reply.status == status
+    assert status == "ok" or "a reward must be a finite number, got nan" in reply.text

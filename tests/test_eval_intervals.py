@@ -147,6 +147,38 @@ def test_skills_that_are_worth_nothing_show_nothing_in_a_stream(seeds):
     assert np.mean(grouped) <= 0.1 < np.mean(single)
 
 
+@pytest.mark.parametrize("seeds", [(1,), (1, 2)])
+def test_tasks_of_one_site_are_drawn_together_in_a_stream(seeds):
+    """Six sites, of which three are always won and three never: n is six, with and without the bank."""
+    plays = []
+    for seed in seeds:
+        for i in range(120):
+            task = make_task(f"t{i:03d}", env="mind2web", group=f"site{i % 6}")
+            side = Side(i % 6 < 3, "ok", 3, "", "")
+            record = SkillRecord(f"s{seed}-{i}", 0, f"source {i}", "h")
+            plays.append(StreamPlay(task, seed, i, 0, [(record, 0.5)], side, side))
+    found = with_and_without(plays)
+    for side in ("with", "without"):
+        assert found[side]["high"] - found[side]["low"] > 0.5, found[side]
+
+
+def test_two_sides_with_skills_of_their_own_are_drawn_by_both():
+    """Three skills of the one side decide nearly everything; the other side has one a game."""
+    games = range(60)
+    won = {0: 0.95, 1: 0.5, 2: 0.05}
+    rng = np.random.default_rng(3)
+    before = {(g, 0): float(rng.random() < won[g % 3]) for g in games}
+    after = {(g, 0): float(rng.random() < 0.5) for g in games}
+    groups = {
+        "other": {g: ("skills", g % 3) for g in games},
+        "ours": {g: ("skills", f"s{g}") for g in games},
+    }
+    tables = {("x", "other"): before, ("x", "ours"): after}
+    (row,) = statistics.paired_rows(tables, groups, [("other", "ours")])
+    alone = statistics.paired(before, after, groups["ours"])
+    assert row["high"] - row["low"] > 1.5 * (alone["high"] - alone["low"])
+
+
 # -- the published tables --------------------------------------------------------------------------
 
 

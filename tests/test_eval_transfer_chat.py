@@ -212,3 +212,19 @@ def test_an_endpoint_is_shown_what_the_engine_shows(shown):
     assert listed[0] == ([] if shown == "none" else ["go", "look"])
     later = {"all": [["look", "take"], ["look"]], "changed": [["go", "take"], ["take"]]}
     assert [listed[2], listed[4]] == later.get(shown, [[], []])
+
+
+def test_a_prompt_that_is_refused_leaves_its_episode_out_and_an_empty_answer_is_written_as_one():
+    def say(messages):
+        return "" if len(messages) == 2 else winner(messages)
+
+    def faults(n):
+        return (400, {}, {"error": "content_filter"}) if n == 2 else None
+
+    with serve(say, faults) as (server, url):
+        episodes, error, _ = play(url, [(make_task(f"t{i}"), "") for i in range(3)], concurrency=1)
+    assert error is None
+    assert [episodes[i].status for i in range(3)] == [OK, TIMEOUT, OK]
+    assert "content_filter" in episodes[1].error
+    said = [m["content"] for r in server.requests for m in r["messages"]]
+    assert all(said) and "(no answer)" in said

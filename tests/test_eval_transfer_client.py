@@ -14,6 +14,7 @@ from evolving_rl_jax.eval.transfer.client import (
     BudgetSpent,
     ChatClient,
     EndpointError,
+    Refused,
     TooLong,
 )
 
@@ -88,6 +89,40 @@ def test_an_answer_without_plain_text_is_an_answer(content, text):
     with serve(echo, first((200, {}, body))) as (server, url):
         assert ask(url)[0] == text
         assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [{"finish_reason": "length"}, {"message": {"role": "assistant", "reasoning_content": "hm"}}],
+)
+def test_a_choice_without_content_is_an_empty_answer_with_the_servers_own_count(choice):
+    with serve(echo, first((200, {}, {**completion(""), "choices": [choice]}))) as (server, url):
+        text, usage = ask(url)
+    assert text == "" and len(server.requests) == 1 and usage.estimated == 0
+
+
+def test_a_model_that_wants_another_key_for_the_limit_gets_it():
+    said = {
+        "error": "'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
+    }
+    with serve(echo, first((400, {}, said))) as (server, url):
+        assert ask(url, max_tokens=7)[0] == "1 messages"
+    limits = [{k: v for k, v in r.items() if k.startswith("max")} for r in server.requests]
+    assert limits == [{"max_tokens": 7}, {"max_completion_tokens": 7}]
+    assert "top_p" not in server.requests[0]
+
+
+def test_a_refusal_after_answers_is_of_this_request_alone():
+    with serve(echo, lambda n: (400, {}, {"error": "content_filter"}) if n == 1 else None) as (
+        _,
+        url,
+    ):
+        client = ChatClient(settings(url))
+        assert client.complete(MESSAGES)
+        with pytest.raises(Refused, match="HTTP 400.*content_filter"):
+            client.complete(MESSAGES)
+        assert client.complete(MESSAGES)
+        client.close()
 
 
 @pytest.mark.parametrize("fault", [(500, {}, b""), (200, {}, "drop"), (200, {}, b"rubbish")])

@@ -375,6 +375,7 @@ def test_layers_apart_have_the_name_of_their_stack():
             "--max-cost must come with --price",
         ),
         (("--policy=http://x/v1", "--model=m", "--timeout=0"), "--timeout must be > 0"),
+        (("--policy=https://me:secret@x/v1", "--model=m"), "an address without a name or password"),
         (("--policy=/nowhere/at/all",), "--policy: "),
         (("--policy=x", "--skills=/nowhere.jsonl"), "does not lie in one"),
         (("--policy=x", "--seeds=0"), "--seeds must be >= 1, got 0"),
@@ -390,4 +391,4 @@ def test_wrong_options(run, capsys, options, message):
     ]  # fmt: skip
     assert main(["transfer", *skills, *options]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert message in line
+    assert message in line and "secret" not in line

@@ -1,11 +1,13 @@
 """Duplicates of a bank, found in blocks: the same as one record after the other."""
 
+import dataclasses
 import random
 
 import numpy as np
+import pytest
 
-from evolving_rl_jax.skills import SkillRecord, TfidfEmbedder, curate
-from evolving_rl_jax.skills.curate import best_first, duplicates
+from evolving_rl_jax.skills import Bank, SkillRecord, TfidfEmbedder, curate
+from evolving_rl_jax.skills.curate import best_first, duplicates, merge_banks
 from evolving_rl_jax.skills.schema import render_skill
 
 
@@ -34,3 +36,14 @@ def test_duplicates_are_the_same_in_blocks_of_any_size(monkeypatch):
         monkeypatch.setattr(curate, "_BLOCK", size)
         found = duplicates(records, TfidfEmbedder(), 0.8)
         assert {i: same for i, (same, _) in found.items()} == expected
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_merge_keeps_what_was_measured_whichever_bank_comes_first(tmp_path, order):
+    plain = SkillRecord("r", 0, "s", "h", skill={"name": "s", "description": "go"})
+    measured = dataclasses.replace(plain, baseline_uses=6, lost=6)
+    banks = [("a", Bank(tmp_path / "a.jsonl")), ("b", Bank(tmp_path / "b.jsonl"))]
+    banks[0][1].append([plain])
+    banks[1][1].append([measured])
+    (record,) = merge_banks(tmp_path / "new.jsonl", banks[::order]).records
+    assert (record.baseline_uses, record.lost) == (6, 6)

@@ -57,11 +57,27 @@ def test_a_moving_average_of_plus_and_minus_one():
     bank.learn([use("unknown", [1.0])])  # removed since it was chosen
 
 
+def test_a_gain_compares_plays_of_the_same_tasks():
+    """The tasks that evaluated a skill have no free plays: how easy they were says nothing of it."""
+    bank = bank_of(record("a", uses=8, wins=8.0))
+    assert bank._counts["a"].value("gain") == 0
+    bank.learn([use("a", [0.0] * 4, free=[0.0] * 4)])  # of a task that nobody wins
+    assert bank._counts["a"].value("gain") == 0
+    assert bank.value("a") == pytest.approx((8 + 1) / (12 + 2))
+
+
+@pytest.mark.parametrize(("value", "left"), [("laplace", 0), ("ema", 1), ("gain", 1)])
+def test_a_skill_that_was_never_used_from_the_bank_is_not_removed_by_what_counts_that(value, left):
+    bank = bank_of(record("a", uses=9, wins=0.0), value=value, min_uses=4, min_value=0.2)
+    bank.learn([])
+    assert len(bank) == left
+
+
 def test_evaluation_and_later_plays_count_together():
     bank = bank_of(record("a", uses=4, wins=1.0))
     bank.learn([use("a", [1.0, 1.0], free=[0.0, 1.0, 0.0, 0.0])])
     assert bank.value("a") == pytest.approx((1 + 2 + 1) / (4 + 2 + 2))
-    assert bank._counts["a"].value("gain") == pytest.approx(3 / 6 - 1 / 4)
+    assert bank._counts["a"].value("gain") == pytest.approx(2 / 2 - 1 / 4)
 
 
 @pytest.mark.parametrize(

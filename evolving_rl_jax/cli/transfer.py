@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import urllib.parse
 
 from evolving_rl_jax.cli.options import at_least, names, panel_options, temperatures
 from evolving_rl_jax.config import ConfigError
@@ -92,6 +93,11 @@ def run(args, overrides: dict[str, str]) -> None:
 
 
 def _check(args) -> None:
+    if "@" in urllib.parse.urlsplit(args.policy).netloc:
+        raise ConfigError(
+            "--policy must be an address without a name or password, which would be in file names and logs, "
+            "got one with; --api-key-env names the variable that holds a key"
+        )
     temperatures(str(args.temperature))
     at_least(args.games, 0, "--games")
     at_least(args.seeds, 1, "--seeds")

@@ -7,6 +7,7 @@ what it finds.
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -150,6 +151,7 @@ def _types(subject: _Subject) -> str:
                 _require(
                     isinstance(value, kind), f"StepResult.{field} must be {kind}, got {value!r}"
                 )
+            _require(math.isfinite(reply.reward), f"a reward must be finite, got {reply.reward}")
             _require(not reply.won or reply.done, "an episode that is won must be done")
         for reply in replies:
             ok = all(isinstance(a, str) for a in reply.actions)

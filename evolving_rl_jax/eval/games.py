@@ -42,7 +42,7 @@ class PanelGame:
     @property
     def site(self) -> str:
         """The group that intervals draw as one; "" where each game stands for itself."""
-        return self.task.group if envs.benchmark(self.task.env).draws_groups else ""
+        return site_of(self.task)
 
     def drawn_with(self, condition: str) -> Hashable:
         """What shares a cause: the plays of one site, those of one source's skill, or those of one game.
@@ -61,6 +61,11 @@ class PanelGame:
         if condition == "own" and source is not None and not source.scored:
             return source.status, f"source {source.task.id}: {source.error}"
         return episode.status, episode.error
+
+
+def site_of(task: Task) -> str:
+    """The group that intervals draw as one; "" where each task stands for itself."""
+    return task.group if envs.benchmark(task.env).draws_groups else ""
 
 
 def gather_panel(hosts: Hosts, games: list[PanelGame], counts: Any) -> Any:

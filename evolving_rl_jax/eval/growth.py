@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from evolving_rl_jax.eval import statistics, tables
+from evolving_rl_jax.eval.games import site_of
 from evolving_rl_jax.eval.stream import WITH, WITHOUT, Side, StreamPlay
 from evolving_rl_jax.types import SCORED
 
@@ -22,8 +23,8 @@ def stream_result(plays: list[StreamPlay], seed: int = 0) -> dict[str, Any]:
     ``summary`` has success ``with`` and ``without`` the bank and their paired difference over all
     plays and over the later half of each stream; ``curve`` the same for tenths of the stream, by
     ``past``, the number of tasks before; ``by_related`` by the number of earlier tasks of the same
-    household (or site).  Intervals draw together what one skill was in the prompt of; with several
-    streams, in each of which other skills grow, games and skills are drawn crosswise.
+    household (or site).  Intervals draw together the tasks of one site, others with those that one skill was
+    in the prompt of; with several streams, in each of which other skills grow, both are drawn crosswise.
     """
     length = max((play.position for play in plays), default=-1) + 1
     edges = np.unique(np.linspace(0, length, min(_BINS, length) + 1).astype(int)).tolist()
@@ -61,18 +62,19 @@ def with_and_without(plays: list[StreamPlay], seed: int = 0) -> dict[str, Any]:
     with_bank, without = outcomes("with_bank"), outcomes("without")
     scores = [outcomes(side, operator.attrgetter("value")) for side in ("with_bank", "without")]
     skills = {(p.task.id, p.seed): _skill_of(p) for p in plays}
+    sites = {p.task.id: ("group", site) for p in plays if (site := site_of(p.task))}
     if len({p.seed for p in plays}) > 1:
-        groups, crossed = {}, skills
+        groups, crossed = sites, skills
     else:
-        groups, crossed = {game: skill for (game, _), skill in skills.items()}, None
+        groups, crossed = {game: skill for (game, _), skill in skills.items()} | sites, None
     return {
         "with": statistics.success(with_bank, groups, seed, crossed=crossed),
-        "without": statistics.success(without, {}, seed),
+        "without": statistics.success(without, sites, seed),
         "difference": statistics.paired(without, with_bank, groups, seed, crossed=crossed),
         # How far tasks were done; the same as success where steps are not scored one by one.
         "score": {
             "with": statistics.success(scores[0], groups, seed, crossed=crossed),
-            "without": statistics.success(scores[1], {}, seed),
+            "without": statistics.success(scores[1], sites, seed),
             "difference": statistics.paired(scores[1], scores[0], groups, seed, crossed=crossed),
         },
         "skill_in_prompt": sum(bool(p.skills) for p in plays) / max(len(plays), 1),

@@ -74,7 +74,12 @@ def _graded(games: list[PanelGame], condition: str, seed: int) -> dict[str, Any]
         return {}
     groups = [g.drawn_with(condition) for g in games]
     found = statistics.bootstrap([e.reward for e in episodes], groups, seed=seed)
-    return {"score": dict(zip(("value", "low", "high"), map(float, found), strict=True))}
+    value, low, high = map(float, found)
+    if (
+        low == high
+    ):  # one group, or no spread between them: that says nothing of how sure the mean is
+        return {"score": {"value": value, "low": None, "high": None}}
+    return {"score": {"value": value, "low": low, "high": high}}
 
 
 def _rate(games: list[PanelGame], condition: str, seed: int) -> dict[str, Any]:

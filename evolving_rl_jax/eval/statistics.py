@@ -376,8 +376,11 @@ def paired_rows(
     for split in sorted({split for split, _ in tables}):
         for baseline, condition in pairs:
             sides = tables.get((split, baseline), {}), tables.get((split, condition), {})
-            shared = {**groups.get(baseline, {}), **groups.get(condition, {})}
-            found = paired(*sides, shared, seed)
+            first, second = groups.get(baseline, {}), groups.get(condition, {})
+            other = None  # where both have labels, and others, games are drawn by each of them
+            if any(first.get(game, label) != label for game, label in second.items()):
+                other = {play: first.get(play[0], play[0]) for play in sides[1]}
+            found = paired(*sides, {**first, **second}, seed, crossed=other)
             if found:
                 rows.append({"split": split, "condition": condition, "baseline": baseline, **found})
     return rows

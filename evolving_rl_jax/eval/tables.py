@@ -31,8 +31,10 @@ def share(row: Mapping[str, Any] | None, empty: str = NOTHING) -> str:
 
 
 def score(row: Mapping[str, Any]) -> str:
-    """``value [low, high]`` of graded episodes."""
+    """``value [low, high]`` of graded episodes; without the interval where there is none."""
     found = row["score"]
+    if found["low"] is None:
+        return f"{found['value']:.2f}"
     return f"{found['value']:.2f} [{found['low']:.2f}, {found['high']:.2f}]"
 
 

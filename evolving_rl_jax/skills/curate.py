@@ -124,7 +124,8 @@ def merge_banks(out: str | os.PathLike[str], banks: Iterable[tuple[str, Bank]]) 
         for record in bank.records:
             same = records.get(record.id)
             if same is not None and _content(same) == _content(record):
-                records[record.id] = max(same, record, key=lambda r: r.version)
+                # Banks that are written with their measurements begin again at version 0.
+                records[record.id] = max(same, record, key=lambda r: (r.version, r.baseline_uses))
                 continue
             new_id = record.id if same is None else f"{name}:{record.id}"
             if new_id in records:

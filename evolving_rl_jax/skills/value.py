@@ -35,6 +35,7 @@ class Counts:
       uses, wins: plays with it, those of its own evaluation included.
       base_uses, base_wins: plays of the same tasks without a skill.
       q: moving average of +-1 over its uses from the bank.
+      own_uses, own_wins: those of ``uses`` and ``wins`` that evaluated it; their tasks have no free plays.
     """
 
     uses: float = 0.0
@@ -42,14 +43,22 @@ class Counts:
     base_uses: float = 0.0
     base_wins: float = 0.0
     q: float = 0.0
+    own_uses: float = 0.0
+    own_wins: float = 0.0
+
+    def uses_for(self, kind: str) -> float:
+        """The plays that `value` goes by: for ``ema`` and ``gain`` those from the bank alone."""
+        return self.uses - self.own_uses if kind in ("ema", "gain") else self.uses
 
     def value(self, kind: str) -> float:
         """By ``ema``, ``laplace`` or ``gain``; without plays to compare with, a gain is 0."""
         if kind == "ema":
             return self.q
         if kind == "gain":
-            known = self.uses and self.base_uses
-            return self.wins / self.uses - self.base_wins / self.base_uses if known else 0.0
+            uses = self.uses_for(kind)
+            if not (uses and self.base_uses):
+                return 0.0
+            return (self.wins - self.own_wins) / uses - self.base_wins / self.base_uses
         return (self.wins + 1) / (self.uses + 2)
 
 
@@ -129,7 +138,8 @@ class RankedBank:
         for record in records:
             if record.usable and record.id not in self._records:
                 self._records[record.id] = record
-                self._counts[record.id] = Counts(float(record.uses), float(record.wins))
+                uses, wins = float(record.uses), float(record.wins)
+                self._counts[record.id] = Counts(uses, wins, own_uses=uses, own_wins=wins)
         excess = len(self._records) - self._config.capacity
         if excess > 0:  # of equals the oldest go
             for name in sorted(self._records, key=self.value)[:excess]:
@@ -152,7 +162,7 @@ class RankedBank:
             counts.base_uses += len(use.free)
             counts.base_wins += sum(use.free)
         for name, counts in list(self._counts.items()):
-            if counts.uses >= c.min_uses and self.value(name) < c.min_value:
+            if counts.uses_for(c.value) >= c.min_uses and self.value(name) < c.min_value:
                 self._remove(name)
 
     def _remove(self, name: str) -> None:

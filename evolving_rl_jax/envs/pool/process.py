@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import gc
+import math
 import os
 import signal
 import sys
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 
 from evolving_rl_jax import envs, types
 from evolving_rl_jax.envs.base import EngineMismatch, one_line
+from evolving_rl_jax.files import encodable
 
 __all__ = ["LOAD", "LastWords", "Player", "Request", "failure", "main"]
 
@@ -63,6 +65,16 @@ class _Episode:
     last: Any = None
 
 
+def _sound(found: types.Observation | types.StepResult) -> types.Observation | types.StepResult:
+    """Without what no file, tokenizer or endpoint could take; a reward that is no number has failed."""
+    if not math.isfinite(getattr(found, "reward", 0.0)):
+        raise envs.EnvError(f"a reward must be a finite number, got {found.reward}")
+    if found.text.isascii() and all(map(str.isascii, found.actions)):
+        return found
+    actions = tuple(encodable(action) for action in found.actions)
+    return found._replace(text=encodable(found.text), actions=actions)
+
+
 class Player:
     """Serves requests, one environment an episode; also used inside the pool's own process."""
 
@@ -80,7 +92,7 @@ class Player:
         try:
             if request.episode == LOAD:
                 return self._ahead(request)
-            return self._play(request)
+            return _sound(self._play(request))
         except KeyboardInterrupt:
             raise
         except EngineMismatch as error:

@@ -2,7 +2,7 @@
 
 `ChatDriver` has the ``play`` and ``run`` of `rollout.episode.Driver`, with messages instead of
 token ids.  An episode that gets no answer, after all attempts, ends with a status that leaves it
-out; one that has become too long for the endpoint is TRUNCATED, as on our own engine; what the model
+out, and so does one that the endpoint refuses; one that has become too long for the endpoint is TRUNCATED, as on our own engine; what the model
 says, however odd, is played.
 """
 
@@ -15,12 +15,13 @@ from collections.abc import Callable
 from typing import Any
 
 from evolving_rl_jax.envs import benchmark
-from evolving_rl_jax.eval.transfer.client import ChatClient, EndpointError, TooLong
+from evolving_rl_jax.eval.transfer.client import ChatClient, EndpointError, Refused, TooLong
 from evolving_rl_jax.rollout.prompts import following
 from evolving_rl_jax.types import OK, TIMEOUT, TRUNCATED, Episode, Task, Turn, worth
 
 _DOWN_AFTER = 5  # episodes in a row without any answer that end the run
 _POLL_S = 0.02
+_SAID_NOTHING = "(no answer)"  # endpoints refuse a message without text
 
 
 @dataclasses.dataclass
@@ -144,7 +145,7 @@ class ChatDriver:
         play = self._plays[key]
         try:
             text = future.result()
-        except (TimeoutError, TooLong) as error:
+        except (TimeoutError, TooLong, Refused) as error:
             too_long = isinstance(error, TooLong)
             self._failed_in_a_row += not (too_long and play.turns)
             self._finish(key, False, TRUNCATED if too_long else TIMEOUT, str(error))
@@ -158,7 +159,7 @@ class ChatDriver:
         said = without_thoughts(text)
         action, valid = benchmark(play.task.env).texts.chat.parse(said)
         play.turns.append(Turn(play.observation, text, action, valid))
-        play.said.append(said or text)
+        play.said.append(said or text or _SAID_NOTHING)
         self.pool.step(key, action)
 
     def _finish(self, key: int, won: bool, status: str, error: str = "") -> None:

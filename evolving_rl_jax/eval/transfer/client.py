@@ -23,6 +23,7 @@ _MAX_ANSWER_BYTES = 4_000_000
 _MAX_TOKENS = 10**9  # that a server may say it counted
 _TRY_AGAIN = (408, 409, 425, 429)
 _REFUSED = (400, 413, 422)
+_OTHER_LIMIT = "max_completion_tokens"  # what some models want instead of max_tokens, and say so
 # How servers say that a conversation is too long: OpenAI, Azure, vLLM, SGLang, llama.cpp, TGI, Anthropic.
 _TOO_LONG = re.compile(
     r"context[_ ](length|window|size)|exceed_context|reduce the length|prompt is too long|"
@@ -37,6 +38,10 @@ class EndpointError(RuntimeError):
 
 class TooLong(RuntimeError):
     """The endpoint refuses this request because it does not fit its context."""
+
+
+class Refused(RuntimeError):
+    """The endpoint refuses this request for what it says, and has answered others."""
 
 
 class BudgetSpent(RuntimeError):
@@ -123,6 +128,8 @@ class ChatClient:
         self._under_way = 0  # requests that have set something aside
         self._next_start = 0.0
         self._stopped = threading.Event()
+        self._limit = "max_tokens"  # the key of the most tokens of an answer
+        self._has_answered = False
 
     def close(self) -> None:
         """Ends waiting requests soon and closes the connections."""
@@ -148,12 +155,12 @@ class ChatClient:
         Raises:
           BudgetSpent: it could cost more than is left of the cap.
           TooLong: it refuses this one, as too long for its context.
+          Refused: it refuses this one, and has answered others.
           EndpointError: it refuses such requests (4xx).
           TimeoutError: every attempt failed; names the last reason.
         """
-        size = sum(
-            len(m["content"].encode()) + 8 for m in messages
-        )  # tokens are not smaller than a byte
+        # Tokens are not smaller than a byte.
+        size = sum(len(m["content"].encode()) + 8 for m in messages)
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(_Retry),
             stop=tenacity.stop_after_attempt(self.settings.attempts),
@@ -188,9 +195,10 @@ class ChatClient:
             "model": s.model,
             "messages": messages,
             "temperature": s.temperature,
-            "top_p": s.top_p,
-            "max_tokens": s.max_tokens,
+            self._limit: s.max_tokens,
         }
+        if s.top_p < 1:  # some models take no such key, and 1 is what all do without it
+            body["top_p"] = s.top_p
         status, headers, raw = self._send(body, size)
         if status in _TRY_AGAIN or status >= 500:
             raise _Retry(f"HTTP {status}", _retry_after(headers))
@@ -198,6 +206,11 @@ class ChatClient:
             said = " ".join(raw.decode(errors="replace").split())
             if status in _REFUSED and _TOO_LONG.search(said):
                 raise TooLong(f"HTTP {status}: {said[:200]}")
+            if status in _REFUSED and _OTHER_LIMIT in said and _OTHER_LIMIT not in body:
+                self._limit = _OTHER_LIMIT
+                return self._post(messages, size)
+            if status in _REFUSED and self._has_answered:
+                raise Refused(f"HTTP {status}: {said[:200]}")
             raise EndpointError(
                 f"{s.base_url} must accept chat completions of model {s.model!r}, got HTTP {status}: "
                 f"{said[:200]}"
@@ -207,6 +220,7 @@ class ChatClient:
             self._count(size, s.max_tokens, True)  # perhaps charged for
             raise _Retry(f"an answer that is no chat completion: {raw[:80]!r}")
         text, usage = answer
+        self._has_answered = True
         return usage or (size, len(text.encode()), True), text
 
     def _send(self, body, size: int) -> tuple[int, httpx.Headers, bytes]:
@@ -316,7 +330,8 @@ def _read(raw: bytes) -> tuple[str, tuple[int, int, bool] | None] | None:
     """
     try:
         body = json.loads(raw)
-        text = _text_of(body["choices"][0]["message"]["content"])
+        message = body["choices"][0].get("message") or {}
+        text = _text_of(message.get("content"))
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
         return None
     try:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from evolving_rl_jax.eval import statistics, tables
+from evolving_rl_jax.eval.games import site_of
 from evolving_rl_jax.eval.journal import Journal
 from evolving_rl_jax.eval.results import versions
 from evolving_rl_jax.files import write_json
@@ -163,8 +164,8 @@ def transfer_result(
 ) -> dict[str, Any]:
     """Success by split and condition, paired differences, failures and leaks, as JSON values.
 
-    Games that play with one skill are resampled together.  ``missing`` counts games that have not
-    been played yet.
+    Games of one site or family are resampled together, others with those that play with the same skill.
+    ``missing`` counts games that have not been played yet.
     """
     conditions = (NONE, *banks)
     wanted = {(t.id, s, c) for t in panel for s in seeds for c in conditions}
@@ -173,13 +174,14 @@ def transfer_result(
         (split, c): {} for split in sorted({t.split for t in panel}) for c in conditions
     }
     scores: dict[tuple[str, str], dict] = {key: {} for key in outcomes}
-    groups: dict[str, dict[str, tuple]] = {c: {} for c in conditions}  # of games, by their skills
+    sites = {t.id: ("group", site) for t in panel if (site := site_of(t))}
+    groups: dict[str, dict[str, tuple]] = {c: dict(sites) for c in conditions}
     for p in plays:
         won = p["won"] if p["status"] in SCORED else None
         outcomes[p["split"], p["condition"]][p["id"], p["seed"]] = won
         score = _score(p) if p["status"] in SCORED else None
         scores[p["split"], p["condition"]][p["id"], p["seed"]] = score
-        if p["skills"]:
+        if p["skills"] and p["id"] not in sites:
             groups[p["condition"]][p["id"]] = ("skills", *(s["id"] for s in p["skills"]))
     rows = [
         {
