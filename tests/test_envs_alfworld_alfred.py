@@ -102,9 +102,9 @@ def test_a_lamp_that_is_turned_on_before_the_object_is_fetched(tmp_path):
 
 
 def test_people_word_their_tasks_themselves(tmp_path):
-    row = trial(*TASKS[0]) | {"task_descs": ['Put a {dirty} "mug" away; [now] #1 | quick.'] * 3}
+    row = trial(*TASKS[0]) | {"task_descs": ['Put a {dirty} "mug" <away>; [now] #1 |\\ quick.'] * 3}
     task = only(made(tmp_path, goals="human", train=[row])[1])
-    assert task.text == "Put a dirty 'mug' away, now 1 quick"
+    assert task.text == "Put a dirty 'mug' away , now 1 quick"
     for name in ("native", "stock"):
         assert task.text in envs.make("alfworld", engine=name).reset(task).text
 

@@ -190,6 +190,14 @@ def test_the_command_indexes_once_and_says_what_it_made(release, tmp_path, capsy
     assert "must not hold an index already" in capsys.readouterr().err
 
 
+def test_a_folder_of_somebody_elses_is_not_replaced(release, tmp_path):
+    (tmp_path / "renamed").mkdir()
+    (tmp_path / "renamed" / "mine.txt").write_text("x")
+    with pytest.raises(FileExistsError, match="renamed: must not exist"):
+        prepare_objects(release, tmp_path)
+    assert (tmp_path / "renamed" / "mine.txt").is_file()
+
+
 def test_games_about_one_class_cannot_be_split(tmp_path):
     write_release(tmp_path / "games", objects=("Mug",), splits={"train": (2,)})
     with pytest.raises(TaskError, match="two classes of objects or more, found mug"):

@@ -85,6 +85,14 @@ def test_relative_paths_as_the_readme_has_them(source, tmp_path, monkeypatch, re
     assert load_tasks(given["source"]) == load_tasks(source)
 
 
+def test_a_folder_of_downloads_that_is_not_ours_stays(source, tmp_path):
+    mine = tmp_path / "out" / "downloads" / "mine.zip"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("x")
+    prepare(source, tmp_path / "out")
+    assert mine.read_text() == "x"
+
+
 def test_released_counts_pass(source, tmp_path, monkeypatch):
     from evolving_rl_jax.envs.alfworld import index as alfworld_index
 

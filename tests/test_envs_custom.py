@@ -305,3 +305,63 @@ ENV = Odd()
     reply = player.answer(Request(1, 0, 0, action=opening.actions[0]))
     assert reply.status == status
     assert status == "ok" or "a reward must be a finite number, got nan" in reply.text
+
+
+def test_a_thousand_waiting_episodes_of_what_is_quarantined_are_answered(project):
+    from evolving_rl_jax.envs.pool.pool import EnvPool
+
+    source = BLOCKS[0].replace(
+        "    def reset(self, task):",
+        "    def reset(self, task):\n        import os\n        os._exit(9)",
+        1,
+    )
+    source = source.replace(
+        "    def make(self):", "    episodes_per_worker = 1\n\n    def make(self):"
+    )
+    spec = write(project, "deadly", source)
+    (task, *_) = envs.benchmark(spec).load(None)
+    with EnvPool(spec, num_workers=1) as pool:
+        for episode in range(1000):
+            pool.reset(episode, task)
+        answers = []
+        while len(answers) < 1000:
+            answers += pool.poll(60.0)
+    assert {answer.status for _, answer in answers} == {"env_error"}
+
+
+def test_what_cannot_be_sent_fails_its_episode_alone(project):
+    from evolving_rl_jax.envs.pool.pool import EnvPool
+
+    source = (
+        BLOCKS[0]
+        + """
+
+class Locked(type(ENV)):
+    def make(self):
+        import threading
+        inner = super().make()
+        step = inner.step
+        inner.step = lambda action: step(action)._replace(info={"lock": threading.Lock()})
+        return inner
+
+
+ENV = Locked()
+"""
+    )
+    spec = write(project, "locked", source)
+    (task, *_) = envs.benchmark(spec).load(None)
+    with EnvPool(spec, num_workers=1) as pool:
+        pool.reset(0, task)
+        ((_, opening),) = pool.poll(60.0)
+        pool.step(0, opening.actions[0])
+        ((_, reply),) = pool.poll(60.0)
+        assert reply.status == "env_error" and "StepResult.info must be" in reply.text
+        pool.reset(1, task)
+        assert pool.poll(60.0)[0][1].status == "ok" and pool.respawns == 0
+
+
+def test_a_task_is_the_same_in_every_process(project):
+    source = BLOCKS[0].replace('meta={"', 'meta={"tags": {"a", "b"}, "', 1)
+    assert source != BLOCKS[0]
+    with pytest.raises(TaskError, match="Task.meta of .* must hold JSON values.*got set in 'tags'"):
+        envs.benchmark(write(project, "sets", source)).load(None)

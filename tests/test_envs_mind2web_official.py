@@ -222,6 +222,9 @@ def test_files_are_found_by_folder_or_name_in_their_order(tmp_path):
         "data/train/train_9.json",
         "test_task_0.json",
         "other.json",
+        "data/train/._train_9.json",
+        "data/train/dataset_info.json",
+        "__MACOSX/train/train_1.json",
     ):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)

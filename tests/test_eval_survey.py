@@ -1,5 +1,6 @@
 """What a folder of tasks gives a run: each figure counted anew, on games in the form of real ones."""
 
+import dataclasses
 import json
 from collections import Counter
 
@@ -115,3 +116,14 @@ def test_a_mistake_is_one_line(words, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["data", *words]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_games_that_cannot_be_opened_are_counted(folder, tmp_path):
+    from evolving_rl_jax.config import default_config
+    from evolving_rl_jax.eval.survey import openings
+
+    tasks = load_tasks(folder, "valid_seen")[:3]
+    broken = dataclasses.replace(tasks[0], path=str(tmp_path / "nowhere"))
+    seen = []
+    (row,) = openings(default_config(), [broken, *tasks[1:]], seen.append).values()
+    assert (row["failed"], row["tasks"]) == (1, 2) and seen == [1, 2, 3]

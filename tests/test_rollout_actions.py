@@ -75,3 +75,23 @@ def test_actions_and_skills_do_not_import_jax():
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ('```json\n{"op": "CLICK", "ref": "e3"}\n```', ("CLICK", 3, "")),
+        ('{"op": "CLICK", "ref": 3}', ("CLICK", 3, "")),
+        ('{"op": "CLICK", "ref": "3"}.', ("CLICK", 3, "")),
+        ('{"op": "TYPE", "ref": "e1", "value": 0.10}', ("TYPE", 1, "0.10")),
+        ('{"op": "TYPE", "ref": "e1", "value": 1e3}', ("TYPE", 1, "1e3")),
+        ('{"op": "TYPE", "ref": "e1", "value": true}', ("TYPE", 1, "true")),
+        ('{"op": "CLICK", "ref": "e3"} {"op": "CLICK", "ref": "e4"}', None),
+        ('first {"op": "CLICK", "ref": "e3"}', None),
+    ],
+)
+def test_web_actions_as_chat_models_write_them(said, expected):
+    from evolving_rl_jax.envs.web.actions import parse_action
+
+    for text in (said, f"<action>{said}</action>"):
+        assert parse_action(text) == expected

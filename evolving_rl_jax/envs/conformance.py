@@ -286,13 +286,16 @@ def _hung(subject: _Subject) -> str:
 
 
 def _harmed(subject: _Subject, how: signal.Signals, deadline_s: float) -> str:
-    with EnvPool(subject.name, subject.options, num_workers=2) as pool:
+    workers = min(2, len(subject.tasks))
+    with EnvPool(subject.name, subject.options, num_workers=workers) as pool:
         want = _through_pool(pool, subject)
     pids: set[int] = set()
-    with EnvPool(subject.name, subject.options, num_workers=2, deadline_s=deadline_s) as pool:
+    # While something is left to be answered.
+    when = min(3, sum(map(len, want.values())) - 1)
+    with EnvPool(subject.name, subject.options, num_workers=workers, deadline_s=deadline_s) as pool:
 
         def harm(count: int) -> None:
-            if count == 3:
+            if count == when:
                 pids.update(pool.worker_pids())
                 os.kill(pool.worker_pids()[0], how)
 
@@ -309,6 +312,7 @@ def _harmed(subject: _Subject, how: signal.Signals, deadline_s: float) -> str:
     for i, replies in found.items():
         if i not in lost:
             _same(want[i], replies, f"{subject.tasks[i].id} played again")
+    _require(respawns > 0, "no worker was at work when one was ended: give more --tasks or --steps")
     running = [pid for pid in pids if _runs(pid)]
     _require(not running, f"processes {running} still run after the pool was closed")
     return f"{respawns} replaced, {len(lost)} episodes masked, the others the same; nothing left running"

@@ -13,12 +13,13 @@ from typing import Any
 from evolving_rl_jax import envs
 from evolving_rl_jax.data.shares import retrieved_shares
 from evolving_rl_jax.data.tasks import TaskOrder, panel_sample, select
+from evolving_rl_jax.envs.base import EnvError
 from evolving_rl_jax.eval import tables
 from evolving_rl_jax.eval.stream import arrival_order
 from evolving_rl_jax.run.parts import training_tasks
 from evolving_rl_jax.skills.retrieval import PREFERENCES, Retriever, shortage
 from evolving_rl_jax.skills.rotation import Lots, Rotation
-from evolving_rl_jax.types import OK, Task
+from evolving_rl_jax.types import Task
 
 __all__ = ["lines", "survey"]
 
@@ -136,8 +137,11 @@ def openings(config, tasks: Sequence[Task], progress: Callable[[int], None]) -> 
     found: dict[str, Counter[str]] = {}
     try:
         for done, task in enumerate(tasks, start=1):
-            seen, row = env.reset(task), found.setdefault(task.split, Counter())
-            if seen.status != OK:
+            row = found.setdefault(task.split, Counter())
+            progress(done)
+            try:
+                seen = env.reset(task)
+            except EnvError:
                 row["failed"] += 1
                 continue
             shown = " ".join(benchmark.texts.compact.opening(seen.text))
@@ -145,7 +149,6 @@ def openings(config, tasks: Sequence[Task], progress: Callable[[int], None]) -> 
             row["nothing"] += not shown
             row["words"] += len(shown.split())
             row["there"] += len(seen.text.split())
-            progress(done)
     finally:
         env.close()
     return {split: _means(row) for split, row in sorted(found.items())}

@@ -87,6 +87,11 @@ class Alfworld(Benchmark):
 
         return HouseholdTeacher(task, rng, quality)
 
+    def teaches(self, task: Task) -> bool:
+        from evolving_rl_jax.envs.alfworld.experts import is_worded_as_usual
+
+        return self.states_facts(task) and is_worded_as_usual(task)
+
     def states_facts(self, task: Task) -> bool:
         return super().states_facts(task) or is_by_object(task)
 

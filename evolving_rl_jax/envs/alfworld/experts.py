@@ -277,6 +277,11 @@ def play(env: Environment, task: Task, player: _Player, *, max_steps: int = 50) 
     return False, max_steps
 
 
+def is_worded_as_usual(task: Task) -> bool:
+    """Whether a player of this file can read a task's sentence; people word theirs otherwise."""
+    return any(pattern.search(task.text) for pattern in _GOALS)
+
+
 def _parse_goal(task: Task) -> dict[str, str | None]:
     for pattern in _GOALS:
         if match := pattern.search(task.text):

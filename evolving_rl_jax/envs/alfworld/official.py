@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import os
 import pathlib
 import re
-import shutil
 import zipfile
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -78,8 +78,17 @@ def prepare(
         "games": [index_row(task, root) for task in tasks],
     }
     write_json(out / INDEX, index, indent=1)
-    shutil.rmtree(out / "downloads", ignore_errors=True)
+    if list(sources) == ["download"]:
+        _drop_downloads(out / "downloads")
     return report
+
+
+def _drop_downloads(folder: pathlib.Path) -> None:
+    """Removes the archives that were fetched, and their folder where it holds nothing else."""
+    for url in release_urls():
+        (folder / url.rsplit("/", 1)[1]).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 def _root(sources: Sequence[str], out: pathlib.Path, progress: Progress) -> pathlib.Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib
+import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -154,6 +155,18 @@ def checked_tasks(found: UserEnvironment, spec: str) -> list[Task]:
 
 
 def _content_hash(task: Task) -> str:
-    """sha256 of what defines a task where its environment does not say so itself."""
-    parts = (task.task_type, task.text, task.path, repr(sorted(task.meta.items())))
+    """sha256 of what defines a task where its environment does not say so itself.
+
+    Raises:
+      TaskError: ``meta`` holds what is no JSON, of which another process may see another order or address.
+    """
+    for key, value in task.meta.items():
+        try:
+            json.dumps(value, sort_keys=True)
+        except (TypeError, ValueError) as error:
+            raise TaskError(
+                f"Task.meta of {task.id!r} must hold JSON values, or content_hash be given, got "
+                f"{type(value).__name__} in {key!r} ({error})"
+            ) from None
+    parts = (task.task_type, task.text, task.path, json.dumps(task.meta, sort_keys=True))
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()

@@ -115,6 +115,9 @@ def _elements(events: Iterator[tuple[str, str, Any]]) -> Iterator[Any]:
             builder = None
 
 
+_NO_TASKS = ("dataset_info.json", "dataset_dict.json", "state.json")
+
+
 def find_files(source: str | pathlib.Path) -> list[SourceFile]:
     """The JSON files of all splits below a folder or inside a zip archive, in a fixed order.
 
@@ -156,6 +159,9 @@ def _archive_files(path: pathlib.Path) -> list[SourceFile]:
 
 
 def _split_of(parts: tuple[str, ...]) -> str:
+    # What macOS and the library `datasets` put beside the data.
+    if parts[-1].startswith(".") or "__MACOSX" in parts or parts[-1] in _NO_TASKS:
+        return ""
     known = sorted((*SPLITS, *OTHER_SPLITS), key=len, reverse=True)
     for part in (*parts[-2::-1], parts[-1].removesuffix(".json").rstrip("0123456789").rstrip("_")):
         if part in known:

@@ -148,7 +148,8 @@ def _step(action: Any, action_repr: Any, i: int) -> WebStep:
         raise RecordError(
             f"{where}.operation.op must be one of {', '.join(ANNOTATED_OPS)}, found {op!r}"
         )
-    value = _text({"value": "", **operation}, "value", f"{where}.operation.value")
+    given = {k: v for k, v in operation.items() if v is not None}
+    value = _text({"value": "", **given}, "value", f"{where}.operation.value")
     right = _candidates(action, "pos_candidates", where)
     wrong = _candidates(action, "neg_candidates", where) if action.get("neg_candidates") else {}
     page = _page(action, where, right | wrong, keep_all=not wrong)

@@ -201,6 +201,10 @@ class EnvPool:
         ):
             episode, task = next(iter(self._waiting.items()))
             del self._waiting[episode]
+            if reason := self.quarantined.get(task.path):  # a thousand of them are no recursion
+                lost = failure(self._request(episode, 0, None), types.ENV_ERROR, reason)
+                self._ready.append((episode, lost))
+                continue
             self._episodes[episode] = _Episode(task, self._worker_of(task))
             self._enqueue(episode, None)
 

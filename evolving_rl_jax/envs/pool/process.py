@@ -7,6 +7,7 @@ import dataclasses
 import gc
 import math
 import os
+import pickle
 import signal
 import sys
 import time
@@ -179,10 +180,23 @@ def _serve(connection: Any, current: Any, player: Player, closed: list, requests
     sent = time.monotonic()
     for request in requests:
         current.value = request.number
-        answers.append((request.number, player.answer(request)))
+        answers.append((request.number, _sendable(request, player.answer(request), player)))
         now = time.monotonic()
         if now - sent > _SEND_EVERY_S:
             connection.send(answers)
             answers, sent = [], now
     current.value = -1
     connection.send([*answers, None])
+
+
+def _sendable(request: Request, answer: Any, player: Player) -> Any:
+    """The answer, or, where what an environment says of a step cannot be sent, a failure of its episode."""
+    if getattr(answer, "info", None) is None:  # texts, numbers and flags can be
+        return answer
+    try:
+        pickle.dumps(answer.info)
+    except Exception as error:  # objects raise anything
+        player.close(request.episode, reuse=False)
+        reason = f"StepResult.info must be values that can be pickled: {one_line(error)}"
+        return failure(request, types.ENV_ERROR, reason)
+    return answer

@@ -15,7 +15,10 @@ OPS = ("CLICK", "TYPE", "SELECT")
 AS_CLICK = ("HOVER", "ENTER")
 
 _TAGGED = re.compile(r"<action>(.*?)</action>", re.IGNORECASE | re.DOTALL)
-_REF = re.compile(r"\[?(?:ref=)?e(\d{1,6})\]?", re.IGNORECASE)
+_REF = re.compile(r"\[?(?:ref=)?e?(\d{1,6})\]?", re.IGNORECASE)
+_FENCED = re.compile(r"```(?:json)?\s*(.*?)\s*```", re.IGNORECASE | re.DOTALL)
+# Not strict: a line break inside a value is what it looks like.  Numbers stay as they are written.
+_JSON = json.JSONDecoder(strict=False, parse_int=str, parse_float=str)
 
 
 class WebAction(NamedTuple):
@@ -50,6 +53,8 @@ def clean(text: str) -> str:
 def parse_action(text: str, normalize: Callable[[str], str] = normalize_op) -> WebAction | None:
     """Reads ``{"op": "TYPE", "ref": "e12", "value": "Oslo"}``, alone or between action tags.
 
+    In a code fence too, with the number alone as ref, and with a full stop after it.
+
     Args:
       text: of an answer.
       normalize: what makes one of the operations that there are of the one that it names.
@@ -63,10 +68,14 @@ def parse_action(text: str, normalize: Callable[[str], str] = normalize_op) -> W
     True
     """
     tagged = _TAGGED.search(text)
+    said = (tagged[1] if tagged else text).strip()
+    fenced = _FENCED.fullmatch(said)
+    said = fenced[1] if fenced else said
     try:
-        # Not strict: a line break inside a value is what it looks like.
-        data = json.loads((tagged[1] if tagged else text).strip(), strict=False)
+        data, end = _JSON.raw_decode(said)
     except (ValueError, RecursionError):
+        return None
+    if said[end:].strip(" \t\r\n.,;"):
         return None
     if not isinstance(data, dict):
         return None
@@ -76,5 +85,6 @@ def parse_action(text: str, normalize: Callable[[str], str] = normalize_op) -> W
     number = _REF.fullmatch(ref.strip())
     if number is None or isinstance(value, dict | list):
         return None
-    value = "" if value is None else encodable(str(value))
+    value = str(value).lower() if isinstance(value, bool) else "" if value is None else str(value)
+    value = encodable(value)
     return WebAction(normalize(encodable(op)), int(number[1]), value)

@@ -54,7 +54,7 @@ def make_game(
     data = _game_data(trial, scene, placed, goals)
     try:
         needed = commands_to_win(data)
-    except (PlanError, EnvError) as error:
+    except (PlanError, EnvError, ValueError) as error:  # ValueError: no grammar that can be read
         raise LeftOut("not won by its walkthrough", one_line(error)) from error
     if not needed:
         raise LeftOut("won before the first action")
@@ -167,7 +167,7 @@ def _sentence(trial: Trial, goals: str) -> str:
         draw = int.from_bytes(hashlib.sha256(trial.name.encode()).digest()[:8], "big")
         text = trial.sentences[draw % len(trial.sentences)]
         # What the grammar reads as its own marks, in letters that mean the same to people.
-        text = re.sub(r"[{}\[\]|#]", " ", text.replace('"', "'").replace(";", ","))
+        text = re.sub(r"[{}\[\]|#<>\\\x00-\x1f]", " ", text.replace('"', "'").replace(";", ","))
         return " ".join(text.split()).rstrip(". ")
     target = trial.lamp or trial.target
     return task_sentence(trial.task_type, trial.kind.lower(), target.lower())

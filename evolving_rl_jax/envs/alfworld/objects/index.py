@@ -111,7 +111,9 @@ def prepare_objects(
         raise FileExistsError(f"{out}: must not hold an index already, found {INDEX}")
     out = out.absolute()  # as the paths of all tasks
     left_out: Counter[str] = Counter()
-    games = _read(load_tasks(source), left_out, progress)
+    tasks = load_tasks(source)
+    _clear(out / "renamed", tasks)
+    games = _read(tasks, left_out, progress)
     kinds = _kinds(games)
     if len(kinds) < 2:
         raise TaskError(
@@ -135,6 +137,20 @@ def prepare_objects(
     return report
 
 
+def _clear(folder: pathlib.Path, tasks: Sequence[Task]) -> None:
+    """Removes what an interrupted command left of renamed games (the index is written last), nothing else.
+
+    Raises:
+      FileExistsError: the folder holds something else, or the games themselves.
+    """
+    if not folder.exists():
+        return
+    own = folder.is_dir() and all(re.fullmatch(r"\d{5}", p.name) for p in folder.iterdir())
+    if not own or any(pathlib.Path(task.path).is_relative_to(folder) for task in tasks):
+        raise FileExistsError(f"{folder}: must not exist, renamed games are written there")
+    shutil.rmtree(folder)
+
+
 def _read(
     tasks: Sequence[Task], left_out: Counter[str], progress: Callable[[int], None] | None
 ) -> list[Task]:
@@ -146,6 +162,8 @@ def _read(
             left_out[f"split {task.split!r}, which is none of the release"] += 1
         elif task.task_type not in TYPES:
             left_out["more than one object"] += 1
+        elif not re.search(rf"\b{re.escape(task.meta['object'])}\b", task.text):
+            left_out["a sentence that does not name the object's class"] += 1
         else:
             games.append(dataclasses.replace(task, split=official, meta=_with_truth(task)))
         if progress:
@@ -171,8 +189,6 @@ def _renamed(
     taken = {word for task in tasks for word in re.findall(r"[a-z]+", task.text)} | set(words)
     taken |= {kind_of(place) for task in tasks for place in task.meta["places"]}
     names = made_up_names(len(tasks), seed, taken)
-    if folder.exists():
-        shutil.rmtree(folder)  # of a command that was interrupted: the index is written last
     renamed = []
     for i, task in enumerate(tasks):
         path = folder / f"{i:05d}"

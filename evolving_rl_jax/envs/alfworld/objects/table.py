@@ -84,7 +84,10 @@ def players_table(
             wins = []
             for seed in range(seeds):
                 rng = np.random.default_rng([seed, zlib.crc32(task.id.encode())])
-                player = known.player(name, task, rng)
+                try:
+                    player = known.player(name, task, rng)
+                except ValueError as error:  # another wording than ALFWorld's own
+                    raise TaskError(str(error)) from error
                 if player is None:
                     continue
                 try:
