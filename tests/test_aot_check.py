@@ -289,7 +289,10 @@ def test_a_slice_of_several_hosts(capfd, small):
     pytest.importorskip("libtpu")
     command = ["compile", f"--config={small}", "--topology=v6e:4x4"]
     heads = ["--config.model.num_heads=4", "--config.model.num_kv_heads=4"]
-    assert cli.main([*command, *heads, "--config.train.micro_batch_rows=16"]) == 0
+    command = [*command, *heads, "--config.train.micro_batch_rows=16"]
+    assert cli.main(command) == 2  # as `train` would say there
+    assert "must be a multiple of the number of processes (4), got 2" in capfd.readouterr().err
+    assert cli.main([*command, "--config.rollout.num_sources=4"]) == 0
     assert "16 devices (TPU v6 lite) on 4 hosts" in capfd.readouterr().out
 
 
