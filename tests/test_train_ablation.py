@@ -269,11 +269,18 @@ def test_a_piece_that_fails_is_named(ablation):
     broken = workdir / "runs" / "extractor_only-0"
     broken.mkdir(parents=True)
     (broken / "something").touch()
+    done = run("joint,extractor_only", "--jobs=2")  # seen before any piece is started
+    assert done.returncode == 2 and "--workdir must be new, empty or a run folder" in done.stderr
+    config = json.loads((workdir / "runs" / "joint-0" / "config.json").read_text())
+    config["algorithm"]["arm"] = "extractor_only"
+    (broken / "config.json").write_text(json.dumps(config))
+    (broken / "tokenizer").mkdir()
+    (broken / "tokenizer" / "tokenizer.json").write_text("{")
     done = run("joint,extractor_only", "--jobs=2")
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]
     assert last.startswith("evolving-rl: extractor_only-0 ended with exit code 2: evolving-rl: ")
-    assert "--workdir must be new, empty or a run folder" in last
+    assert "tokenizer" in last
 
 
 def test_an_arm_that_collapses_blocks_no_other(ablation):

@@ -297,14 +297,15 @@ def _harmed(subject: _Subject, how: signal.Signals, deadline_s: float) -> str:
         def harm(count: int) -> None:
             if count == when:
                 pids.update(pool.worker_pids())
-                os.kill(pool.worker_pids()[0], how)
+                for pid in pool.worker_pids():
+                    os.kill(pid, how)
 
         found = _through_pool(pool, subject, harm)
         respawns = pool.respawns
         pids.update(pool.worker_pids())
     lost = [i for i, replies in found.items() if any(r.status != OK for r in replies)]
     # What a worker was doing when it hung is given up, alone; what a killed one did is played again.
-    most = 1 if how == signal.SIGSTOP else 0
+    most = workers if how == signal.SIGSTOP else 0
     _require(
         len(lost) <= most,
         f"{len(lost)} episodes were lost: {found[lost[0]][-1].text if lost else ''}",
