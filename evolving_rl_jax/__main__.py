@@ -18,7 +18,7 @@ def main() -> int:
         extra = _EXTRAS.get(package, "train")
         print(
             f"evolving-rl: the package {package} must be installed (it comes with "
-            f"-e '.[{extra}]'), found none",
+            f"the extra {extra}: pip install -e '.[{extra}]'), found none",
             file=sys.stderr,
         )
         return 2

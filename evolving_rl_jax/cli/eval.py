@@ -94,20 +94,20 @@ def run(args, overrides: dict[str, str]) -> None:
     panel = (splits, args.games, names(args.conditions)) if args.mode == "panel" else ()
     with panel_options(args.split, args.conditions):
         config = run_config(folder, *panel)
-    with (
-        panel_options(args.split, args.conditions),
-        Preemption() as preemption,
-        joined_hosts(args, config) as hosts,
-        shared_notices(hosts, preemption),
-    ):
-        check_alike(hosts, config, folder)
-        with open_parts(config, folder, hosts, preemption) as parts:
-            from evolving_rl_jax.eval.evaluation import play
+        with (
+            Preemption() as preemption,
+            joined_hosts(args, config) as hosts,
+            shared_notices(hosts, preemption),
+        ):
+            check_alike(hosts, config, folder)
+            with open_parts(config, folder, hosts, preemption) as parts:
+                from evolving_rl_jax.eval.evaluation import play
 
-            play(
-                parts, args.mode, args.checkpoint, temperatures(args.temperature), args.seeds,
-                splits=splits, num_games=args.games, conditions=names(args.conditions), top=args.top or 1,
-            )  # fmt: skip
+                play(
+                    parts, args.mode, args.checkpoint, temperatures(args.temperature), args.seeds,
+                    splits=splits, num_games=args.games, conditions=names(args.conditions),
+                    top=args.top or 1,
+                )  # fmt: skip
 
 
 def _check(args) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import operator
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from typing import Any
 
 from evolving_rl_jax import envs
@@ -66,6 +66,11 @@ class PanelGame:
 def site_of(task: Task) -> str:
     """The group that intervals draw as one; "" where each task stands for itself."""
     return task.group if envs.benchmark(task.env).draws_groups else ""
+
+
+def site_labels(tasks: Iterable[Task]) -> dict[str, Hashable]:
+    """Id -> label of those tasks that intervals draw with others of their site."""
+    return {task.id: ("group", site) for task in tasks if (site := site_of(task))}
 
 
 def gather_panel(hosts: Hosts, games: list[PanelGame], counts: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from evolving_rl_jax.eval import statistics, tables
-from evolving_rl_jax.eval.games import site_of
+from evolving_rl_jax.eval.games import site_labels
 from evolving_rl_jax.eval.stream import WITH, WITHOUT, Side, StreamPlay
 from evolving_rl_jax.types import SCORED
 
@@ -62,7 +62,7 @@ def with_and_without(plays: list[StreamPlay], seed: int = 0) -> dict[str, Any]:
     with_bank, without = outcomes("with_bank"), outcomes("without")
     scores = [outcomes(side, operator.attrgetter("value")) for side in ("with_bank", "without")]
     skills = {(p.task.id, p.seed): _skill_of(p) for p in plays}
-    sites = {p.task.id: ("group", site) for p in plays if (site := site_of(p.task))}
+    sites = site_labels(p.task for p in plays)
     if len({p.seed for p in plays}) > 1:
         groups, crossed = sites, skills
     else:

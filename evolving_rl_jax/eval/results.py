@@ -75,9 +75,8 @@ def _graded(games: list[PanelGame], condition: str, seed: int) -> dict[str, Any]
     groups = [g.drawn_with(condition) for g in games]
     found = statistics.bootstrap([e.reward for e in episodes], groups, seed=seed)
     value, low, high = map(float, found)
-    if (
-        low == high
-    ):  # one group, or no spread between them: that says nothing of how sure the mean is
+    # One group, or no spread between them, says nothing of how sure the mean is.
+    if low == high:
         return {"score": {"value": value, "low": None, "high": None}}
     return {"score": {"value": value, "low": low, "high": high}}
 

@@ -21,7 +21,7 @@ def check_wandb(project: str) -> None:
     if project and importlib.util.find_spec("wandb") is None:
         raise ConfigError(
             "config.train.wandb must be empty without the wandb package (it comes with "
-            f"-e '.[wandb]'), got {project!r}"
+            f"the extra wandb: pip install -e '.[wandb]'), got {project!r}"
         )
 
 

@@ -54,10 +54,7 @@ def advantages(found: jax.Array, batch: TokenBatch) -> jax.Array:
 
 
 def coefficients(config: Any, batch: TokenBatch, kl: jax.Array, entropy: jax.Array):
-    """(KL, entropy) coefficients [M]: none for groups that are dropped, detached sequences' own."""
-    if config.algorithm.empty_groups == "drop":
-        kept = counted(config.algorithm, batch)
-        kl, entropy = (jnp.where(kept, x, 0.0) for x in (kl, entropy))
+    """(KL, entropy) coefficients [M], detached sequences' own; `kept_rows` leaves dropped groups out."""
     if batch.detached is None:
         return kl, entropy
     free = batch.detached > 0

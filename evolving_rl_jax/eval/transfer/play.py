@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from evolving_rl_jax.eval import statistics, tables
-from evolving_rl_jax.eval.games import site_of
+from evolving_rl_jax.eval.games import site_labels
 from evolving_rl_jax.eval.journal import Journal
 from evolving_rl_jax.eval.results import versions
 from evolving_rl_jax.files import write_json
@@ -174,7 +174,7 @@ def transfer_result(
         (split, c): {} for split in sorted({t.split for t in panel}) for c in conditions
     }
     scores: dict[tuple[str, str], dict] = {key: {} for key in outcomes}
-    sites = {t.id: ("group", site) for t in panel if (site := site_of(t))}
+    sites = site_labels(panel)
     groups: dict[str, dict[str, tuple]] = {c: dict(sites) for c in conditions}
     for p in plays:
         won = p["won"] if p["status"] in SCORED else None
