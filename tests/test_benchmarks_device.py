@@ -114,14 +114,14 @@ def test_packs_stay_below_the_limit_and_leave_out_what_is_there(tmp_path, capsys
 
 def test_run_at_toy_size(tmp_path):
     environment = {**os.environ, "PYTHON": sys.executable, "XLA_FLAGS": ""}
-    chosen = "--only=train_0.5b,smollm2,memory_1.7b"
     done = subprocess.run(
-        ["bash", str(FOLDER / "run.sh"), "--cpu", f"--out={tmp_path}", chosen],
+        ["bash", str(FOLDER / "run.sh"), "--cpu", f"--out={tmp_path}"],
         env=environment, capture_output=True, text=True, timeout=900,
     )  # fmt: skip
     lines = [json.loads(x) for x in done.stdout.splitlines()]
     assert done.returncode == 0, done.stdout + done.stderr
-    assert [x["step"] for x in lines] == ["train_0.5b", "smollm2", "memory_1.7b"]
-    run = lines[1]["result"]
+    steps = ["tests", "train_0.5b", "generation_1.5b", "smollm2", "memory_1.7b"]
+    assert [x["step"] for x in lines] == steps
+    run = lines[3]["result"]
     assert run["records"] and run["panels"] and run["time_shares"]["train"] > 0
-    assert lines[2]["result"]["predicted_bytes"] > 0
+    assert lines[4]["result"]["predicted_bytes"] > 0
