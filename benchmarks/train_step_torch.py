@@ -70,8 +70,10 @@ def main(folder: pathlib.Path) -> None:
     if options["remat"] != "none":
         model.gradient_checkpointing_enable({"use_reentrant": False})
     optimizer = make_optimizer(model, on_gpu)
-    forward = torch.compile(model)
     low = options["dtype"] == "bfloat16"
+    if low:  # autocast leaves embeddings, and with them the residual stream, in float32; ours is in bfloat16
+        model.get_input_embeddings().register_forward_hook(lambda _, __, out: out.bfloat16())
+    forward = torch.compile(model)
     autocast = torch.autocast(device.type, torch.bfloat16) if low else contextlib.nullcontext()
     count = float(batch["loss_mask"][:, 1:].sum())
 

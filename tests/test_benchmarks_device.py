@@ -70,6 +70,44 @@ def test_a_hanging_step_and_its_children_end_at_the_limit(steps, tmp_path):
     assert not runs()
 
 
+def test_code_of_a_failed_compiler_hides_no_figure(steps, tmp_path):
+    code = "print('{\"a\": 1}', flush=True); print('{\\n  int x;\\n}'); raise SystemExit(1)"
+    line = one(steps, tmp_path, code)
+    assert line["result"] == {"a": 1} and line["code"] == 1
+
+
+def test_a_run_that_does_not_end_is_read_all_the_same(monkeypatch, tmp_path, capsys):
+    reader = load("run_and_read")
+    (tmp_path / "warmstart").mkdir()
+    (tmp_path / "warmstart" / "log.jsonl").write_text('{"step": 20, "loss": 1.5}\n')
+    (tmp_path / "metrics.jsonl").write_text(
+        '{"time/total": 2.0, "time/train": 1.0}\n{"time/total": 2.0, "ti'  # killed while it wrote
+    )
+    deaf = (
+        "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "print('deaf', flush=True)\ntime.sleep(600)"
+    )
+    monkeypatch.setattr(reader, "GRACE", 0.5)
+    popen = subprocess.Popen
+    monkeypatch.setattr(
+        reader.subprocess, "Popen", lambda command: popen([sys.executable, "-c", deaf])
+    )
+    monkeypatch.setattr(
+        sys, "argv", ["x", "--config=none.py", f"--workdir={tmp_path}", "--limit=3"]
+    )
+    assert reader.main() == 1
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["code"] == "killed" and result["records"] == 1
+    assert result["warmstart"] == [{"step": 20, "loss": 1.5}]
+    assert result["time_shares"] == {"train": 0.5}
+
+
+def test_a_run_is_told_the_seconds_that_its_step_has(steps, tmp_path):
+    step = steps.Step("one", 100, ("-c", "import sys; print('[' + sys.argv[1] + ']')", steps.LEFT))
+    steps.run_step(step, step.command, 45.0, tmp_path)
+    assert (tmp_path / "one.log").read_text() == "[15]\n"
+
+
 def test_later_steps_survive_and_missing_pieces_are_said(steps, tmp_path, monkeypatch):
     plan = [
         steps.Step("bad", 60, ("-c", "raise SystemExit(3)")),
@@ -84,14 +122,31 @@ def test_later_steps_survive_and_missing_pieces_are_said(steps, tmp_path, monkey
     assert lines[1]["skipped"] == ".device/model/none.gguf is not here"
 
 
-def test_the_limits_fit_into_ten_minutes_of_a_lease(steps, tmp_path):
+def test_the_limits_of_a_part_fit_into_ten_minutes_of_a_lease(steps, tmp_path):
     assert steps.TOTAL <= 9 * 60
-    names = [s.name for s in steps.steps(tmp_path)]
+    plan = steps.steps(tmp_path)
+    names = [s.name for s in plan]
     assert len(set(names)) == len(names) and names[0] == "tests"
-    for step in steps.steps(tmp_path):
+    for part in {s.part for s in plan}:
+        assert sum(s.limit for s in plan if s.part == part) <= steps.TOTAL, part
+    for step in plan:
         files = [p for p in step.command + step.toy if p.endswith(".py") and p[0] != "-"]
         files += [p.partition("=")[2] for p in step.command + step.toy if p.startswith("--config=")]
         assert files and all((ROOT / f).exists() for f in files), step.name
+
+
+def test_a_part_is_chosen_by_number_or_by_names(steps, tmp_path, capsys):
+    def names(*options):
+        return [
+            s.name for s in steps.chosen(steps.parse_arguments([f"--out={tmp_path}", *options]))
+        ]
+
+    assert names()[0] == "tests" and "smollm2" not in names() and names("--part=2")[0] == "smollm2"
+    assert names("--only=smollm2,tests") == ["tests", "smollm2"]
+    assert set(names("--cpu")) > set(names())
+    with pytest.raises(SystemExit):
+        names("--part=9")
+    assert "--part must be one of 1, 2, 3, got 9" in capsys.readouterr().err
 
 
 def test_an_unknown_step_is_named(steps, tmp_path, capsys):
@@ -120,8 +175,8 @@ def test_run_at_toy_size(tmp_path):
     )  # fmt: skip
     lines = [json.loads(x) for x in done.stdout.splitlines()]
     assert done.returncode == 0, done.stdout + done.stderr
-    steps = ["tests", "train_0.5b", "generation_1.5b", "smollm2", "memory_1.7b"]
-    assert [x["step"] for x in lines] == steps
-    run = lines[3]["result"]
+    names = ["tests", "train_0.5b", "generation_1.5b", "memory_1.7b", "smollm2"]
+    assert [x["step"] for x in lines] == names
+    run = lines[4]["result"]
     assert run["records"] and run["panels"] and run["time_shares"]["train"] > 0
-    assert lines[4]["result"]["predicted_bytes"] > 0
+    assert lines[3]["result"]["predicted_bytes"] > 0

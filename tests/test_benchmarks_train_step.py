@@ -91,3 +91,10 @@ def test_a_tiny_run_prints_a_table_and_a_line_of_json(bench, capsys, monkeypatch
     assert ours["tokens_per_second"] == pytest.approx(2 * 64 / ours["seconds"])
     assert ours["losses"][0] == pytest.approx(np.log(1024), abs=0.2)  # near uniform at first
     assert ours["losses"][-1] < ours["losses"][0] and ours["peak_bytes"] > 0
+
+
+def test_sides_whose_losses_differ_are_not_compared(bench):
+    assert bench.agree([6.95, 6.94], [6.9501, 6.9402], "float32")
+    assert not bench.agree([6.95, 6.94], [6.95, 6.93], "float32")
+    assert bench.agree([6.95, 6.94], [6.97, 6.90], "bfloat16")
+    assert not bench.agree([6.95, 6.94], [6.95, 6.80], "bfloat16")

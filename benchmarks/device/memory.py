@@ -75,6 +75,8 @@ def main() -> None:
     optimizer, lora = make_optimizer(config), lora_lib.from_config(config.model.lora)
     step = make_train_step(config, cfg, optimizer, mesh, lora=lora)
     batch = full_batch(args.rows, args.row_length, cfg.vocab_size)
+    print("compiling", flush=True)
+    began = time.perf_counter()
     compiled = step.lower(
         state_lib.abstract_state(cfg, optimizer, mesh, lora=lora), batch
     ).compile()
@@ -85,8 +87,9 @@ def main() -> None:
         "rows": args.rows, "row_length": args.row_length, "lora_rank": args.lora_rank,
         "device": mesh.devices.flat[0].device_kind, "predicted_bytes": kept + m.temp_size_in_bytes,
         "predicted_temporary_bytes": m.temp_size_in_bytes,
+        "compile_seconds": round(time.perf_counter() - began, 1),
     }  # fmt: skip
-    print(json.dumps(result))  # stays in the log when the updates run out of memory
+    print(json.dumps(result), flush=True)  # stays in the log when the updates run out of memory
     state = state_lib.init_state(cfg, optimizer, mesh, jax.random.key(0), lora=lora)
     seconds = []
     for _ in range(2):

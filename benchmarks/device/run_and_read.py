@@ -1,6 +1,7 @@
 """A training run within a time limit, and what it left behind: time by stage, curves, panels.
 
-A run that is stopped by the limit has saved; whatever is in its folder is read.  The last line is JSON.
+A run that is stopped by the limit has ``GRACE`` seconds to save, then it is killed; whatever is in its
+folder is read and printed in any case.  The last line is JSON.
 Options other than these go to ``evolving-rl train``.
 """
 
@@ -14,6 +15,34 @@ import statistics
 import subprocess
 import sys
 import time
+
+GRACE = 20  # seconds between SIGTERM and SIGKILL
+
+
+def records_of(file: pathlib.Path) -> list[dict]:
+    """The records of a file of JSON lines; a last line that was cut short is left out."""
+    found = []
+    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
+        try:
+            found.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return found
+
+
+def train(command: list[str], limit: float) -> int | str:
+    """The run's exit status; "killed" where it went on for ``GRACE`` seconds after ``limit``."""
+    process = subprocess.Popen(command)
+    try:
+        return process.wait(timeout=limit or None)
+    except (subprocess.TimeoutExpired, KeyboardInterrupt):
+        process.send_signal(signal.SIGTERM)
+    try:
+        return process.wait(timeout=GRACE)
+    except (subprocess.TimeoutExpired, KeyboardInterrupt):
+        process.kill()
+        process.wait()
+        return "killed"
 
 
 def shares(records: list[dict]) -> dict[str, float]:
@@ -48,18 +77,12 @@ def main() -> int:
     args, options = p.parse_known_args()
     command = [sys.executable, "-m", "evolving_rl_jax", "train", f"--config={args.config}"]
     began = time.monotonic()
-    process = subprocess.Popen([*command, f"--workdir={args.workdir}", *options])
-    try:
-        code = process.wait(timeout=args.limit or None)
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGTERM)
-        code = process.wait()
-    metrics = args.workdir / "metrics.jsonl"
-    lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []
-    records = [json.loads(line) for line in lines]
+    code = train([*command, f"--workdir={args.workdir}", *options], args.limit)
+    records = records_of(args.workdir / "metrics.jsonl")
     result = {
         "benchmark": "run", "config": args.config, "code": code,
         "seconds": round(time.monotonic() - began, 1), "records": len(records),
+        "warmstart": records_of(args.workdir / "warmstart" / "log.jsonl"),
         "time_shares": shares(records), "panels": panels(args.workdir),
         "win_rates": [r["rollout/win_rate"] for r in records if "rollout/win_rate" in r],
     }  # fmt: skip

@@ -5,9 +5,12 @@ ends, and everything that it printed is OUT/STEP.log (in OUT/logs.tgz at the end
 step that fails or runs out of time does not stop the next ones.  ``--cpu`` runs the same steps at toy size, so that the file
 cannot rot unseen.
 
+A part fits into nine minutes whatever its steps do: a machine may be lent for ten at a time.
+
 Example::
 
-    benchmarks/device/run.sh --out=/tmp/device
+    benchmarks/device/run.sh --out=/tmp/device            # part 1
+    benchmarks/device/run.sh --part=2 --out=/tmp/device
     benchmarks/device/run.sh --cpu --only=tests,train_0.5b
 """
 
@@ -27,9 +30,19 @@ import time
 
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
+LEFT = "SECONDS"  # stands in a command for its limit less `_TO_END`
 KIT = ROOT / ".device"  # what prepare.sh collected
-TOTAL = 540  # seconds of all steps together
+TOTAL = 540  # seconds of a part
 _GRACE = 5  # seconds of a step's limit in which it is told to end
+_TO_END = 30  # seconds in which a run that was told to end saves, is killed, and is read
+# A program of the engine is 30 unrolled layers, and each shape is one: with the buckets of the file there are 30 of
+# them before the first panel.
+_FEW_SHAPES = (
+    "--config.rollout.row_buckets=(256,)", "--config.rollout.column_buckets=(512,)",
+    "--config.rollout.prefill_buckets=(64,)", "--config.env.num_workers=14",
+    "--config.warmstart.episodes=800", "--config.eval.num_games=32", "--config.eval.every=0",
+    "--config.train.num_iterations=6",
+)  # fmt: skip
 _TAIL = 1500  # characters of a failed step's output that its line quotes
 
 
@@ -44,6 +57,7 @@ class Step:
       toy: the same on a CPU, at a size that ends in seconds; empty = nothing to do there.
       needs: a path under the kit without which the step is skipped.
       environment: of its process, beside that of `run.sh`.
+      part: in which it runs; the limits of a part add up to ``TOTAL`` at most.
     """
 
     name: str
@@ -52,13 +66,12 @@ class Step:
     toy: tuple[str, ...] = ()
     needs: str = ""
     environment: dict[str, str] = dataclasses.field(default_factory=dict)
+    part: int = 1
 
 
 def _tests(*names: str) -> tuple[str, ...]:
     files = [f"tests/test_{name}.py" for name in names]
     return (
-        "-m",
-        "pytest",
         "--verbose",  # what had passed is seen where time runs out
         "--tb=short",
         "-rfE",
@@ -85,8 +98,8 @@ def _run(config: str, out: pathlib.Path, *options: str) -> tuple[str, ...]:
 def steps(out: pathlib.Path) -> list[Step]:
     """All steps in order; the first ones decide what later ones can be believed."""
     gpu_tests = _tests(
-        "losses_golden", "losses_logprobs", "models_transformer", "generate_sampling", "generate_engine",
-        "update_step", "models_attention", "losses_policy",
+        "models_attention_kernels", "models_attention", "generate_engine", "losses_golden",
+        "losses_logprobs", "models_transformer", "generate_sampling", "update_step", "losses_policy",
     )  # fmt: skip
     # Their bounds are those of float32 (a GPU multiplies in 10 bits of mantissa unless told otherwise) and of
     # sums in one order; the flags that they set for a CPU would test kernels that were not optimised.
@@ -100,28 +113,33 @@ def steps(out: pathlib.Path) -> list[Step]:
                    "--config.eval.num_games=2")  # fmt: skip
     model = f"--config.model.hf_path={KIT / 'model' / 'model.gguf'}"
     memory = "benchmarks/device/memory.py"
+    generation = ("benchmarks/generation.py", f"--preset={large}")
     return [
-        Step("tests", 90, gpu_tests, _tests("losses_golden"), environment=exact),
-        # Our figures are printed before torch begins, and count where time runs out then.
-        Step("train_0.5b", 110, _train_step(half, "auto", "--compare-torch"), toy_train),
+        Step("tests", 110, ("-m", "pytest", "-n8", *gpu_tests), ("-m", "pytest", *_tests("losses_golden")), environment=exact),
+        Step("train_0.5b", 75, _train_step(half, "auto"), toy_train),
         # `auto` is `blockwise` on a GPU: which of the two it should be is what these steps decide.
         Step("train_0.5b_pallas_gpu", 60, _train_step(half, "pallas_gpu", "--steps=3")),
-        Step("generation_1.5b", 80, ("benchmarks/generation.py", f"--preset={large}",
-             "--compare-torch"), ("benchmarks/generation.py", "--skip-episodes", "--steps=1")),
-        Step("smollm2", 200, _run("configs/smollm2.py", out, model, "--limit=170"), toy_run,
-             needs="model/model.gguf"),
-        Step("train_1.5b", 90, _train_step(large, "auto", "--compare-torch", "--steps=3")),
-        Step("memory_1.7b", 45, (memory, "--shape=configs/models/Qwen3-1.7B.json",
+        Step("generation_1.5b", 110, generation,
+             ("benchmarks/generation.py", "--skip-episodes", "--steps=1")),
+        Step("memory_1.7b", 90, (memory, "--shape=configs/models/Qwen3-1.7B.json",
              "--rows=4", "--row-length=8192"),
              (memory, "--shape=benchmarks/tiny_model.json", "--rows=2", "--row-length=64")),
-        Step("memory_7b_lora", 45, (memory, "--shape=configs/models/Qwen2.5-7B-Instruct.json",
+        Step("memory_7b_lora", 90, (memory, "--shape=configs/models/Qwen2.5-7B-Instruct.json",
              "--rows=1", "--row-length=8192", "--lora-rank=32")),
+        Step("smollm2", 300, _run("configs/smollm2.py", out, model, f"--limit={LEFT}", *_FEW_SHAPES),
+             toy_run, needs="model/model.gguf", part=2),
+        # What part 1 compiled is in the compilation cache, where the machine is still the same.
+        Step("torch_0.5b", 130, _train_step(half, "auto", "--compare-torch"), part=2),
+        Step("torch_generation", 110, (*generation, "--compare-torch"), part=2),
+        Step("torch_1.5b", 240, _train_step(large, "auto", "--compare-torch", "--steps=3"), part=3),
+        Step("train_1.5b_pallas_gpu", 120, _train_step(large, "pallas_gpu", "--steps=3"), part=3),
     ]  # fmt: skip
 
 
 def run_step(step: Step, command: tuple[str, ...], limit: float, out: pathlib.Path) -> dict:
     """Runs one step and returns its line; its children end with it."""
     began = time.monotonic()
+    command = tuple(x.replace(LEFT, str(max(1, int(limit) - _TO_END))) for x in command)
     with (out / f"{step.name}.log").open("w", encoding="utf-8") as log:
         process = subprocess.Popen(
             [sys.executable, *command], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT,
@@ -155,10 +173,9 @@ def last_json(text: str) -> dict | None:
     """The last line of ``text`` that is a JSON object."""
     for line in reversed(text.splitlines()):
         if line.startswith("{"):
-            try:
+            # A brace alone is code that a compiler printed when it failed.
+            with contextlib.suppress(json.JSONDecodeError):
                 return json.loads(line)
-            except json.JSONDecodeError:
-                return None
     return None
 
 
@@ -170,14 +187,27 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     p.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/device"),
                    help="folder of the results (default: runs/device)")  # fmt: skip
     p.add_argument("--cpu", action="store_true", help="toy sizes, on the CPU")
-    p.add_argument("--only", default="", help="names of steps, with commas; default: all")
+    p.add_argument("--part", type=int, help="which steps (default: 1; with --cpu all)")
+    p.add_argument("--only", default="", help="names of steps, with commas, of any part")
     args = p.parse_args(argv)
     known = [s.name for s in steps(args.out)]
+    parts = sorted({s.part for s in steps(args.out)})
+    if args.part is not None and args.part not in parts:
+        p.error(f"--part must be one of {', '.join(map(str, parts))}, got {args.part}")
     args.only = [name for name in args.only.split(",") if name]
     unknown = sorted(set(args.only) - set(known))
     if unknown:
         p.error(f"--only must name steps out of {', '.join(known)}, got {', '.join(unknown)}")
     return args
+
+
+def chosen(args: argparse.Namespace) -> list[Step]:
+    """The steps that the command line names: by name, or of a part."""
+    every = steps(args.out.resolve())
+    if args.only:
+        return [s for s in every if s.name in args.only]
+    part = args.part or (None if args.cpu else 1)
+    return [s for s in every if part in (None, s.part)]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -188,15 +218,15 @@ def main(argv: list[str] | None = None) -> int:
         os.environ["JAX_PLATFORMS"] = "cpu"
     end, failed = time.monotonic() + TOTAL * (3 if args.cpu else 1), 0
     with (args.out / "results.jsonl").open("a", encoding="utf-8") as results:
-        for step in steps(args.out.resolve()):
+        for step in chosen(args):
             command = step.toy if args.cpu else step.command
-            if not command or (args.only and step.name not in args.only):
+            if not command:
                 continue
             left = end - time.monotonic()
             if not args.cpu and step.needs and not (KIT / step.needs).exists():
                 line = {"step": step.name, "skipped": f".device/{step.needs} is not here"}
             elif left < 10:
-                line = {"step": step.name, "skipped": f"the {TOTAL} s of all steps are over"}
+                line = {"step": step.name, "skipped": f"the {TOTAL} s of a part are over"}
             else:
                 slack = 6 if args.cpu else 1  # toy sizes on a machine that does other work too
                 line = run_step(step, command, min(step.limit * slack, left), args.out)

@@ -65,7 +65,7 @@ def group_normalize(
         times the same (RLOO).
 
     Returns:
-      Advantages, float32, same shape as ``rewards``.
+      Advantages, float32, same shape as ``rewards``; nan in a group with a member that is no finite number.
 
     Raises:
       ValueError: mask of another shape, an axis that ``rewards`` does not have, or an unknown scale.
@@ -102,12 +102,15 @@ def group_normalize(
     centred = jnp.where(member, offset - mean, 0.0)
     variance = jnp.sum(centred**2, axes, keepdims=True) / divisor
     usable = (count >= 2) & (high - low > noise) & (variance > 0)
+    # A reward that is no number must not look like a group without spread, which trains nothing and says nothing.
+    broken = (count > 0) & ~(jnp.isfinite(low) & jnp.isfinite(high))
+    rest = jnp.where(broken & member, jnp.nan, 0.0)
     if scale != "std":
         others = divisor / jnp.maximum(divisor - 1.0, 1.0) if scale == "leave_one_out" else 1.0
-        return jnp.where(usable & member, centred * others, 0.0)
+        return jnp.where(usable & member, centred * others, rest)
     # The inner where keeps the gradient of sqrt finite in the groups that the outer one discards.
     std = jnp.sqrt(jnp.where(usable, variance, 1.0))
-    return jnp.where(usable & member, centred / (std + eps), 0.0)
+    return jnp.where(usable & member, centred / (std + eps), rest)
 
 
 def skill_advantages(

@@ -18,14 +18,12 @@ import jax.numpy as jnp
 
 from evolving_rl_jax.losses import variants
 from evolving_rl_jax.losses._checks import check_integer, check_rank, check_shape
-from evolving_rl_jax.losses._ratio import difference, log_ratio
+from evolving_rl_jax.losses._ratio import clip_bound, difference, log_ratio
 
 _MAX_LOW_VAR_KL = 10.0
 _KL_KINDS = ("k1", "k2", "k3", "low_var_kl")
-_TOKEN_INPUTS = (
-    "old_logprobs ref_logprobs entropy importance_weights log_ratio_coef mask kl_logprobs "
-    "token_advantages"
-)
+_TOKEN_INPUTS = "old_logprobs ref_logprobs entropy mask"
+_OPTIONAL_INPUTS = "importance_weights log_ratio_coef kl_logprobs token_advantages"
 _SEQUENCE_INPUTS = "advantages entropy_coef kl_coef"
 _RATIOS = ("ppo", "cispo", "gspo")
 
@@ -73,6 +71,8 @@ def clipped_policy_loss(
     shape = jnp.shape(logprobs)
     check_shape("old_logprobs", old_logprobs, shape, "shaped like logprobs")
     check_shape("advantages", advantages, shape, "shaped like logprobs")
+    clip_low = clip_bound("clip_low", clip_low, shape)
+    clip_high = clip_bound("clip_high", clip_high, shape)
     advantages = jax.lax.stop_gradient(jnp.asarray(advantages, jnp.float32))
     ratio = jnp.exp(log_ratio(logprobs, old_logprobs))
     unclipped = -ratio * advantages
@@ -120,10 +120,11 @@ def kl_estimate(
         # overflow: inf times the clamp's zero gradient would be nan.
         d = log_ratio(logprobs, ref_logprobs)
         return jnp.clip(jnp.expm1(-d) + d, -_MAX_LOW_VAR_KL, _MAX_LOW_VAR_KL)
-    if kind == "k3":
-        d = log_ratio(logprobs, ref_logprobs)
-        return jnp.expm1(-d) + d
     d = difference(logprobs, ref_logprobs)
+    if kind == "k3":
+        # Held where the exponential would overflow, d far below 0, and only there.
+        held = log_ratio(logprobs, ref_logprobs)
+        return jnp.expm1(-held) + jnp.maximum(d, held)
     return d if kind == "k1" else 0.5 * d**2
 
 
@@ -232,7 +233,8 @@ def evolving_rl_loss(
       ``token_divisor``, ``loss`` and ``policy_loss`` are divided by it as the loss is.
 
     Raises:
-      ValueError: a wrong shape, a non-integer ``sequence_ids``, an unknown ``kl_kind`` or ``ratio``.
+      ValueError: a wrong shape or a missing array, a non-integer ``sequence_ids``, an unknown ``kl_kind`` or
+        ``ratio``, a ``dual_clip`` with ``"cispo"``, a ``token_divisor`` that is not above 0.
 
     Example:
       Two sequences in one row, then padding.
@@ -250,10 +252,14 @@ def evolving_rl_loss(
     """
     if ratio not in _RATIOS:
         raise ValueError(f"ratio must be one of {_RATIOS}, got {ratio!r}")
+    if ratio == "cispo" and dual_clip is not None:
+        raise ValueError(f"dual_clip must be None with ratio 'cispo', got {dual_clip}")
     check_rank("logprobs", logprobs, "BT")
-    tokens = (old_logprobs, ref_logprobs, entropy, importance_weights, log_ratio_coef, mask)
-    tokens += (kl_logprobs, token_advantages)
+    tokens = (old_logprobs, ref_logprobs, entropy, mask)
     _check_shapes(_TOKEN_INPUTS, tokens, jnp.shape(logprobs), "[B, T]")
+    optional = (importance_weights, log_ratio_coef, kl_logprobs, token_advantages)
+    _check_shapes(_OPTIONAL_INPUTS, optional, jnp.shape(logprobs), "[B, T]", optional=True)
+    _check_divisor(token_divisor)
     sequences = (advantages, entropy_coef, kl_coef)
     _check_shapes(_SEQUENCE_INPUTS, sequences, (num_sequences,), "[M]")
     weights, ids, counts = _token_weights(mask, sequence_ids, num_sequences)
@@ -281,7 +287,8 @@ def evolving_rl_loss(
         divided = jnp.where(weights > 0, 1.0, 0.0) / token_divisor
     loss_sum = jnp.sum(divided * (policy - entropy_coef * entropy + kl_coef * kl))
 
-    means = {"entropy": entropy, "kl": kl, "clip_fraction": clipped, "approx_kl": old - new}
+    means = {"entropy": entropy, "kl": kl, "clip_fraction": clipped}
+    means["approx_kl"] = -difference(new, old)
     means["ratio_deviation"] = jnp.abs(jnp.exp(log_ratio(new, old)) - 1.0)
     metrics = {name: jnp.sum(weights * value) for name, value in means.items()}
     metrics |= {"policy_loss": jnp.sum(divided * policy), "loss": loss_sum}
@@ -316,10 +323,19 @@ def _compared(ratio, new, old, trained, ids, num_sequences):
     )
 
 
-def _check_shapes(names, arrays, shape, legend):
+def _check_shapes(names, arrays, shape, legend, *, optional=False):
     for name, array in zip(names.split(), arrays, strict=True):
         if array is not None:
             check_shape(name, array, shape, legend)
+        elif not optional:
+            raise ValueError(f"{name} must be {legend} = {tuple(shape)}, got None")
+
+
+def _check_divisor(divisor):
+    if divisor is not None:
+        check_shape("token_divisor", divisor, (), "a number")
+        if isinstance(divisor, numbers.Real) and not divisor > 0:
+            raise ValueError(f"token_divisor must be above 0, got {divisor}")
 
 
 def _token_weights(mask, sequence_ids, num_sequences):
@@ -331,7 +347,7 @@ def _token_weights(mask, sequence_ids, num_sequences):
     check_rank("mask", mask, "BT")
     check_shape("sequence_ids", sequence_ids, jnp.shape(mask), "[B, T]")
     check_integer("sequence_ids", sequence_ids)
-    ids = jnp.asarray(sequence_ids)
+    ids = jnp.asarray(sequence_ids).astype(jnp.int32)  # M itself may be beyond a narrow type
     trained = (jnp.asarray(mask) > 0) & (ids >= 0) & (ids < num_sequences)
     ids = jnp.where(trained, ids, 0)
     ones = trained.astype(jnp.float32)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from evolving_rl_jax.losses._checks import check_integer, check_shape
-from evolving_rl_jax.losses._ratio import difference, log_ratio
+from evolving_rl_jax.losses._ratio import clip_bound, log_ratio
 
 
 def cispo_loss(
@@ -54,6 +54,8 @@ def cispo_loss(
     shape = jnp.shape(logprobs)
     check_shape("old_logprobs", old_logprobs, shape, "shaped like logprobs")
     check_shape("advantages", advantages, shape, "shaped like logprobs")
+    clip_low = clip_bound("clip_low", clip_low, shape)
+    clip_high = clip_bound("clip_high", clip_high, shape)
     advantages = jax.lax.stop_gradient(jnp.asarray(advantages, jnp.float32))
     ratio = jax.lax.stop_gradient(jnp.exp(log_ratio(logprobs, old_logprobs)))
     weight = jnp.clip(ratio, 1.0 - clip_low, 1.0 + clip_high)
@@ -103,11 +105,11 @@ def sequence_logprobs(
         check_shape(name, array, shape, "shaped like logprobs")
     check_shape("sequence_ids", sequence_ids, shape, "shaped like logprobs")
     check_integer("sequence_ids", sequence_ids)
-    ids = jnp.asarray(sequence_ids)
+    ids = jnp.asarray(sequence_ids).astype(jnp.int32)  # M itself may be beyond a narrow type
     trained = (jnp.asarray(mask) > 0) & (ids >= 0) & (ids < num_sequences)
     ids = jnp.where(trained, ids, 0)
-    old = jnp.where(trained, jax.lax.stop_gradient(jnp.asarray(old_logprobs, jnp.float32)), 0.0)
-    change = difference(jnp.where(trained, logprobs, 0.0), old)
+    old = jax.lax.stop_gradient(jnp.asarray(old_logprobs, jnp.float32))
+    change = log_ratio(jnp.where(trained, logprobs, 0.0), jnp.where(trained, old, 0.0))
 
     def total(values):
         return jax.ops.segment_sum(values.ravel(), ids.ravel(), num_sequences)
@@ -115,7 +117,7 @@ def sequence_logprobs(
     count = total(trained.astype(jnp.float32))
     mean = total(jax.lax.stop_gradient(change)) / jnp.maximum(count, 1.0)
     own = change - jax.lax.stop_gradient(change)  # 0, with the gradient of the token
-    return old + jnp.where(trained, mean[ids] + own, 0.0)
+    return jnp.where(trained, old + mean[ids] + own, old)
 
 
 class CovarianceLimits(NamedTuple):
@@ -180,6 +182,7 @@ def covariance_limits(
         raise ValueError(f"share must be in [0, 1], got {share}")
     trained = jnp.asarray(mask) > 0
     count = jnp.sum(trained)
+    logprobs, advantages = (jnp.asarray(x, jnp.float32) for x in (logprobs, advantages))
 
     def mean(x):
         return jnp.sum(jnp.where(trained, x, 0.0)) / jnp.maximum(count, 1)
