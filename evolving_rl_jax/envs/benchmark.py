@@ -183,6 +183,10 @@ class Benchmark(abc.ABC):
         """Whether `teacher` can play a task."""
         return self.states_facts(task)
 
+    def lesson_group(self, task: Task) -> str:
+        """What ``warmstart.held_out`` keeps back whole: the place of a task, where tasks share one."""
+        return task.group or task.id
+
     # -- known facts: what decides the next episode, where a task says it --------------------------
 
     def states_facts(self, task: Task) -> bool:

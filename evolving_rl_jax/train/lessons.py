@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from evolving_rl_jax import envs
 from evolving_rl_jax.config import ConfigError
 from evolving_rl_jax.rollout.batch import fill_rows, pack_rows
 from evolving_rl_jax.rollout.demonstrations import Demonstrator
@@ -40,7 +41,9 @@ def make_lessons(parts) -> Lessons:
         taught, others = split_groups(found, lambda x: x.group, w.held_out, parts.config.seed)
         return Lessons(_fitting(parts, taught), _fitting(parts, others) if others else [])
     tasks = [task for name in w.splits for task in parts.split(name)]
-    taught, held_out = split_groups(tasks, lambda t: t.group or t.id, w.held_out, parts.config.seed)
+    taught, held_out = split_groups(
+        tasks, lambda t: envs.benchmark(t.env).lesson_group(t), w.held_out, parts.config.seed
+    )
     samples = demonstrations(parts, taught, w.episodes)
     samples += _more_extractions(parts, taught, samples)
     others = []

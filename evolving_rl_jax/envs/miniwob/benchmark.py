@@ -12,6 +12,7 @@ from evolving_rl_jax.envs.miniwob import index
 from evolving_rl_jax.envs.miniwob.chromium import versions
 from evolving_rl_jax.envs.miniwob.corpus import collect_texts
 from evolving_rl_jax.envs.miniwob.env import Options, make
+from evolving_rl_jax.envs.miniwob.families import PLAYED_UNSEEN
 from evolving_rl_jax.envs.miniwob.solvers import SCRIPTS
 from evolving_rl_jax.envs.miniwob.teacher import ScriptTeacher
 from evolving_rl_jax.envs.miniwob.texts import TEXTS
@@ -80,7 +81,11 @@ class MiniWobTasks(WithoutFacts):
         return collect_texts(pool, tasks)
 
     def teaches(self, task: Task) -> bool:
-        return task.meta.get("family") in SCRIPTS
+        family = task.meta.get("family")
+        return family in SCRIPTS and family not in PLAYED_UNSEEN
+
+    def lesson_group(self, task: Task) -> str:
+        return task.id  # its group is a kind of page, and to lack one says nothing of other pages
 
     def teacher(self, task: Task, rng, quality) -> Teacher:
         return ScriptTeacher(task, rng, quality.action_noise, quality.good_extraction)

@@ -100,6 +100,19 @@ class Browser:
                     "are played again from their actions", held, self._most_mb, self._used,
                 )  # fmt: skip
                 self.close()
+        running = self._running is not None
+        try:
+            frame = self._ready(family)
+        except PageError:
+            raise
+        except EnvError:
+            if not running:
+                raise
+            frame = self._ready(family)  # it had died in the meantime; a new one
+        self._used += 1
+        return frame
+
+    def _ready(self, family: str) -> Frame:
         frame = next((f for f in self._idle if f.family == family), None)
         if frame is None:
             self._start()
@@ -109,7 +122,6 @@ class Browser:
         refused = self._run("ready", f"the page {family}", frame.key)
         if refused:
             raise PageError(f"the page {family} of miniwob cannot be opened: {refused:.200}")
-        self._used += 1
         return frame
 
     def give(self, frame: Frame) -> None:
@@ -150,9 +162,11 @@ class Browser:
         """
         if not self.holds(frame):
             raise EnvError(f"the browser of the page {frame.family} is gone")
+        uses, frame.uses = frame.uses, _USES  # what fails serves no other episode
         found = self._run(function, f"the page {frame.family}", frame.key, *arguments)
         if found.get("lost"):
             raise PageError(f"the page {frame.family} of miniwob went somewhere else")
+        frame.uses = uses
         return found
 
     def memory_mb(self) -> float:

@@ -1,5 +1,6 @@
 // Runs in every frame before the page's own scripts: its clock stands still until `clock.advance`, so that
-// animations, delays and dates are the same each time, and no answer waits for them.
+// animations, delays and dates are the same each time, and no answer waits for them; and it keeps the focus that
+// it has while other episodes act in their frames.
 (() => {
   if (window === window.top) return;
   const RealDate = Date;
@@ -36,9 +37,31 @@
     errors.push(String(event.message || (event.target && event.target.src) || 'an error'));
   }, true);
 
+  // A browser has one focus, which the next episode takes away: a page hears of it in its own turns alone.
+  let turn = false, focused = null;
+  for (const kind of ['focus', 'blur', 'focusin', 'focusout']) {
+    add.call(window, kind, event => { if (!turn) event.stopImmediatePropagation(); }, true);
+  }
+  document.hasFocus = () => true;
+
   window.clock = {
     errors, clickable,
-    restart() { timers.clear(); now = START; next = 1; },
+    // Does something in the page's turn, with the focus where the page last had it.
+    inTurn(act) {
+      if (focused && focused.isConnected && focused !== document.activeElement) {
+        focused.focus({ preventScroll: true });
+      }
+      turn = true;
+      try { return act(); } finally {
+        turn = false;
+        focused = document.activeElement === document.body ? null : document.activeElement;
+      }
+    },
+    restart() {
+      timers.clear();
+      now = START; next = 1; focused = null;
+      if (document.activeElement) document.activeElement.blur();
+    },
     // Runs what is due in the next milliseconds, in order.
     advance(ms) {
       const end = now + ms;

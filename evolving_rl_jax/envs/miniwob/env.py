@@ -109,6 +109,8 @@ class MiniWob(Environment):
             return self._refused(said, f"op must be one of {', '.join(ALL_OPS)}")
         if ref - 1 not in self._shown:
             return self._refused(said, f"there is no e{ref} on the page")
+        if op == "KEY" and value == " ":
+            value = "Space"
         if op in _WITH_VALUE and not value.strip():
             return self._refused(said, f"{op} needs a value")
         element = self._page.elements[ref - 1]

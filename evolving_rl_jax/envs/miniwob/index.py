@@ -100,7 +100,8 @@ def write(
             seed = _SEEDS[one.split] + tried[key]
             tried[key] += 1
             shown = show(one.task_type, seed)
-            digest = hashlib.sha256(f"{one.task_type}\0{shown}".encode()).hexdigest()
+            page = f"{seed}\0{shown}" if one.task_type in families.HIDES else shown
+            digest = hashlib.sha256(f"{one.task_type}\0{page}".encode()).hexdigest()
             if digest not in seen:
                 seen.add(digest)
                 lines.append(_line(one, seed, shown, digest))

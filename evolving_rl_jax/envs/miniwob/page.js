@@ -47,17 +47,22 @@ window.pages = (() => {
     page.eval('core.EP_TIMER = null; core.EPISODE_MAX_TIME = 1e9;');
     page.Math.seedrandom(seed);
     page.core.setDataMode('train');
-    page.core.startEpisode();
-    page.core.startEpisodeReal();
-    page.clock.advance(SETTLE_MS);
+    page.clock.inTurn(() => {
+      page.core.startEpisode();
+      page.core.startEpisodeReal();
+      page.clock.advance(SETTLE_MS);
+    });
     return read(frame);
   }
 
   function act(key, node, op, value) {
     const frame = frames.get(key), page = frame.element.contentWindow;
     const element = frame.nodes[node];
-    const refused = DO[op](page, element, value, frame);
-    page.clock.advance(SETTLE_MS);
+    const refused = page.clock.inTurn(() => {
+      const why = DO[op](page, element, value, frame);
+      page.clock.advance(SETTLE_MS);
+      return why;
+    });
     return { ...read(frame), refused };
   }
 
@@ -87,7 +92,8 @@ window.pages = (() => {
   }
 
   function key(page, element, kind, name) {
-    const code = CODES[name] || (name.length === 1 ? name.toUpperCase().charCodeAt(0) : 0);
+    const code = CODES[name] || SIGNS[name] ||
+      (/^[a-z0-9]$/i.test(name) ? name.toUpperCase().charCodeAt(0) : 0);
     const number = kind === 'keypress' && name.length === 1 ? name.charCodeAt(0) : code;
     return element.dispatchEvent(new page.KeyboardEvent(kind, {
       bubbles: true, cancelable: true, key: name, keyCode: number, which: number,
@@ -97,6 +103,12 @@ window.pages = (() => {
 
   const CODES = { Enter: 13, Backspace: 8, Tab: 9, Escape: 27, Delete: 46, ' ': 32,
     ArrowLeft: 37, ArrowUp: 38, ArrowRight: 39, ArrowDown: 40, Home: 36, End: 35, PageUp: 33, PageDown: 34 };
+  // Signs are on keys with codes of their own, as an American keyboard has them: 40 is an arrow, not "(".
+  const SIGNS = Object.fromEntries([
+    ...[')', '!', '@', '#', '$', '%', '^', '&', '*', '('].map((sign, digit) => [sign, 48 + digit]),
+    ...Object.entries({ 186: ';:', 187: '=+', 188: ',<', 189: '-_', 190: '.>', 191: '/?', 192: '`~', 219: '[{',
+      220: '\\|', 221: ']}', 222: '\'"' }).flatMap(([code, signs]) => [...signs].map(s => [s, Number(code)])),
+  ]);
   const SCROLLS = {
     Home: () => 0, End: e => e.scrollHeight,
     PageUp: e => e.scrollTop - e.clientHeight, PageDown: e => e.scrollTop + e.clientHeight,
@@ -138,14 +150,19 @@ window.pages = (() => {
     if (['date', 'time', 'month', 'week', 'datetime-local'].includes(element.type)) {
       write(page, element, whole(element, text));
     } else {
-      if (held(element)) write(page, element, '');
-      let typed = '';
+      if (held(element)) {
+        if (key(page, element, 'keydown', 'Backspace')) write(page, element, '');
+        key(page, element, 'keyup', 'Backspace');
+      }
+      const before = held(element);
+      let typed = before;
       for (const letter of text) {
         const kept = key(page, element, 'keydown', letter) && key(page, element, 'keypress', letter);
         typed += letter;
         if (kept && held(element) !== typed) write(page, element, typed);
         key(page, element, 'keyup', letter);
       }
+      if (before && held(element) === before) return 'the field takes no keys';
     }
     element.dispatchEvent(new page.Event('change', { bubbles: true }));
     return '';
@@ -158,7 +175,7 @@ window.pages = (() => {
     const option = Array.from(list.options).find(o => plain(o.textContent) === plain(text));
     if (!option) return 'the list has no such option';
     focus(page, list);
-    option.selected = true;
+    option.selected = !(list.multiple && option.selected);
     for (const kind of ['input', 'change']) list.dispatchEvent(new page.Event(kind, { bubbles: true }));
     return '';
   }
@@ -175,10 +192,12 @@ window.pages = (() => {
 
   function press(page, element, name, frame) {
     if (/^control\+[cv]$/i.test(name)) return clip(page, element, name.toLowerCase(), frame);
-    const known = Object.keys(CODES).find(k => k.toLowerCase() === name.toLowerCase());
-    if (!known && name.length !== 1) return 'there is no such key';
+    const asked = name.toLowerCase() === 'space' ? ' ' : name;
+    const known = Object.keys(CODES).find(k => k.toLowerCase() === asked.toLowerCase());
+    if (!known && asked.length !== 1) return 'there is no such key';
+    if (element.disabled) return 'it is disabled';
     focus(page, element);
-    const pressed = known || name;
+    const pressed = known || asked;
     let kept = key(page, element, 'keydown', pressed);
     if (pressed.length === 1 || pressed === 'Enter') kept = key(page, element, 'keypress', pressed) && kept;
     if (kept && SCROLLS[pressed] && element.scrollHeight > element.clientHeight) {
@@ -188,9 +207,22 @@ window.pages = (() => {
       if (pressed.length === 1) write(page, element, held(element) + pressed);
       else if (pressed === 'Backspace') write(page, element, held(element).slice(0, -1));
       else if (pressed === 'Enter' && element.tagName === 'TEXTAREA') write(page, element, held(element) + '\n');
+      else if (pressed === 'Enter' && element.form) submit(element.form);
     }
+    const presses = { Enter: PRESSED_BY_ENTER, ' ': PRESSED_BY_SPACE }[pressed];
+    if (kept && presses && element.matches(presses)) element.click();
     key(page, element, 'keyup', pressed);
     return '';
+  }
+
+  const BUTTONS = 'button, input[type=button], input[type=submit], input[type=reset], summary';
+  const PRESSED_BY_ENTER = `${BUTTONS}, a[href]`;
+  const PRESSED_BY_SPACE = `${BUTTONS}, input[type=checkbox], input[type=radio]`;
+
+  function submit(form) {  // as Enter in a field does: by the form's first button, or by itself
+    const button = form.querySelector('button:not([type=button]):not([type=reset]), input[type=submit]');
+    if (!button) form.requestSubmit();
+    else if (!button.disabled) button.click();
   }
 
   const DO = {
@@ -251,6 +283,7 @@ window.pages = (() => {
     if (tag === 'input' && ['checkbox', 'radio'].includes(element.type)) {
       if (element.checked) told.checked = 'true';
     } else if (['input', 'textarea'].includes(tag)) told.input_value = element.value;
+    else if (tag === 'select' && element.multiple) told.multiple = 'true';
     else if (tag === 'option' && element.selected) told.option_selected = 'true';
     const look = looks(element, tag);
     if (look && !told['aria-label'] && !told.title) {
@@ -274,5 +307,7 @@ window.pages = (() => {
     return color && !element.textContent.trim() ? color : '';
   }
 
-  return { open, ready, drop, reset, act, count: () => frames.size };
+  const frame = key => frames.get(key).element.contentWindow;  // for tests
+
+  return { open, ready, drop, reset, act, frame, count: () => frames.size };
 })();

@@ -91,6 +91,7 @@ _SAID = {
     "type how it begins, click the entry that ends right, then Submit": (
         "use-autocomplete", "use-autocomplete-nodelay",
     ),
+    "type the six digits of the color in the field, then click Submit": ("use-colorwheel",),
     "move each handle with the arrow keys to its number, then click Submit": (
         "use-slider", "use-slider-2",
     ),

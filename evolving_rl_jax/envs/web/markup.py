@@ -213,6 +213,7 @@ class _Builder:
             return
         chosen = (node.attributes.get("option_selected") or "") == "true"
         if chosen or "selected" in node.attributes:
-            node.select.selected = node.text
+            several = "multiple" in node.select.attributes and node.select.selected
+            node.select.selected = f"{node.select.selected}, {node.text}" if several else node.text
         if len(node.select.options) < MAX_OPTIONS:
             node.select.options.append(node.text)

@@ -281,6 +281,21 @@ def spinner(task: str, page: View):
     yield submit(page)
 
 
+# Names that pages are asked for, as CSS defines them.
+_COLORS = {
+    "black": "000000", "white": "ffffff", "aqua": "00ffff", "blue": "0000ff", "gray": "808080",
+    "green": "008000", "lime": "00ff00", "maroon": "800000", "navy": "000080", "olive": "808000",
+    "purple": "800080", "red": "ff0000", "silver": "c0c0c0", "teal": "008080", "yellow": "ffff00",
+    "pink": "ffc0cb", "magenta": "ff00ff", "gold": "ffd700", "orange": "ffa500",
+}  # fmt: skip
+
+
+def color(task: str, page: View):
+    """The digits of the colour into the field, then Submit."""
+    page = yield page.type(_COLORS[task.split()[1]])
+    yield submit(page)
+
+
 def guess(task: str, page: View):
     """The middle of what is left, until it is right."""
     low, high = 0, 9
@@ -344,6 +359,7 @@ FORMS: dict[str, Script] = {
     "text-transform": shown_letters,
     "use-autocomplete": completed,
     "use-autocomplete-nodelay": completed,
+    "use-colorwheel": color,
     "use-slider": slider,
     "use-slider-2": sliders,
     "use-spinner": spinner,
