@@ -168,7 +168,7 @@ LEAVES_TRACES = frozenset((
     "book-flight", "book-flight-nodelay", "choose-date", "choose-date-easy", "choose-date-medium",
     "choose-date-nodelay", "click-pie", "click-pie-nodelay", "focus-text-2", "form-sequence-3",
     "login-user-popup", "scroll-text-2", "use-autocomplete", "use-autocomplete-nodelay",
-    "use-slider-2",
+    "use-colorwheel", "use-slider-2",
 ))  # fmt: skip
 
 # Families whose first page hides what differs between their seeds: a number to guess, the cards' other sides, files.
