@@ -219,6 +219,26 @@ def test_a_run_that_starts_from_an_adapter_starts_from_the_base_with_it(lora_run
     )
 
 
+def test_the_start_of_a_run_with_an_adapter_is_exported_in_the_type_that_is_asked_for(
+    lora_run, tmp_path
+):
+    """Not in that of training, which rounds the base and most of a small change away."""
+    adapter, out = tmp_path / "adapter", tmp_path / "out"
+    assert main(["export", f"--workdir={lora_run}", f"--out={adapter}", "--what=adapter"]) == 0
+    assert "<obs>" in models.load_tokenizer(adapter).special_ids
+    base = lora_run / "warmstart"
+    workdir, lora = edited(
+        lora_run, tmp_path, hf_path=str(base), lora_adapter=str(adapter), dtype="bfloat16"
+    )
+    command = ["export", f"--workdir={workdir}", f"--out={out}", "--checkpoint=warmstart"]
+    assert main([*command, "--dtype=float32"]) == 0
+    weights, cfg = models.load_hf(base)
+    adapters, _ = lora_lib.load_adapter(adapter, cfg)
+    expected = lora_lib.merge(weights, adapters, lora)
+    found, _ = models.load_hf(out)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), found, expected)
+
+
 def test_what_only_training_needs_is_not_read(run, tmp_path):
     workdir = shutil.copytree(run, tmp_path / "run")
     config = json.loads((workdir / "config.json").read_text())

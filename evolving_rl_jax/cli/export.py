@@ -62,7 +62,9 @@ def run(args, overrides: dict[str, str]) -> None:
     from evolving_rl_jax.run.policy import export_adapter, export_policy
 
     if args.what == "adapter":
-        export_adapter(folder, out, args.checkpoint)
-    elif said := export_policy(folder, out, args.checkpoint, args.dtype):
+        said = export_adapter(folder, out, args.checkpoint)
+    else:
+        said = export_policy(folder, out, args.checkpoint, args.dtype)
+    if said:
         print(said)
     print(f"{args.what} in {args.out}")

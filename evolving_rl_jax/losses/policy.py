@@ -250,17 +250,13 @@ def evolving_rl_loss(
 
     Source: Evolving-RL, arXiv 2605.10663; aggregation per sequence as in GRPO, arXiv 2402.03300.
     """
-    if ratio not in _RATIOS:
-        raise ValueError(f"ratio must be one of {_RATIOS}, got {ratio!r}")
-    if ratio == "cispo" and dual_clip is not None:
-        raise ValueError(f"dual_clip must be None with ratio 'cispo', got {dual_clip}")
+    _check_options(ratio, dual_clip, token_divisor)
     check_rank("logprobs", logprobs, "BT")
     tokens = (old_logprobs, ref_logprobs, entropy, mask)
-    _check_shapes(_TOKEN_INPUTS, tokens, jnp.shape(logprobs), "[B, T]")
     optional = (importance_weights, log_ratio_coef, kl_logprobs, token_advantages)
-    _check_shapes(_OPTIONAL_INPUTS, optional, jnp.shape(logprobs), "[B, T]", optional=True)
-    _check_divisor(token_divisor)
     sequences = (advantages, entropy_coef, kl_coef)
+    _check_shapes(_TOKEN_INPUTS, tokens, jnp.shape(logprobs), "[B, T]")
+    _check_shapes(_OPTIONAL_INPUTS, optional, jnp.shape(logprobs), "[B, T]", optional=True)
     _check_shapes(_SEQUENCE_INPUTS, sequences, (num_sequences,), "[M]")
     weights, ids, counts = _token_weights(mask, sequence_ids, num_sequences)
     # Untrained tokens are replaced before any arithmetic: a nan times a zero weight is still nan.
@@ -282,9 +278,7 @@ def evolving_rl_loss(
     if log_ratio_coef is not None:
         policy += jnp.where(weights > 0, log_ratio_coef, 0.0) * jnp.abs(difference(new, old))
     kl = kl_estimate(full, ref, kind=kl_kind)
-    divided = weights
-    if token_divisor is not None:
-        divided = jnp.where(weights > 0, 1.0, 0.0) / token_divisor
+    divided = weights if token_divisor is None else jnp.sign(weights) / token_divisor
     loss_sum = jnp.sum(divided * (policy - entropy_coef * entropy + kl_coef * kl))
 
     means = {"entropy": entropy, "kl": kl, "clip_fraction": clipped}
@@ -331,11 +325,15 @@ def _check_shapes(names, arrays, shape, legend, *, optional=False):
             raise ValueError(f"{name} must be {legend} = {tuple(shape)}, got None")
 
 
-def _check_divisor(divisor):
-    if divisor is not None:
-        check_shape("token_divisor", divisor, (), "a number")
-        if isinstance(divisor, numbers.Real) and not divisor > 0:
-            raise ValueError(f"token_divisor must be above 0, got {divisor}")
+def _check_options(ratio, dual_clip, token_divisor):
+    if ratio not in _RATIOS:
+        raise ValueError(f"ratio must be one of {_RATIOS}, got {ratio!r}")
+    if ratio == "cispo" and dual_clip is not None:
+        raise ValueError(f"dual_clip must be None with ratio 'cispo', got {dual_clip}")
+    if token_divisor is not None:
+        check_shape("token_divisor", token_divisor, (), "a number")
+        if isinstance(token_divisor, numbers.Real) and not token_divisor > 0:
+            raise ValueError(f"token_divisor must be above 0, got {token_divisor}")
 
 
 def _token_weights(mask, sequence_ids, num_sequences):

@@ -8,7 +8,7 @@ Import from here: the names below; the rest by module.  This room knows ``parall
 """
 
 from evolving_rl_jax.models.config import ModelConfig, RopeScaling, config_from_hf
-from evolving_rl_jax.models.hf import import_gguf, load_gguf, load_hf, save_hf
+from evolving_rl_jax.models.hf import import_gguf, load_gguf, load_hf, save_hf, save_tokenizer
 from evolving_rl_jax.models.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from evolving_rl_jax.models.transformer import (
     apply,
@@ -34,6 +34,7 @@ __all__ = [
     "load_tokenizer",
     "logits",
     "save_hf",
+    "save_tokenizer",
     "train_tokenizer",
     "unembedding",
 ]

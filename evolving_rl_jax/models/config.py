@@ -9,13 +9,12 @@ this package does not compute is an error that names it, never ignored.
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
 from evolving_rl_jax.models.gguf.config import hf_config
 from evolving_rl_jax.models.gguf.file import is_gguf, open_gguf
-from evolving_rl_jax.models.hub import CONFIG_FILES, local_folder
+from evolving_rl_jax.models.hub import CONFIG_FILES, local_folder, read_object
 
 _ARCHITECTURES = {
     "qwen2": "Qwen2ForCausalLM",
@@ -143,12 +142,7 @@ def config_from_hf(path: str | Path) -> ModelConfig:
         return _read(path, hf_config(open_gguf(path)))
     path = local_folder(path, CONFIG_FILES)
     file = path if path.suffix == ".json" else path / "config.json"
-    if not file.is_file():
-        raise FileNotFoundError(f"{file} must be a Hugging Face config.json, found no such file")
-    try:
-        raw = json.loads(file.read_text())
-    except ValueError as error:
-        raise ValueError(f"{file} must be JSON, got: {error}") from None
+    raw = read_object(file, "be a Hugging Face config.json")
     return _read(file, raw)
 
 
@@ -157,6 +151,11 @@ def _read(file, raw: dict[str, Any]) -> ModelConfig:
         return _from_dict(raw)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
+    except (
+        TypeError,
+        AttributeError,
+    ) as error:  # null or a text where a number or an object is due
+        raise ValueError(f"{file} holds a value of a type that it must not have: {error}") from None
 
 
 def _from_dict(raw: dict[str, Any]) -> ModelConfig:

@@ -7,7 +7,6 @@ has the same tensors.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +20,7 @@ from evolving_rl_jax.models import safetensors
 from evolving_rl_jax.models.config import ModelConfig, config_from_hf, config_to_hf
 from evolving_rl_jax.models.gguf.file import is_gguf, open_gguf
 from evolving_rl_jax.models.gguf.weights import hf_tensors
-from evolving_rl_jax.models.hub import TOKENIZER_FILES, WEIGHT_FILES, local_folder
+from evolving_rl_jax.models.hub import TOKENIZER_FILES, WEIGHT_FILES, local_folder, read_object
 from evolving_rl_jax.models.tokenizer import load_tokenizer
 from evolving_rl_jax.models.transformer import init
 
@@ -161,7 +160,10 @@ def _load(path, cfg: ModelConfig, tensors, dtype, shardings, head=True) -> dict[
 
 def _open_folder(path: Path) -> dict[str, np.ndarray]:
     if (path / _INDEX).is_file():
-        files = sorted(set(json.loads((path / _INDEX).read_text())["weight_map"].values()))
+        named = read_object(path / _INDEX, "list the weights").get("weight_map")
+        if not isinstance(named, dict) or not all(isinstance(x, str) for x in named.values()):
+            raise ValueError(f"{path / _INDEX}: weight_map must name a file for each tensor")
+        files = sorted(set(named.values()))
     else:
         files = ["model.safetensors"]
     tensors = {}
@@ -274,6 +276,20 @@ def save_hf(
     _write_folder(Path(path), raw, entries, tokenizer_dir, max_shard_bytes)
 
 
+def save_tokenizer(tokenizer_dir: str | Path, path: str | Path) -> None:
+    """Copies the files of a tokenizer (folder, hub id or GGUF file) to a folder, which is made where needed."""
+    path = Path(path)
+    path.mkdir(parents=True, exist_ok=True)
+    _copy_tokenizer(load_tokenizer(tokenizer_dir), path)
+
+
+def _copy_tokenizer(tokenizer, path: Path) -> None:
+    for name in TOKENIZER_FILES:
+        source = tokenizer.path / name
+        if source.is_file() and source.resolve() != (path / name).resolve():
+            shutil.copyfile(source, path / name)
+
+
 def import_gguf(
     file: str | Path,
     path: str | Path,
@@ -325,10 +341,7 @@ def _write_folder(path: Path, raw, entries, tokenizer_dir, max_shard_bytes):
         generation = {"eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
         if tokenizer.bos_id is not None:
             generation["bos_token_id"] = tokenizer.bos_id
-        for name in TOKENIZER_FILES:
-            source = tokenizer.path / name
-            if source.is_file() and source.resolve() != (path / name).resolve():
-                shutil.copyfile(source, path / name)
+        _copy_tokenizer(tokenizer, path)
     if not (path / "generation_config.json").is_file():
         write_json(path / "generation_config.json", generation, indent=2)
     write_json(path / "config.json", raw | generation, indent=2)

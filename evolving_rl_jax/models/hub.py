@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
+from typing import Any
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -22,6 +24,28 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     "generation_config.json",
 )
+
+
+def read_object(file: Path, what: str) -> dict[str, Any]:
+    """The JSON object of a file.
+
+    Args:
+      file: its path.
+      what: that the file must belong to or be, in words.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: it is no JSON object.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} must {what}, found no such file")
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} must be JSON, got: {error}") from None
+    if not isinstance(raw, dict):
+        raise ValueError(f"{file} must be a JSON object, got a {type(raw).__name__}")
+    return raw
 
 
 def local_folder(name: str | Path, files: tuple[str, ...]) -> Path:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import math
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +26,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from evolving_rl_jax.files import write_json
 from evolving_rl_jax.models import safetensors
 from evolving_rl_jax.models.config import ModelConfig
+from evolving_rl_jax.models.hub import read_object
 from evolving_rl_jax.models.transformer import by_layer
 from evolving_rl_jax.models.transformer import init as init_model
 
@@ -335,10 +335,9 @@ def load_adapter(path: str | Path, cfg: ModelConfig) -> tuple[dict[str, Any], Lo
       ValueError: an option, tensor or shape that is not supported; the message names it.
     """
     path = Path(path)
-    for name in (_CONFIG, _WEIGHTS):
-        if not (path / name).is_file():
-            raise FileNotFoundError(f"{path / name} must be part of an adapter, found no such file")
-    raw = json.loads((path / _CONFIG).read_text(encoding="utf-8"))
+    raw = read_object(path / _CONFIG, "be part of an adapter")
+    if not (path / _WEIGHTS).is_file():
+        raise FileNotFoundError(f"{path / _WEIGHTS} must be part of an adapter, found no such file")
     _check_options(path, raw)
     lora = LoraConfig(raw["r"], float(raw["lora_alpha"]), tuple(sorted(raw["target_modules"])))
     tensors = safetensors.open_tensors(path / _WEIGHTS)
@@ -382,6 +381,9 @@ def _check_options(path, raw):
     if not isinstance(raw.get("target_modules"), list):
         found = raw.get("target_modules")
         raise ValueError(f"{path}: target_modules must be a list of names, got {found!r}")
+    for name, kind in (("r", int), ("lora_alpha", int | float)):
+        if not isinstance(raw.get(name), kind) or raw[name] <= 0:
+            raise ValueError(f"{path}: {name} must be a number above 0, got {raw.get(name)!r}")
 
 
 def _stack(path, tensors, names, shape) -> np.ndarray:

@@ -13,7 +13,7 @@ from pathlib import Path
 from evolving_rl_jax.files import write_atomic, write_json
 from evolving_rl_jax.models.gguf.file import is_gguf, open_gguf
 from evolving_rl_jax.models.gguf.tokenizer import tokenizer_files
-from evolving_rl_jax.models.hub import TOKENIZER_FILES, local_folder
+from evolving_rl_jax.models.hub import TOKENIZER_FILES, local_folder, read_object
 
 SPECIAL_TOKENS = ("<pad>", "<eos>", "<obs>", "<act>", "<skill>")
 # One digit a piece, words and punctuation with their leading space, runs of newlines: "cabinet 3"
@@ -141,7 +141,23 @@ def _load_folder(path: Path) -> Tokenizer:
     if (path / "generation_config.json").is_file():
         stop = _read_json(path / "generation_config.json").get("eos_token_id") or []
     stop = [stop] if isinstance(stop, int) else stop
+    if not isinstance(stop, list) or not all(isinstance(i, int) for i in stop):
+        raise ValueError(
+            f"{path / 'generation_config.json'}: eos_token_id must be an id or a list of them, got {stop!r}"
+        )
+    _check_decoder(path, raw.get("decoder"))
     return Tokenizer(backend, path, _read_json(path / "tokenizer_config.json"), stop)
+
+
+def _check_decoder(path: Path, decoder) -> None:
+    """Only of byte-level tokens does each alone say which text it is: others drop or add spaces."""
+    parts = decoder if isinstance(decoder, dict) else {}
+    kinds = [part.get("type") for part in (parts, *parts.get("decoders", ()))]
+    if "ByteLevel" not in kinds:
+        raise ValueError(
+            f"{path / 'tokenizer.json'} must be of a byte-level tokenizer (decoder ByteLevel), got "
+            f"decoder {parts.get('type')!r}"
+        )
 
 
 def train_tokenizer(
@@ -218,11 +234,4 @@ def train_tokenizer(
 
 
 def _read_json(path: Path) -> dict:
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} must belong to a Hugging Face tokenizer, found no such file"
-        )
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} must be JSON, got: {error}") from None
+    return read_object(path, "belong to a Hugging Face tokenizer")

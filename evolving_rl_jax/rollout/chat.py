@@ -128,6 +128,7 @@ class ChatFormat:
         # The file as it is: `tokenizer` itself reads no special tokens.
         plain = tokenizers.Tokenizer.from_file(str(self.tokenizer.path / "tokenizer.json"))
         plain.no_truncation()
+        plain.no_padding()
         for probe in _PROBES:
             ids = self.opening(*probe[:2])
             for end in range(2, len(probe) + 1, 2):

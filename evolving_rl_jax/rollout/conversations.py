@@ -20,6 +20,7 @@ from evolving_rl_jax.types import Sample
 __all__ = ["Conversations", "read_conversations"]
 
 ROLES = ("system", "user", "assistant")
+_THINK = "<think>"
 _SHOWN = 3  # lines that an error names of each kind
 
 
@@ -117,8 +118,9 @@ def _text(message: dict) -> str:
         content = "".join(str(p.get("text", "")) for p in content)
     if not isinstance(content, str) or not content.strip() and message["role"] != "system":
         raise _Unusable("with a message without text", message["role"])
-    if message.get("tool_calls"):
-        raise _Unusable("with something else than text", "tool_calls")
+    for key in ("tool_calls", "function_call", "reasoning_content"):
+        if message.get(key):
+            raise _Unusable("with something else than text", key)
     return content
 
 
@@ -133,6 +135,10 @@ def _sample(messages: Sequence[tuple[str, str]], chat: ChatFormat) -> Sample:
     for i, ((role, _), wanted) in enumerate(zip(messages, expected, strict=False), start=1):
         if role != wanted:
             raise _Unusable("with turns out of order", f"{role} where {wanted} {i} is due")
+    if _THINK in chat.tokenizer.special_ids and any(
+        _THINK in text for role, text in messages if role == "assistant"
+    ):  # a template writes it as a token, and not in every turn; here it would be characters
+        raise _Unusable("with reasoning in an answer", _THINK)
     transcript = Transcript()
     for i in range(0, len(messages) - 1, 2):
         user, answer = messages[i][1], messages[i + 1][1]

@@ -120,10 +120,14 @@ def export_policy(folder: RunFolder, out: pathlib.Path, which: str, dtype: str =
     check_unused(out)
     config, said = folder.load_config(), ""
     lora = lora_lib.from_config(config.model.lora)
-    if lora and which != "warmstart":
-        trained, model_cfg, _ = _restore(folder, config, which)
-        base, adapters = _base_and_adapters(folder, config, trained)
-        dtype = dtype or model_cfg.dtype
+    if lora and (which != "warmstart" or config.model.lora_adapter):
+        if which == "warmstart":  # the adapter that was given, not in the type of training
+            base, model_cfg = _load_base(folder, config, "--checkpoint 'warmstart'")
+            adapters, dtype = read_adapter(config, model_cfg), dtype or config.model.dtype
+        else:
+            trained, model_cfg, _ = _restore(folder, config, which)
+            base, adapters = _base_and_adapters(folder, config, trained)
+            dtype = dtype or model_cfg.dtype
         said = _loss_in_words(lora_lib.merge_loss(base, adapters, lora, dtype), dtype)
         params = lora_lib.merge(base, adapters, lora, dtype=dtype)
     else:
@@ -146,8 +150,11 @@ def _loss_in_words(loss: lora_lib.MergeLoss, dtype: str) -> str:
     return said
 
 
-def export_adapter(folder: RunFolder, out: pathlib.Path, which: str) -> None:
-    """Writes the adapters of a checkpoint to ``out`` as ``peft`` loads them, unmerged.
+def export_adapter(folder: RunFolder, out: pathlib.Path, which: str) -> str:
+    """Writes the adapters of a checkpoint to ``out`` as ``peft`` loads them, unmerged, and the run's tokenizer.
+
+    Returns:
+      What is still to be done before ``peft`` finds the base, in a line; empty if nothing.
 
     Raises:
       ConfigError: ``out`` is in use, the run trains no adapters, or there is no such checkpoint.
@@ -161,5 +168,13 @@ def export_adapter(folder: RunFolder, out: pathlib.Path, which: str) -> None:
         raise ConfigError("--checkpoint must be latest, best or an iteration with --what=adapter, "
                           "got 'warmstart', which has no adapters")  # fmt: skip
     adapters, _, _ = _restore(folder, config, which)
+    base = _base_model(folder, config)
     with user_errors((OSError,), "--out"):
-        lora_lib.save_adapter(adapters, lora, out, base_model=_base_model(folder, config))
+        models.save_tokenizer(tokenizer_source(config, folder), out)
+        lora_lib.save_adapter(adapters, lora, out, base_model=base)
+    if not base.endswith(".gguf"):
+        return ""
+    return (
+        f"peft cannot load a GGUF file as base: write it as a folder (evolving-rl import --gguf={base} "
+        "--out=FOLDER) and name that folder in adapter_config.json"
+    )

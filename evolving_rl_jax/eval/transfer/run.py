@@ -145,7 +145,7 @@ def policy_config(config, policy: str, overrides: dict[str, str]):
     config.model.hf_path = str(
         pathlib.Path(policy).absolute() if os.path.exists(policy) else policy
     )
-    config.model.lora.rank = 0
+    config.model.lora.rank, config.model.lora_adapter = 0, ""
     config.warmstart.enabled = False
     compact = all(marker in tokenizer.special_ids for marker in COMPACT_MARKERS)
     if not compact and config.rollout.style == "compact":
