@@ -215,6 +215,13 @@ def test_guided_and_free_plays_are_normalised_apart():
     want = [third, third, -3 * third, third, -third, -third, -third, 3 * third]  # bank, then free
     assert [e.advantage for e in extras] == pytest.approx([0.5 * a for a in want], rel=1e-4)
     assert not any(e.detached for e in extras)
+    # The one at the mean of its group is of a group with spread, which an exact 0 denies.
+    parts = table([], [1, 1, 1])
+    for i, episode in enumerate(parts.sources[0].beside.values()):
+        episode.reward = i / 2
+    (middle,) = beside_extras(parts, algorithm, 0.5, None)
+    assert [e.advantage for e in middle] == pytest.approx([-0.612, 0.0, 0.612], abs=1e-3)
+    assert 0 < middle[1].advantage < 1e-20
     (alike,) = beside_extras(table([1] * 4, [0] * 2), algorithm, 0.5, None)
     assert {e.advantage for e in alike} == {0.0}
 

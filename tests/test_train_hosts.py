@@ -98,6 +98,7 @@ with distributed.joined(address, start_timeout_s=60, heartbeat_timeout_s=10) as 
     ]
     assert len(whole.sources[0].candidates[0].sample.tokens) > 0
     mine = {"rollout/episodes": 3, "rollout/cache_used": 0.5, "env/respawns": 2, "time/x": 1}
+    mine["rollout/overlapped_seconds"] = 5.0
     whole_run = mine | {"rollout/episodes": 3 * hosts.count, "env/respawns": 2 * hosts.count}
     assert gb.whole_counts(dict(mine), hosts) == whole_run
     if hosts.first:

@@ -82,6 +82,19 @@ def test_replayed_wins_are_worth_what_exceeds_the_median_of_recent_groups():
     assert replay.take(3, nothing) == []  # too old now
 
 
+def test_where_steps_are_scored_only_what_was_won_is_imitated():
+    """What was not won ends with a step that was wrong, however much better than the others it was."""
+    played = experience([[[0, 0, 0], [1, 0, 0]]] * 2)
+    steps = np.zeros((*played.wins.shape, 4), np.float32)
+    steps[0, 0, 0, 0, :3] = 1.0  # three right steps of a lost episode
+    steps[:, 1, 0, 0] = 1.0
+    mask = np.ones_like(steps)
+    played = dataclasses.replace(played, step_rewards=steps, step_mask=mask, scores=steps.mean(-1))
+    replay = settings(wins={"weight": 1.0, "min_advantage": 0.0})
+    found = harvest(played, range(G), 0, replay)
+    assert [key for key, _ in found.wins] == [(0, 1, 0, 0), (1, 1, 0, 0)]
+
+
 def test_a_ramp_is_half_a_cosine():
     replay = Replay(settings(wins={"weight": 1.0, "ramp": 8, "max_age": 50}), 0, 100)
     replay.take(0, harvest(experience(MIXED), [0, 1], 0, replay._replay))
@@ -242,11 +255,18 @@ def test_a_guided_win_reads_as_if_it_had_been_played_without_its_skill(context):
         ("replay.sequences", {"sequences": 0, "wins.weight": 1.0}),
         ("replay.sequences", {"sequences": 4}),
         ("replay.guided.weight", {"sequences": 4, "guided.weight": 1.0, "arm": "grpo"}),
+        (
+            "replay.guided.signal",
+            {"sequences": 4, "guided.weight": 1.0, "guided.signal": "advantage", "env": "mind2web"},
+        ),
     ],
 )
 def test_combinations_that_cannot_run(key, changes):
     config = default_config()
     config.algorithm.arm = changes.pop("arm", "joint")
+    config.env.name = changes.pop("env", "alfworld")
+    if config.env.name == "mind2web":
+        config.rollout.context = "recent"
     config.rollout.num_repeats = 2
     config.replay.update_from_flattened_dict(changes)
     with pytest.raises(ConfigError, match=key):

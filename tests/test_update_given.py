@@ -23,8 +23,9 @@ from evolving_rl_jax.types import ROLE_EXTRACTOR, ROLE_NONE, ROLE_SOLVER
 from evolving_rl_jax.update import loss as loss_lib
 from evolving_rl_jax.update import microbatch
 from evolving_rl_jax.update import step as step_lib
-from evolving_rl_jax.update.given import GIVEN_METRICS, counted, usable
+from evolving_rl_jax.update.given import GIVEN_METRICS, averaged, counted, usable
 from evolving_rl_jax.update.step import STEP_METRICS, sequence_advantages
+from evolving_rl_jax.update.variants import Variant
 
 
 def config_with(kl=0.0, **algorithm):
@@ -193,6 +194,28 @@ def test_detached_sequences_alone_are_something_to_learn_from(sequences):
     assert np.asarray(counted(algorithm, alone)).sum() == 0 and bool(usable(alone, 0.0))
     assert not bool(usable(batch._replace(role=np.full_like(own, ROLE_NONE)), 0.0))
     assert not bool(usable(batch._replace(given=None, detached=None), np.float32(0)))
+
+
+@pytest.mark.parametrize("aggregate", ["sequence", "token"])
+def test_detached_sequences_weigh_no_more_where_every_group_is_dropped(sequences, aggregate):
+    """They are divided by what they are beside, played or dropped, not by 1."""
+    batch, _ = with_extras(sequences, [0.5, 0.5])
+    won = batch._replace(wins=np.ones_like(batch.wins), skill_valid=np.ones_like(batch.skill_valid))
+    kept, dropped = (
+        config_with(aggregate=aggregate, empty_groups=kind) for kind in ("keep", "drop")
+    )
+    assert np.asarray(counted(dropped.algorithm, won)).sum() == 0
+    own = np.asarray(averaged(dropped.algorithm, won))
+    np.testing.assert_array_equal(own, counted(kept.algorithm, won))
+    ours, theirs = (
+        Variant(c.algorithm, won, np.zeros(len(won.role), np.float32)).options(won, None)
+        for c in (dropped, kept)
+    )
+    assert set(ours) == set(theirs)
+    if aggregate == "token":
+        assert float(ours["token_divisor"]) == float(theirs["token_divisor"]) > 1
+    alone = won._replace(role=np.where(batch.detached > 0, batch.role, ROLE_NONE))
+    assert np.asarray(averaged(dropped.algorithm, alone)).sum() == 2
 
 
 def test_detached_sequences_keep_their_kl_where_nothing_else_has_one(sequences):

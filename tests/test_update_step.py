@@ -134,6 +134,21 @@ def test_agreement_of_trainer_and_engine(sequences, batch, joint):
     assert metrics["importance_mean"] == 1 and metrics["importance_capped"] == 0
 
 
+def test_what_is_outside_the_clip_is_so_by_the_bounds_of_its_role(sequences, batch):
+    config = small_config(extractor_clip={"low": 0.9, "high": 9.0}, clip_low=0.01, clip_high=0.01)
+    params = new_state(config)[1].params
+    outside = total = 0
+    for sequence in sequences:
+        new, old = map(np.array, trained_logprobs(params, [sequence]))
+        low, high = (0.9, 9.0) if sequence[3] == ROLE_EXTRACTOR else (0.01, 0.01)
+        ratio = np.exp(new - old)
+        outside += ((ratio < 1 - low) | (ratio > 1 + high)).sum()
+        total += len(new)
+    _, metrics = run(config, batch)
+    assert 0 < outside < total
+    assert metrics["logprob_outside_clip"] == pytest.approx(outside / total, rel=1e-4)
+
+
 def trained_logprobs(params, sequences):
     """(log-probabilities now, in the rollout) of all trained tokens, from one forward a sequence."""
     new, old = [], []

@@ -219,6 +219,11 @@ def _variants(config: ConfigDict) -> Iterator[Rule]:
         "algorithm.step_credit.weight",
         "0 with empty_groups 'drop' (turns have a credit where episodes have no spread)",
     )
+    yield (
+        not algorithm.step_credit.weight or algorithm.kl_without_spread,
+        "algorithm.step_credit.weight",
+        "0 with kl_without_spread False (turns have a credit where episodes have no spread)",
+    )
     moves = config.train.minibatches > 1 or algorithm.old_logprobs == "rollout"
     why = "the policy is the old one there, so that the ratio is 1"
     for key, off in (("ratio", "ppo"), ("dual_clip", 0), ("covariance.kind", "none")):
@@ -332,6 +337,11 @@ def _web(config: ConfigDict) -> Iterator[Rule]:
         off or not config.algorithm.step_credit.weight,
         "algorithm.step_credit.weight",
         "0 with env.name 'mind2web' (its steps are scored one by one)",
+    )
+    yield (
+        off or not config.replay.guided.weight or config.replay.guided.signal == "wins",
+        "replay.guided.signal",
+        "'wins' with env.name 'mind2web' (an episode's score is no advantage of each of its steps)",
     )
     yield (
         off or not config.warmstart.enabled or config.env.protocol == "stop_at_error",

@@ -19,6 +19,7 @@ from evolving_rl_jax.types import Episode, Task
 
 FREE, BANK = "free", "bank"
 _FIRST_KEY = 3_000_000  # above those of sources, skills and evaluations
+_IN_SPREAD = 1e-30  # an advantage that moves nothing
 
 
 class Beside:
@@ -87,10 +88,12 @@ def beside_extras(
         for group in rewards_of(source, scoring).values():
             rewards = np.array([reward for _, reward in group]) * algorithm.solver_reward
             advantages = normalized(rewards, np.ones(len(group)), (0,), algorithm.advantage)
+            # An advantage of exactly 0 says that its group has no spread (`spread_of_sequences`).
+            least = _IN_SPREAD if np.any(advantages) else 0.0
             for (episode, _), advantage in zip(group, advantages, strict=True):
+                given = weight * (float(advantage) or least)
                 extras += [
-                    Extra(s, weight * float(advantage), detached=False, credit=episode.credit)
-                    for s in episode.samples
+                    Extra(s, given, detached=False, credit=episode.credit) for s in episode.samples
                 ]
         found.append(extras)
     return found

@@ -92,6 +92,7 @@ def _merge(parts: list[dict[str, np.ndarray]], shape: BatchShape) -> dict[str, n
 
 # Figures of a host's rollout that are no counts.
 _SHARES = ("rollout/cache_used", "rollout/policy_lag")
+_TIMES = ("rollout/overlapped_seconds",)
 
 
 def whole_counts(figures: dict[str, float], hosts: Hosts) -> dict[str, float]:
@@ -102,6 +103,8 @@ def whole_counts(figures: dict[str, float], hosts: Hosts) -> dict[str, float]:
     if hosts.count == 1:
         return figures
     counts = {n: value for n, value in figures.items() if n.startswith(("rollout/", "env/"))}
+    for name in _TIMES:
+        counts.pop(name, None)
     everyone = hosts.gather(counts)
     # A host that extracted nothing has no counts of what was extracted.
     for name in dict.fromkeys(name for part in everyone for name in part):

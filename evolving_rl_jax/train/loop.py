@@ -49,7 +49,7 @@ def _train(parts: Parts, run: Run, state: TrainState, done: int) -> None:
             # Play: source episodes, skills, and episodes with them; perhaps done ahead of time.
             rollout = run.collector.take(iteration, state)
             save_now = _meet(parts)
-            if config.rollout.overlap and not run.saves.due(iteration + 1):
+            if config.rollout.overlap and not save_now and not run.saves.due(iteration + 1):
                 run.collector.start(iteration + 1, iteration, state)
 
             # Learn: an optimizer step for each share of the sources.

@@ -100,7 +100,9 @@ def harvest(experience: Experience, numbers: Sequence[int], iteration: int, repl
             key, reward = (g, k, n, r), float(rewards[i, k, n, r])
             if not episode.scored or not episode.samples:
                 continue
-            if replay.wins.weight and advantages[i, k, n, r] > replay.wins.min_advantage:
+            # Where steps are scored one by one, what was not won ends with the step that was wrong.
+            whole = experience.step_rewards is None or episode.won
+            if replay.wins.weight and whole and advantages[i, k, n, r] > replay.wins.min_advantage:
                 found.wins.append((key, Stored(episode.samples, iteration, reward)))
             if replay.guided.weight and episode.without_skill:
                 worth = float(episode.won)

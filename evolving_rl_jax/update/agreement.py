@@ -57,14 +57,15 @@ def sums(
     logprobs: jax.Array,
     weights: jax.Array | None,
     centre: jax.Array,
+    clip: tuple[Any, Any],
 ) -> dict[str, jax.Array]:
-    """Sums over the trained tokens of a micro-batch, from which `metrics` follow."""
+    """Sums over the trained tokens of a micro-batch, from which `metrics` follow; ``clip`` is (lower, upper)."""
     trained, cap = rows.mask > 0, algorithm.importance.cap
     new, old = (jnp.where(trained, x - centre, 0.0) for x in (logprobs, rows.rollout_logprobs))
     if weights is None:
         weights, cap = jnp.ones_like(logprobs), jnp.inf
     ratio = jnp.exp(new - old)
-    outside = (ratio < 1 - algorithm.clip_low) | (ratio > 1 + algorithm.clip_high)
+    outside = (ratio < 1 - clip[0]) | (ratio > 1 + clip[1])
     weights = jnp.where(trained, weights, 0.0)
     products = {"new": new, "old": old, "new_new": new**2, "old_old": old**2, "new_old": new * old}
     products |= {"importance": weights, "capped": trained & (weights >= cap), "gap": abs(new - old)}

@@ -34,6 +34,20 @@ def counted(algorithm: Any, batch: TokenBatch) -> jax.Array:
     return used if batch.detached is None else used & (batch.detached == 0)
 
 
+def averaged(algorithm: Any, batch: TokenBatch) -> jax.Array:
+    """The sequences [M] over which the loss is a mean, bool: those that `counted` counts.
+
+    Where it counts none, every group being dropped, detached sequences have the weight that they have beside the
+    groups that were dropped, or beside each other: not that of a whole batch.
+    """
+    some = counted(algorithm, batch)
+    if batch.detached is None:
+        return some
+    used = batch.role != ROLE_NONE
+    own = used & (batch.detached == 0)
+    return jnp.where(some.any(), some, jnp.where(own.any(), own, used))
+
+
 def computed(of_role: jax.Array, batch: TokenBatch) -> jax.Array:
     """Those of ``of_role`` [M] whose advantage follows from the wins."""
     return of_role if batch.given is None else of_role & jnp.isnan(batch.given)

@@ -108,7 +108,7 @@ def make_loss(config, model_cfg, lora, ref_params, batch, advantages, mesh, atte
         is_extractor = rows_lib.gather(extractor, rows.sequence_ids)
         sums |= given.sums(free, rows, sampled)
         rows = given.own_rows(free, rows)
-        sums |= agreement.sums(algorithm, rows, sampled, weights, centre)
+        sums |= agreement.sums(algorithm, rows, sampled, weights, centre, variant.clip(rows))
         return loss, _token_sums(rows, sampled, entropy, kl, is_extractor, sums)
 
     return loss_fn

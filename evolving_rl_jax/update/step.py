@@ -89,6 +89,7 @@ STEP_COUNTS: dict[str, str] = {
     **dict.fromkeys(("logprob_gap_mean", "logprob_gap_max"), "trained_tokens"),
     **dict.fromkeys(("logprob_correlation", "importance_mean"), "trained_tokens"),
     "importance_capped": "trained_tokens",
+    "detached_nll": "sequences_detached",
 }
 CUMULATIVE = ("skipped_updates",)  # counted since the start of the run
 
@@ -157,7 +158,8 @@ def make_train_step(
         params = cast_once(state.params, model_cfg, lora)
         grads, total = microbatch.accumulate_gradients(loss_fn, params, rows, num_micro, mesh)
         count = jnp.sum(given.counted(config.algorithm, batch)).astype(jnp.float32)
-        grads = jax.tree.map(lambda g: g / jnp.maximum(count, 1.0), grads)
+        over = jnp.sum(given.averaged(config.algorithm, batch)).astype(jnp.float32)
+        grads = jax.tree.map(lambda g: g / jnp.maximum(over, 1.0), grads)
         usable = given.usable(batch, count)
         state, norms = state_lib.apply_gradients(state, grads, optimizer, usable=usable)
         more = given.metrics(total.sums, batch)

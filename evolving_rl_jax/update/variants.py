@@ -29,7 +29,7 @@ class Variant:
         self._algorithm = algorithm
         self._advantages, self._batch = advantages, batch
         # The first token of a sequence has nothing that predicts it.
-        self._trained = in_use(batch) & (batch.loss_mask > 0) & (batch.positions > 0)
+        self._trained = sampled = in_use(batch) & (batch.loss_mask > 0) & (batch.positions > 0)
         counted = given.counted(algorithm, batch)
         if batch.detached is not None or algorithm.empty_groups == "drop":
             self._trained &= gather(counted, batch.sequence_ids)
@@ -40,11 +40,17 @@ class Variant:
                 solver = jnp.where(batch.role == ROLE_EXTRACTOR, extractor, solver)
             self._same[f"clip_{bound}"] = solver
         if algorithm.aggregate == "token":
-            count = jnp.maximum(jnp.sum(counted), 1)
-            self._same["token_divisor"] = jnp.maximum(jnp.sum(self._trained), 1) / count
+            averaged = given.averaged(algorithm, batch)
+            tokens = jnp.sum(sampled & gather(averaged, batch.sequence_ids))
+            self._same["token_divisor"] = jnp.maximum(tokens, 1) / jnp.maximum(averaged.sum(), 1)
         elif algorithm.aggregate == "constant":
             self._same["token_divisor"] = algorithm.aggregate_length
         self._limits = self._covariance_limits(batch)
+
+    def clip(self, rows: Rows) -> tuple[Any, Any]:
+        """(lower, upper) clip bound of the tokens of a micro-batch: a number, or [B, T]."""
+        bounds = (self._same[f"clip_{bound}"] for bound in ("low", "high"))
+        return tuple(b if jnp.ndim(b) == 0 else gather(b, rows.sequence_ids) for b in bounds)
 
     def options(self, rows: Rows, weights: jax.Array | None) -> dict[str, Any]:
         """Keyword arguments of the loss of one micro-batch.
