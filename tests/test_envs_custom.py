@@ -60,7 +60,7 @@ def test_the_example_keeps_the_contract(project):
     tasks = envs.benchmark("coin_game:ENV").load(None)
     found = list(checks("coin_game:ENV", tasks[:2], steps=2))
     assert [f.name for f in found if not f.ok] == [], found
-    assert len(found) == 11
+    assert len(found) == 12
 
 
 def test_check_env_prints_what_fails(project):

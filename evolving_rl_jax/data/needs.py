@@ -85,18 +85,18 @@ def _panels(config, games: Sequence[Any], sizes: Counter[str], train_split: str)
             f"{', '.join(map(repr, missing))}",
             f"--config.eval.splits={','.join(splits)}" if splits else "",
         )
-    reasons = dict(_refused_conditions(games, sizes, splits))
+    reasons = dict(_refused_conditions(games, sizes, splits, train_split))
     rest = [c for c in config.eval.conditions if c not in reasons] or ["none"]
     texts = dict.fromkeys(reasons[c] for c in config.eval.conditions if c in reasons)
     yield from (_Gap(text, f"--config.eval.conditions={','.join(rest)}") for text in texts)
 
 
 def _refused_conditions(
-    games: Sequence[Any], sizes: Counter[str], splits: Sequence[str]
+    games: Sequence[Any], sizes: Counter[str], splits: Sequence[str], train_split: str
 ) -> Iterator[tuple[str, str]]:
     """Conditions that panels of these splits cannot have, each with the reason."""
     for name in splits:
-        source = source_split(name, sizes)
+        source = source_split(name, sizes, train_split)
         if not sizes[source]:
             yield (
                 "own",

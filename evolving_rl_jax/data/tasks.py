@@ -37,7 +37,7 @@ def select(
     ]
 
 
-def source_split(split: str, known: Collection[str]) -> str:
+def source_split(split: str, known: Collection[str], train: str = "train") -> str:
     """The declared pool that a panel split draws its past experience from.
 
     Panels of unseen generated households, web sites or held-out objects have a split of sources of
@@ -47,6 +47,7 @@ def source_split(split: str, known: Collection[str]) -> str:
     Args:
       split: of a panel.
       known: names of all splits.
+      train: that of training, ``config.data.train_split``.
     """
     words = split.split("_")
     for end in range(len(words), 0, -1):
@@ -54,7 +55,7 @@ def source_split(split: str, known: Collection[str]) -> str:
         if own in known:
             return own
     of_unseen = split != "valid_seen" and "valid_unseen_sources" in known
-    return "valid_unseen_sources" if of_unseen or split == "train" else "train"
+    return "valid_unseen_sources" if of_unseen or split == train else train
 
 
 def list_hash(tasks: Sequence[Task]) -> str:

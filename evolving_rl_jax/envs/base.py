@@ -16,6 +16,7 @@ __all__ = [
     "Progress",
     "TaskError",
     "cores",
+    "game_name",
     "one_line",
     "refuse_won",
 ]
@@ -26,6 +27,12 @@ Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
 class EnvError(RuntimeError):
     """An environment cannot load or play a task; the agent is not at fault.  One line."""
+
+
+def game_name(task: types.Task) -> str:
+    """What failures of a game are counted by and called: its path; of an environment of one's own, whose paths may
+    be empty or shared, the task's id."""
+    return task.id if ":" in task.env else task.path
 
 
 class TaskError(ValueError):

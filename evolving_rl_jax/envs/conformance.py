@@ -7,7 +7,6 @@ what it finds.
 from __future__ import annotations
 
 import json
-import math
 import os
 import signal
 import subprocess
@@ -21,6 +20,7 @@ from evolving_rl_jax import envs
 from evolving_rl_jax.envs.base import EnvError, one_line
 from evolving_rl_jax.envs.pool.play import play_all
 from evolving_rl_jax.envs.pool.pool import EnvPool
+from evolving_rl_jax.envs.sound import sound
 from evolving_rl_jax.types import OK, SCORED, Observation, StepResult, Task
 
 __all__ = ["Finding", "checks"]
@@ -141,23 +141,36 @@ def _types(subject: _Subject) -> str:
                 isinstance(reply, StepResult),
                 f"step must return types.StepResult, got {reply!r:.120}",
             )
-            for field, kind in (
-                ("text", str),
-                ("reward", (int, float)),
-                ("done", bool),
-                ("won", bool),
-            ):
-                value = getattr(reply, field)
-                _require(
-                    isinstance(value, kind), f"StepResult.{field} must be {kind}, got {value!r}"
-                )
-            _require(math.isfinite(reply.reward), f"a reward must be finite, got {reply.reward}")
             _require(not reply.won or reply.done, "an episode that is won must be done")
         for reply in replies:
-            ok = all(isinstance(a, str) for a in reply.actions)
-            _require(ok, f"actions must be texts, got {reply.actions!r:.120}")
+            sound(reply)
     env.close()
     return f"{count} answers of {len(subject.tasks)} tasks"
+
+
+def _teaching(subject: _Subject) -> str:
+    benchmark, task = envs.benchmark(subject.name), subject.tasks[0]
+    if ":" not in subject.name or not benchmark.teaches(task):
+        return "no teacher of one's own"
+    env, teacher = (
+        envs.make(subject.name, **subject.options),
+        benchmark.teacher(task, np.random.default_rng(7)),
+    )
+    reply = env.reset(task)
+    seen = [reply.text]
+    while not getattr(reply, "done", False) and len(seen) <= min(subject.steps, task.step_limit):
+        reply = env.step(teacher.act(reply.text, reply.actions))
+        seen.append(reply.text)
+    env.close()
+    said = teacher.skill(seen, bool(getattr(reply, "won", False)))
+    try:
+        fields = json.loads(said)
+    except ValueError:
+        fields = None
+    _require(
+        isinstance(fields, dict), f"a teacher's skill must be a JSON object, got {said!r:.120}"
+    )
+    return f"a skill with {', '.join(fields)}"
 
 
 def _deterministic(subject: _Subject) -> str:
@@ -329,6 +342,7 @@ def _runs(pid: int) -> bool:
 
 _CHECKS: dict[str, Callable[[_Subject], str]] = {
     "answers have the types of the contract": _types,
+    "what a teacher writes": _teaching,
     "deterministic, and replayed from actions": _deterministic,
     "tasks do not depend on each other": _interleaved,
     "content hashes": _hashes,

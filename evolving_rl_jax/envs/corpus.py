@@ -24,6 +24,9 @@ class _Anyone:
         return str(self._rng.choice(list(actions))) if actions else "look"
 
 
+_MOST_STEPS = 200  # of an episode: more of them say little that is new
+
+
 def collect_texts(
     pool, tasks: Sequence[Task], teacher: Callable[..., Any] | None, num_tasks: int = 96
 ) -> list[str]:
@@ -43,7 +46,7 @@ def collect_texts(
     players = {
         i: (teacher or _Anyone)(task, np.random.default_rng(i)) for i, task in enumerate(chosen)
     }
-    left = {i: task.step_limit for i, task in enumerate(chosen)}
+    left = {i: min(task.step_limit, _MOST_STEPS) for i, task in enumerate(chosen)}
     read: dict[int, list[str]] = {i: [] for i in players}
     failures: dict[int, str] = {}
 
@@ -53,7 +56,7 @@ def collect_texts(
             return None
         read[i].append(reply.text)
         texts.extend(reply.actions)
-        if not left[i] or getattr(reply, "done", False):
+        if left[i] <= 0 or getattr(reply, "done", False):
             if teacher:
                 texts.append(players[i].skill(read[i], bool(getattr(reply, "won", False))))
             return None

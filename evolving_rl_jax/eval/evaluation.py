@@ -205,7 +205,8 @@ def stream_tasks(parts: Parts, splits: Sequence[str]) -> list[Task]:
       splits: whose tasks; empty = the panels' and those of their sources, but no training split.
     """
     panels, known = parts.config.eval.splits, {t.split for t in parts.tasks}
-    sources = {source_split(name, known) for name in panels} - {parts.config.data.train_split}
+    train = parts.config.data.train_split
+    sources = {source_split(name, known, train) for name in panels} - {train}
     names = splits or sorted({*panels, *sources})
     tasks = sorted((t for name in names for t in parts.split(name)), key=lambda t: t.id)
     sealed = [t.id for t in tasks if t.meta.get("sealed")]

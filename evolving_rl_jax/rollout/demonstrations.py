@@ -78,6 +78,9 @@ class Demonstrator:
     def __init__(self, pool, prompts, rollout, quality, seed: int, fit: Callable[[str], str] = str):
         self.pool, self.prompts, self.rollout = pool, prompts, rollout
         self.quality, self.seed, self.fit = quality, seed, fit
+        self.failures: list[
+            tuple[str, str]
+        ] = []  # (task, what its environment said) of the last `play`
 
     def play(
         self,
@@ -97,6 +100,7 @@ class Demonstrator:
           concurrent: most that are under way at a time.
           progress: called with the number of finished ones now and then.
         """
+        self.failures = []
         ended: dict[int, dict[int, _Running | None]] = {}  # of each demonstration by attempt
         running: dict[int, _Running] = {}
         # Numbers of (demonstration, attempt); those of one demonstration follow on each other.
@@ -126,6 +130,7 @@ class Demonstrator:
                     ended[i][attempt] = self._end(run, reply)
                 else:
                     results[i] = None  # all of it is left out
+                    self.failures.append((tasks[i].id, reply.text))
                 if None not in ended[i].values():
                     results.setdefault(i, self._finish(list(ended[i].values())))
             if progress:

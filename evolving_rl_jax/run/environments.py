@@ -103,7 +103,7 @@ def _difference(
     splits = {config.data.train_split, *config.eval.splits}
     splits |= set(config.warmstart.splits) if config.warmstart.enabled else set()
     known = {t.split for t in tasks}
-    splits |= {source_split(s, known) for s in config.eval.splits}
+    splits |= {source_split(s, known, config.data.train_split) for s in config.eval.splits}
     try:
         said = envs.check(
             config.env.name, [t for t in tasks if t.split in splits], progress, **options

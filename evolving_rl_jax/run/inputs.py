@@ -21,6 +21,7 @@ from evolving_rl_jax.types import Task
 __all__ = ["check_inputs", "folder_hash", "keep_inputs", "tasks_hash"]
 
 FILE = "inputs.json"
+_OWN = "env.name"
 _WHOLE_BYTES = 64 << 20  # of a file that is hashed from end to end
 _HEAD_BYTES, _BLOCKS, _BLOCK_BYTES = 4 << 20, 256, 1 << 14  # of a larger one
 
@@ -49,7 +50,16 @@ def check_inputs(config, folder: RunFolder, tasks: Sequence[Task]) -> Inputs:
         elif folder.trains:
             found[key] = {"path": path, "hash": folder_hash(pathlib.Path(path))}
     known = _read(folder.path / FILE)
+    if ":" in config.env.name:  # an environment of one's own: its tasks are in no folder
+        found[_OWN] = now = {"path": config.env.name, "hash": tasks_hash(tasks)}
+        if known.get(_OWN, now)["hash"] != now["hash"]:
+            raise ConfigError(
+                f"config.env.name must have the tasks that it had when the run {str(folder.path)!r} began, "
+                f"got others (by id, split or content) from {config.env.name!r}; use another folder"
+            )
     for key, now in found.items():
+        if key == _OWN:
+            continue
         before = known.get(key) or _unhashed(folder, key)
         if before and before["path"] != now["path"] and "hash" not in before:
             raise ConfigError(

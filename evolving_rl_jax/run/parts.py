@@ -78,8 +78,9 @@ class Parts:
 
     def source_tasks(self, panel_split: str) -> Sequence[Task]:
         """What a panel may take past experience from; of training games, the trained types only."""
-        name = source_split(panel_split, {t.split for t in self.tasks})
-        return self.train_tasks if name == self.config.data.train_split else self.split(name)
+        train = self.config.data.train_split
+        name = source_split(panel_split, {t.split for t in self.tasks}, train)
+        return self.train_tasks if name == train else self.split(name)
 
 
 @contextlib.contextmanager
@@ -153,7 +154,13 @@ def training_tasks(config, tasks: Sequence[Task], panel: Sequence[Task]) -> Sequ
     """The train split, trained task types only, without copies of the games of ``panel``."""
     pool = select(tasks, split=config.data.train_split, types=config.data.train_types)
     copies = {c["id"] for c in copies_of(panel, pool)}
-    return [t for t in pool if t.id not in copies] if copies else pool
+    left = [t for t in pool if t.id not in copies] if copies else pool
+    if pool and not left:
+        raise ConfigError(
+            f"config.data.train_split must have a task that is no copy of one of the panel, got "
+            f"{config.data.train_split!r} with {len(pool)}, all of which are copies by id or content"
+        )
+    return left
 
 
 def token_counter(config) -> Callable[[list[str]], list[int]] | None:

@@ -122,6 +122,14 @@ def demonstrations(
         f"warm start: {len(played)} demonstrations ({won / max(len(played), 1):.0%} won) in "
         f"{time.perf_counter() - start:.0f} s"
     )
+    if failures := demonstrator.failures:
+        task, said = failures[0]
+        why = f"{len(failures)} of {count} demonstrations failed, the first of {task}: {said}"
+        if not played:
+            raise ConfigError(
+                f"config.warmstart must have demonstrations that can be played; {why}"
+            )
+        parts.say(f"warm start: {why}")
     lessons = []
     for demonstration in played:
         episode = [] if extracted else demonstration.episode

@@ -10,10 +10,11 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from evolving_rl_jax.envs.base import Environment, TaskError
+from evolving_rl_jax.envs.base import Environment, TaskError, one_line
 from evolving_rl_jax.envs.benchmark import Teacher, WithoutFacts
 from evolving_rl_jax.envs.corpus import collect_texts
 from evolving_rl_jax.envs.custom.contract import UserEnvironment, checked_tasks, find
+from evolving_rl_jax.envs.sound import of_type, sound
 from evolving_rl_jax.envs.texts import SKILL_FORM, ChatTexts, CompactTexts, PromptTexts
 from evolving_rl_jax.types import Observation, StepResult, Task
 
@@ -111,7 +112,11 @@ class UserBenchmark(WithoutFacts):
         return getattr(self.found, "teacher", None) is not None
 
     def teacher(self, task: Task, rng, quality=None) -> Teacher:
-        return _UserTeacher(self.found.teacher(task, rng), self.name)
+        try:
+            found = self.found.teacher(task, rng)
+        except Exception as e:  # of somebody's own code
+            raise TaskError(f"{self.name}.teacher() raised {one_line(e)}") from e
+        return _UserTeacher(found, self.name)
 
 
 class _AsListed(Environment):
@@ -122,10 +127,12 @@ class _AsListed(Environment):
         self._listed: dict[str, str] = {}
 
     def reset(self, task: Task) -> Observation:
-        return self._note(self._inner.reset(task))
+        return self._note(self._inner.reset(task), Observation)
 
     def step(self, action: str) -> StepResult:
-        return self._note(self._inner.step(self._listed.get(action, action)))
+        return self._note(
+            self._inner.step(self._listed.get(" ".join(action.split()), action)), StepResult
+        )
 
     def load(self, task: Task) -> None:
         self._inner.load(task)
@@ -133,11 +140,18 @@ class _AsListed(Environment):
     def close(self) -> None:
         self._inner.close()
 
-    def _note(self, seen):
-        """Of actions that differ in case alone none can be told from what was written."""
-        counts = collections.Counter(a.lower() for a in seen.actions)
-        self._listed = {a.lower(): a for a in seen.actions if counts[a.lower()] == 1}
+    def _note(self, seen, kind: type):
+        """Of actions that differ in case or blanks alone none can be told from what was written."""
+        of_type(seen, kind)
+        seen = sound(seen)
+        counts = collections.Counter(map(_read, seen.actions))
+        self._listed = {_read(a): a for a in seen.actions if counts[_read(a)] == 1}
         return seen
+
+
+def _read(action: str) -> str:
+    """An action as it is read off what a policy writes."""
+    return " ".join(action.lower().split())
 
 
 class _UserTeacher:
@@ -148,25 +162,39 @@ class _UserTeacher:
     def __init__(self, found: Any, name: str):
         for method in ("act", "skill"):
             if not callable(getattr(found, method, None)):
-                raise ValueError(
+                raise TaskError(
                     f"{name}.teacher() must return an object with {method}(), got {found!r:.80}"
                 )
-        self._found = found
+        self._found, self._name = found, name
 
     @property
     def target(self) -> str:
         return getattr(self._found, "target", "") or "task"
 
     def act(self, observation: str, actions: Sequence[str]) -> str:
-        return self._found.act(observation, actions)
+        return self._asked("act", observation, actions)
 
     def skill(self, observations: Sequence[str], won: bool) -> str:
-        return self._found.skill(observations, won)
+        return self._asked("skill", observations, won)
+
+    def _asked(self, method: str, *arguments: Any) -> str:
+        try:
+            said = getattr(self._found, method)(*arguments)
+        except Exception as e:  # of somebody's own code
+            raise TaskError(f"{self._name}: the teacher's {method}() raised {one_line(e)}") from e
+        if not isinstance(said, str):
+            raise TaskError(
+                f"{self._name}: the teacher's {method}() must return a text, got {said!r:.80}"
+            )
+        return said
 
 
 def _prompt_texts(spec: str, found: UserEnvironment) -> PromptTexts:
     ask = getattr(found, "prompt_texts", None)
-    given = ask() if ask else _RULES
+    try:
+        given = ask() if ask else _RULES
+    except Exception as e:  # of somebody's own code
+        raise ValueError(f"{spec}.prompt_texts() raised {one_line(e)}") from e
     if isinstance(given, PromptTexts):
         return given
     if isinstance(given, str) and given.strip():

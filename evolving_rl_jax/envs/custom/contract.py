@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 from evolving_rl_jax.envs.base import Environment, TaskError
+from evolving_rl_jax.files import encodable
 from evolving_rl_jax.types import Task
 
 __all__ = ["UserEnvironment", "checked_tasks", "find", "problems"]
@@ -49,7 +50,7 @@ class UserEnvironment(Protocol):
     def teacher(self, task: Task, rng) -> Any:
         """Plays demonstrations: ``act(observation, actions) -> str``, ``skill(observations, won) -> str``.
 
-        The skill is JSON text with the fields of `docs/skills.md`; its observations are all that the
+        The skill is JSON text with the fields of `docs/add-an-environment.md`; its observations are all that the
         episode read.  ``target``, if it has one, names what the next action is for.
         """
 
@@ -135,6 +136,7 @@ def checked_tasks(found: UserEnvironment, spec: str) -> list[Task]:
         for task in given:
             if not isinstance(task, Task):
                 raise TaskError(f"{spec}.tasks({split!r}) must hold types.Task, got {task!r:.80}")
+            _check_fields(spec, task)
             for field in ("id", "text", "task_type"):
                 if not (isinstance(getattr(task, field), str) and getattr(task, field)):
                     raise TaskError(
@@ -144,14 +146,40 @@ def checked_tasks(found: UserEnvironment, spec: str) -> list[Task]:
                 raise TaskError(f"{spec}: task {task.id!r} of {split!r} says split {task.split!r}")
             if task.id in tasks:
                 raise TaskError(f"{spec}: two tasks have the id {task.id!r}")
-            if task.step_limit < 1:
+            if type(task.step_limit) is not int or task.step_limit < 1:
                 raise TaskError(
-                    f"{spec}: Task.step_limit must be >= 1, got {task.step_limit} in {task.id!r}"
+                    f"{spec}: Task.step_limit must be >= 1, got {task.step_limit!r} in {task.id!r}"
                 )
             tasks[task.id] = dataclasses.replace(
                 task, env=spec, content_hash=task.content_hash or _content_hash(task)
             )
     return [tasks[i] for i in sorted(tasks)]
+
+
+_TEXTS = ("id", "split", "task_type", "text", "path", "content_hash", "group", "env")
+
+
+def _check_fields(spec: str, task: Task) -> None:
+    """Raises TaskError where a field has another type than it must have, or holds what no file can."""
+    for field in _TEXTS:
+        value = getattr(task, field)
+        if not isinstance(value, str) or encodable(value) != value:
+            raise TaskError(
+                f"{spec}: Task.{field} must be a text of whole characters, got {value!r:.80}"
+            )
+    meta = task.meta
+    if not isinstance(meta, dict) or not all(isinstance(key, str) for key in meta):
+        raise TaskError(f"{spec}: Task.meta must be a dict with texts as keys, got {meta!r:.120}")
+    if "sealed" in meta:
+        raise TaskError(
+            f"{spec}: Task.meta of {task.id!r} must not have 'sealed', which is of archives"
+        )
+    for key in ("kin", "answers"):
+        value = meta.get(key, ())
+        if not isinstance(value, list | tuple) or not all(isinstance(v, str) for v in value):
+            raise TaskError(
+                f"{spec}: Task.meta[{key!r}] of {task.id!r} must be a list of texts, got {value!r:.80}"
+            )
 
 
 def _content_hash(task: Task) -> str:

@@ -29,7 +29,7 @@ from typing import Any
 import cachetools
 
 from evolving_rl_jax import envs, types
-from evolving_rl_jax.envs.base import EngineMismatch
+from evolving_rl_jax.envs.base import EngineMismatch, game_name
 from evolving_rl_jax.envs.pool.handle import WorkerHandle
 from evolving_rl_jax.envs.pool.local import LocalWorker
 from evolving_rl_jax.envs.pool.process import LOAD, Request, failure
@@ -190,7 +190,7 @@ class EnvPool:
         """
         for task in tasks:
             # Where a worker holds few episodes, one that is only loaded would be one too many.
-            if task.path not in self.quarantined and self._room is None:
+            if game_name(task) not in self.quarantined and self._room is None:
                 request = self._request(LOAD, 0, None)._replace(task=task)
                 self._workers[self._worker_of(task)].ahead.append(request)
 
@@ -201,7 +201,9 @@ class EnvPool:
         ):
             episode, task = next(iter(self._waiting.items()))
             del self._waiting[episode]
-            if reason := self.quarantined.get(task.path):  # a thousand of them are no recursion
+            if reason := self.quarantined.get(
+                game_name(task)
+            ):  # a thousand of them are no recursion
                 lost = failure(self._request(episode, 0, None), types.ENV_ERROR, reason)
                 self._ready.append((episode, lost))
                 continue
@@ -213,7 +215,7 @@ class EnvPool:
 
         Where workers hold few episodes, the least busy one at any time.
         """
-        key = task.content_hash or task.path
+        key = task.content_hash or game_name(task)
         if key not in self._homes or self._room is not None:
             running = collections.Counter(e.worker for e in self._episodes.values())
             load = [(running[i] + len(w.ahead), i) for i, w in enumerate(self._workers)]
@@ -245,8 +247,8 @@ class EnvPool:
         held = self._episodes[episode]
         request = self._request(episode, len(held.history), action)
         held.pending = request.number
-        if held.task.path in self.quarantined:
-            reason = self.quarantined[held.task.path]
+        if game_name(held.task) in self.quarantined:
+            reason = self.quarantined[game_name(held.task)]
             self._accept(request, failure(request, types.ENV_ERROR, reason))
         else:
             self._workers[held.worker].queue.append(request)
@@ -302,7 +304,7 @@ class EnvPool:
             raise answer
         task = request.task or self._task(request)
         if answer.status == types.OK and task is not None:
-            self._suspects.clear(task.path, request.number, getattr(answer, "done", False))
+            self._suspects.clear(game_name(task), request.number, getattr(answer, "done", False))
         held = self._episodes.get(request.episode)
         if held is None or held.pending != request.number:
             return
@@ -337,10 +339,10 @@ class EnvPool:
         if task is None:  # its episode was closed meanwhile
             return True
         if status == types.TIMEOUT:
-            reason = f"game {task.path} did not answer within {self._deadline_s:g} s"
+            reason = f"game {game_name(task)} did not answer within {self._deadline_s:g} s"
         else:
-            reason = f"game {task.path} ended its worker process ({how})"
-        given_up = self._suspects.blame(task.path, request.number, reason)
+            reason = f"game {game_name(task)} ended its worker process ({how})"
+        given_up = self._suspects.blame(game_name(task), request.number, reason)
         if given_up or status == types.TIMEOUT:
             self._accept(request, failure(request, status, given_up or reason))
             return True
@@ -352,14 +354,14 @@ class EnvPool:
 
     def _queue_again(self, worker: WorkerHandle, request: Request) -> None:
         if request.episode == LOAD:
-            if request.task.path not in self.quarantined:
+            if game_name(request.task) not in self.quarantined:
                 worker.ahead.appendleft(request)
             return
         held = self._episodes.get(request.episode)
         if held is None or held.pending != request.number:
             return
-        if held.task.path in self.quarantined:
-            reason = self.quarantined[held.task.path]
+        if game_name(held.task) in self.quarantined:
+            reason = self.quarantined[game_name(held.task)]
             self._accept(request, failure(request, types.ENV_ERROR, reason))
         else:
             worker.queue.append(request._replace(task=None, history=()))

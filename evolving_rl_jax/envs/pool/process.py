@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import gc
-import math
 import os
 import pickle
 import signal
@@ -15,8 +14,8 @@ import traceback
 from typing import Any, NamedTuple
 
 from evolving_rl_jax import envs, types
-from evolving_rl_jax.envs.base import EngineMismatch, one_line
-from evolving_rl_jax.files import encodable
+from evolving_rl_jax.envs.base import EngineMismatch, game_name, one_line
+from evolving_rl_jax.envs.sound import of_type, sound
 
 __all__ = ["LOAD", "LastWords", "Player", "Request", "failure", "main"]
 
@@ -66,16 +65,6 @@ class _Episode:
     last: Any = None
 
 
-def _sound(found: types.Observation | types.StepResult) -> types.Observation | types.StepResult:
-    """Without what no file, tokenizer or endpoint could take; a reward that is no number has failed."""
-    if not math.isfinite(getattr(found, "reward", 0.0)):
-        raise envs.EnvError(f"a reward must be a finite number, got {found.reward}")
-    if found.text.isascii() and all(map(str.isascii, found.actions)):
-        return found
-    actions = tuple(encodable(action) for action in found.actions)
-    return found._replace(text=encodable(found.text), actions=actions)
-
-
 class Player:
     """Serves requests, one environment an episode; also used inside the pool's own process."""
 
@@ -93,7 +82,7 @@ class Player:
         try:
             if request.episode == LOAD:
                 return self._ahead(request)
-            return _sound(self._play(request))
+            return sound(self._play(request))
         except KeyboardInterrupt:
             raise
         except EngineMismatch as error:
@@ -101,7 +90,7 @@ class Player:
         except BaseException as error:  # malformed games raise anything, SystemExit included
             held = self._episodes.get(request.episode)
             self.close(request.episode, reuse=False)
-            reason, path = one_line(error), held.path if held else request.task.path
+            reason, path = one_line(error), held.path if held else game_name(request.task)
             if path not in reason:
                 reason = f"game {path} failed: {reason}"
             return failure(request, types.ENV_ERROR, reason)
@@ -128,6 +117,7 @@ class Player:
             return held.last
         if held.applied == request.position:
             held.last = held.env.step(request.action)
+            of_type(held.last, types.StepResult)
             held.applied += 1
         elif held.applied != request.position + 1:
             raise envs.EnvError(f"step {request.position} came after {held.applied} steps")
@@ -136,8 +126,9 @@ class Player:
     def _start(self, request: Request) -> None:
         self.close(request.episode)
         env = self._idle.pop() if self._idle else self._make()
-        held = self._episodes[request.episode] = _Episode(env, request.task.path)
+        held = self._episodes[request.episode] = _Episode(env, game_name(request.task))
         held.last = env.reset(request.task)
+        of_type(held.last, types.Observation)
         for action in request.history:
             held.last = env.step(action)
             held.applied += 1
