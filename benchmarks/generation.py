@@ -2,7 +2,7 @@
 
 One run prints, and on the last line gives as JSON:
 
-* decoded tokens a second with S = 1, 8 and 32 sessions, and the ratio to S = 1;
+* decoded tokens a second with S = 1, 8 and 32 sessions (1 and 32 with a preset for accelerators), and the ratio to S = 1;
 * with ``--compare-torch``: the ratio to transformers' batched ``generate`` (torch, key-value cache,
   sampling) on the same weights and prompts, both at batch 8;
 * the four stages on real ALFWorld episodes (generated households, a cloned policy, this project's
@@ -45,7 +45,8 @@ PRESETS = {
     "qwen2.5-0.5b": (SHAPES / "Qwen2.5-0.5B-Instruct.json", 4096),
     "qwen2.5-1.5b": (SHAPES / "Qwen2.5-1.5B-Instruct.json", 4096),
 }
-SESSIONS = {"tiny": (1, 8, 32)}  # of other presets the ends alone: each number is four programs
+SESSIONS = (1, 8, 32)
+FEW_SESSIONS = (1, 32)  # of presets for accelerators: each number is four large programs
 BATCH = 8  # of the comparison with transformers
 PROMPT, NEW = 64, 128  # tokens
 
@@ -215,7 +216,7 @@ def main() -> None:
         print("roofline: " + ", ".join(f"{k} {v:,.3g}" for k, v in result["roofline"].items()))
         print(json.dumps(result), flush=True)  # what is measured counts where time runs out
     speeds = result["decode_tokens_per_second"] = {}
-    for s in SESSIONS.get(args.preset, (1, 32)):
+    for s in SESSIONS if args.preset == "tiny" else FEW_SESSIONS:
         speeds[s] = decode_speed(cfg, params, s, args.steps, args.seed)
         print(
             f"decode, S = {s:>2}: {speeds[s]:10,.0f} tokens/s   {speeds[s] / speeds[1]:6.2f} x S = 1"

@@ -52,7 +52,7 @@ def peak_memory(compiled) -> tuple[int, str]:
 
 
 def main(folder: pathlib.Path) -> None:
-    """Times the step, writes the starting weights where PyTorch will need them, prints one line."""
+    """Writes the starting weights where PyTorch will need them, times the step, prints one line."""
     options = json.loads((folder / "options.json").read_text())
     batch = dict(np.load(folder / "batch.npz"))
     cfg = dataclasses.replace(models.config_from_hf(options["shape"]), dtype=options["dtype"])
@@ -67,6 +67,8 @@ def main(folder: pathlib.Path) -> None:
     ceiling = matmul_ceiling(cfg.dtype)
     key = jax.random.key(options["seed"])
     state = state_lib.init_state(cfg, optimizer, mesh, key, reference=False)
+    if options["compare_torch"]:
+        models.save_hf(state.params, cfg, folder / "weights")
     rows = parallel.host_local_to_global(batch, mesh)
     step = make_cloning_step(config, cfg, optimizer, mesh, attention=options["attention"])
     step = step.lower(state, rows).compile()
@@ -77,10 +79,6 @@ def main(folder: pathlib.Path) -> None:
         losses.append(float(metrics["loss"]))  # waits for the step
         seconds.append(time.perf_counter() - start)
     peak, source = peak_memory(step)
-    if options["compare_torch"]:  # after the measurement, which counts where time runs out
-        del state
-        again = state_lib.init_state(cfg, optimizer, mesh, key, reference=False)
-        models.save_hf(again.params, cfg, folder / "weights")
     result = {
         "device": jax.devices()[0].device_kind, "devices": mesh.size, "jax": jax.__version__,
         "seconds": statistics.median(seconds[WARMUP:]), "losses": losses,

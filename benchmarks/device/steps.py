@@ -69,9 +69,12 @@ class Step:
     part: int = 1
 
 
-def _tests(*names: str) -> tuple[str, ...]:
+def _tests(*names: str, processes: int = 0) -> tuple[str, ...]:
     files = [f"tests/test_{name}.py" for name in names]
     return (
+        "-m",
+        "pytest",
+        f"-n{processes}",
         "--verbose",  # what had passed is seen where time runs out
         "--tb=short",
         "-rfE",
@@ -100,6 +103,7 @@ def steps(out: pathlib.Path) -> list[Step]:
     gpu_tests = _tests(
         "models_attention_kernels", "models_attention", "generate_engine", "losses_golden",
         "losses_logprobs", "models_transformer", "generate_sampling", "update_step", "losses_policy",
+        processes=8,
     )  # fmt: skip
     # Their bounds are those of float32 (a GPU multiplies in 10 bits of mantissa unless told otherwise) and of
     # sums in one order; the flags that they set for a CPU would test kernels that were not optimised.
@@ -115,7 +119,7 @@ def steps(out: pathlib.Path) -> list[Step]:
     memory = "benchmarks/device/memory.py"
     generation = ("benchmarks/generation.py", f"--preset={large}")
     return [
-        Step("tests", 110, ("-m", "pytest", "-n8", *gpu_tests), ("-m", "pytest", *_tests("losses_golden")), environment=exact),
+        Step("tests", 110, gpu_tests, _tests("losses_golden"), environment=exact),
         Step("train_0.5b", 75, _train_step(half, "auto"), toy_train),
         # `auto` is `blockwise` on a GPU: which of the two it should be is what these steps decide.
         Step("train_0.5b_pallas_gpu", 60, _train_step(half, "pallas_gpu", "--steps=3")),

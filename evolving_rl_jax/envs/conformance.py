@@ -20,7 +20,7 @@ from evolving_rl_jax import envs
 from evolving_rl_jax.envs.base import EnvError, one_line
 from evolving_rl_jax.envs.pool.play import play_all
 from evolving_rl_jax.envs.pool.pool import EnvPool
-from evolving_rl_jax.envs.sound import sound
+from evolving_rl_jax.envs.sound import of_type, sound
 from evolving_rl_jax.types import OK, SCORED, Observation, StepResult, Task
 
 __all__ = ["Finding", "checks"]
@@ -83,19 +83,22 @@ def _require(ok: bool, said: str) -> None:
         raise _Failed(said)
 
 
+def _rng() -> np.random.Generator:
+    return np.random.default_rng(7)
+
+
 def _player(subject: _Subject, task: Task) -> Callable[[Reply], str]:
     """Chooses actions by what is shown, the same ones each time: a teacher's, or any admissible one."""
-    rng = np.random.default_rng(7)
-    benchmark = envs.benchmark(subject.name)
+    rng, benchmark = _rng(), envs.benchmark(subject.name)
     if ":" in subject.name and benchmark.teaches(task):
         teacher = benchmark.teacher(task, rng)
         return lambda reply: teacher.act(reply.text, reply.actions)
     return lambda r: str(rng.choice(list(r.actions))) if r.actions else _NONSENSE
 
 
-def _play(env, subject: _Subject, task: Task) -> tuple[list[str], list[Reply]]:
-    """One episode: its actions and what answered them."""
-    choose, reply = _player(subject, task), env.reset(task)
+def _play(env, subject: _Subject, task: Task, choose=None) -> tuple[list[str], list[Reply]]:
+    """One episode: its actions (None: those of `_player`) and what answered them."""
+    choose, reply = choose or _player(subject, task), env.reset(task)
     actions, replies = [], [reply]
     for _ in range(min(subject.steps, task.step_limit)):
         actions.append(choose(reply))
@@ -129,18 +132,12 @@ def _types(subject: _Subject) -> str:
         _, replies = _play(env, subject, task)
         count += len(replies)
         opening = replies[0]
-        _require(
-            isinstance(opening, Observation),
-            f"reset must return types.Observation, got {opening!r:.120}",
-        )
+        of_type(opening, Observation)
         _require(
             bool(opening.text.strip()), "the first observation must say something, it is empty"
         )
         for reply in replies[1:]:
-            _require(
-                isinstance(reply, StepResult),
-                f"step must return types.StepResult, got {reply!r:.120}",
-            )
+            of_type(reply, StepResult)
             _require(not reply.won or reply.done, "an episode that is won must be done")
         for reply in replies:
             sound(reply)
@@ -152,17 +149,11 @@ def _teaching(subject: _Subject) -> str:
     benchmark, task = envs.benchmark(subject.name), subject.tasks[0]
     if ":" not in subject.name or not benchmark.teaches(task):
         return "no teacher of one's own"
-    env, teacher = (
-        envs.make(subject.name, **subject.options),
-        benchmark.teacher(task, np.random.default_rng(7)),
-    )
-    reply = env.reset(task)
-    seen = [reply.text]
-    while not getattr(reply, "done", False) and len(seen) <= min(subject.steps, task.step_limit):
-        reply = env.step(teacher.act(reply.text, reply.actions))
-        seen.append(reply.text)
+    env, teacher = envs.make(subject.name, **subject.options), benchmark.teacher(task, _rng())
+    _, replies = _play(env, subject, task, lambda reply: teacher.act(reply.text, reply.actions))
     env.close()
-    said = teacher.skill(seen, bool(getattr(reply, "won", False)))
+    won = bool(getattr(replies[-1], "won", False))
+    said = teacher.skill([reply.text for reply in replies], won)
     try:
         fields = json.loads(said)
     except ValueError:

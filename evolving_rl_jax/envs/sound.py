@@ -35,13 +35,13 @@ def sound(found: Observation | StepResult) -> Observation | StepResult:
     if not isinstance(actions, tuple | list) or not all(isinstance(a, str) for a in actions):
         raise EnvError(f"actions must be a tuple of texts, got {actions!r:.80}")
     if isinstance(found, StepResult):
-        found = _sound_step(found)
+        _check_step(found)
     if type(actions) is tuple and found.text.isascii() and all(map(str.isascii, actions)):
         return found
     return found._replace(text=encodable(found.text), actions=tuple(map(encodable, actions)))
 
 
-def _sound_step(found: StepResult) -> StepResult:
+def _check_step(found: StepResult) -> None:
     reward = found.reward
     if not isinstance(reward, numbers.Real | np.bool_) or not math.isfinite(reward):
         raise EnvError(f"a reward must be a finite number, got {reward!r:.80}")
@@ -53,4 +53,3 @@ def _sound_step(found: StepResult) -> StepResult:
             raise EnvError(f"{name} must be True or False, got {value!r:.80}")
     if not isinstance(found.info, dict | None):
         raise EnvError(f"info must be a dict or None, got {found.info!r:.80}")
-    return found

@@ -17,6 +17,17 @@ def check_shape(name: str, array, shape: tuple[int, ...], legend: str) -> None:
         raise ValueError(f"{name} must be {legend} = {tuple(shape)}, got shape {jnp.shape(array)}")
 
 
+def trained_tokens(mask, sequence_ids, num_sequences: int):
+    """(which tokens are trained, bool; their sequences' ids, int32, safe to index with), shaped like the mask.
+
+    Raises ValueError unless the ids hold integers.
+    """
+    check_integer("sequence_ids", sequence_ids)
+    ids = jnp.asarray(sequence_ids).astype(jnp.int32)  # M itself may be beyond a narrow type
+    trained = (jnp.asarray(mask) > 0) & (ids >= 0) & (ids < num_sequences)
+    return trained, jnp.where(trained, ids, 0)
+
+
 def check_integer(name: str, array) -> None:
     """Raises ValueError unless ``array`` holds integers."""
     dtype = jnp.result_type(array)

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from evolving_rl_jax.losses import variants
-from evolving_rl_jax.losses._checks import check_integer, check_rank, check_shape
+from evolving_rl_jax.losses._checks import check_rank, check_shape, trained_tokens
 from evolving_rl_jax.losses._ratio import clip_bound, difference, log_ratio
 
 _MAX_LOW_VAR_KL = 10.0
@@ -344,10 +344,7 @@ def _token_weights(mask, sequence_ids, num_sequences):
     """
     check_rank("mask", mask, "BT")
     check_shape("sequence_ids", sequence_ids, jnp.shape(mask), "[B, T]")
-    check_integer("sequence_ids", sequence_ids)
-    ids = jnp.asarray(sequence_ids).astype(jnp.int32)  # M itself may be beyond a narrow type
-    trained = (jnp.asarray(mask) > 0) & (ids >= 0) & (ids < num_sequences)
-    ids = jnp.where(trained, ids, 0)
+    trained, ids = trained_tokens(mask, sequence_ids, num_sequences)
     ones = trained.astype(jnp.float32)
     counts = jax.ops.segment_sum(ones.ravel(), ids.ravel(), num_sequences)
     return ones / jnp.maximum(counts, 1.0)[ids], ids, counts

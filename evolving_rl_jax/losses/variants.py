@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from evolving_rl_jax.losses._checks import check_integer, check_shape
+from evolving_rl_jax.losses._checks import check_shape, trained_tokens
 from evolving_rl_jax.losses._ratio import clip_bound, log_ratio
 
 
@@ -104,10 +104,7 @@ def sequence_logprobs(
     for name, array in (("old_logprobs", old_logprobs), ("mask", mask)):
         check_shape(name, array, shape, "shaped like logprobs")
     check_shape("sequence_ids", sequence_ids, shape, "shaped like logprobs")
-    check_integer("sequence_ids", sequence_ids)
-    ids = jnp.asarray(sequence_ids).astype(jnp.int32)  # M itself may be beyond a narrow type
-    trained = (jnp.asarray(mask) > 0) & (ids >= 0) & (ids < num_sequences)
-    ids = jnp.where(trained, ids, 0)
+    trained, ids = trained_tokens(mask, sequence_ids, num_sequences)
     old = jax.lax.stop_gradient(jnp.asarray(old_logprobs, jnp.float32))
     change = log_ratio(jnp.where(trained, logprobs, 0.0), jnp.where(trained, old, 0.0))
 

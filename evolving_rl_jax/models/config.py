@@ -151,10 +151,8 @@ def _read(file, raw: dict[str, Any]) -> ModelConfig:
         return _from_dict(raw)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
-    except (
-        TypeError,
-        AttributeError,
-    ) as error:  # null or a text where a number or an object is due
+    # Null or a text where a number or an object is due.
+    except (TypeError, AttributeError) as error:
         raise ValueError(f"{file} holds a value of a type that it must not have: {error}") from None
 
 

@@ -78,9 +78,8 @@ class Demonstrator:
     def __init__(self, pool, prompts, rollout, quality, seed: int, fit: Callable[[str], str] = str):
         self.pool, self.prompts, self.rollout = pool, prompts, rollout
         self.quality, self.seed, self.fit = quality, seed, fit
-        self.failures: list[
-            tuple[str, str]
-        ] = []  # (task, what its environment said) of the last `play`
+        # (task, what its environment said) of the last `play`.
+        self.failures: list[tuple[str, str]] = []
 
     def play(
         self,

@@ -50,16 +50,7 @@ def check_inputs(config, folder: RunFolder, tasks: Sequence[Task]) -> Inputs:
         elif folder.trains:
             found[key] = {"path": path, "hash": folder_hash(pathlib.Path(path))}
     known = _read(folder.path / FILE)
-    if ":" in config.env.name:  # an environment of one's own: its tasks are in no folder
-        found[_OWN] = now = {"path": config.env.name, "hash": tasks_hash(tasks)}
-        if known.get(_OWN, now)["hash"] != now["hash"]:
-            raise ConfigError(
-                f"config.env.name must have the tasks that it had when the run {str(folder.path)!r} began, "
-                f"got others (by id, split or content) from {config.env.name!r}; use another folder"
-            )
     for key, now in found.items():
-        if key == _OWN:
-            continue
         before = known.get(key) or _unhashed(folder, key)
         if before and before["path"] != now["path"] and "hash" not in before:
             raise ConfigError(
@@ -71,6 +62,13 @@ def check_inputs(config, folder: RunFolder, tasks: Sequence[Task]) -> Inputs:
                 f"config.{key} must hold what it held when the run {str(folder.path)!r} began (in "
                 f"{before['path']!r}), got something else in {now['path']!r}; where that has moved, "
                 f"--config.{key}=DIR finds it"
+            )
+    if ":" in config.env.name:  # an environment of one's own: its tasks are in no folder
+        found[_OWN] = now = {"path": config.env.name, "hash": tasks_hash(tasks)}
+        if known.get(_OWN, now)["hash"] != now["hash"]:
+            raise ConfigError(
+                f"config.env.name must have the tasks that it had when the run {str(folder.path)!r} began, "
+                f"got others (by id, split or content) from {config.env.name!r}; use another folder"
             )
     return found
 

@@ -102,9 +102,8 @@ def whole_counts(figures: dict[str, float], hosts: Hosts) -> dict[str, float]:
     """
     if hosts.count == 1:
         return figures
-    counts = {n: value for n, value in figures.items() if n.startswith(("rollout/", "env/"))}
-    for name in _TIMES:
-        counts.pop(name, None)
+    counted = [n for n in figures if n.startswith(("rollout/", "env/")) and n not in _TIMES]
+    counts = {n: figures[n] for n in counted}
     everyone = hosts.gather(counts)
     # A host that extracted nothing has no counts of what was extracted.
     for name in dict.fromkeys(name for part in everyone for name in part):

@@ -138,7 +138,7 @@ def checked_tasks(found: UserEnvironment, spec: str) -> list[Task]:
                 raise TaskError(f"{spec}.tasks({split!r}) must hold types.Task, got {task!r:.80}")
             _check_fields(spec, task)
             for field in ("id", "text", "task_type"):
-                if not (isinstance(getattr(task, field), str) and getattr(task, field)):
+                if not getattr(task, field):
                     raise TaskError(
                         f"{spec}: Task.{field} must be a text that is not empty, got {task!r:.120}"
                     )

@@ -103,10 +103,8 @@ class Browser:
         running = self._running is not None
         try:
             frame = self._ready(family)
-        except PageError:
-            raise
-        except EnvError:
-            if not running:
+        except EnvError as error:
+            if isinstance(error, PageError) or not running:
                 raise
             frame = self._ready(family)  # it had died in the meantime; a new one
         self._used += 1

@@ -201,9 +201,8 @@ class EnvPool:
         ):
             episode, task = next(iter(self._waiting.items()))
             del self._waiting[episode]
-            if reason := self.quarantined.get(
-                game_name(task)
-            ):  # a thousand of them are no recursion
+            # No call of itself: there may be a thousand of them.
+            if reason := self.quarantined.get(game_name(task)):
                 lost = failure(self._request(episode, 0, None), types.ENV_ERROR, reason)
                 self._ready.append((episode, lost))
                 continue
